@@ -1,0 +1,34 @@
+// Every constant of the solver that is a tolerance or a limit, and why it has its value.
+#pragma once
+
+namespace gem_fast {
+
+// A constraint is added to the active set only when it is violated by more than this, relative to the
+// problem's scale: below it, what is seen is the rounding of P and q rather than a violation.
+inline constexpr double kEnterTolerance = 1e-12;
+
+// Times the number of active constraints: the smallest squared sine of the angle between a gradient and the span of
+// the active ones that float64 resolves. Below it the gradient counts as a combination of theirs, so a rank-deficient P
+// is solved as it stands, without a ridge, and multipliers stay bounded.
+inline constexpr double kPivotFloor = 1e-15;
+
+// The smallest coefficient of such a combination, of gradients scaled to unit length, that lets a constraint take the
+// place of an active one: with less, the exchange would trade a violation that is rounding for huge multipliers.
+inline constexpr double kCombination = 1e-2;
+
+// While the active set is only being guessed, a gradient this close to the span of the others is left out.
+inline constexpr double kGuessPivot = 1e-9;
+
+// Rounds of block exchanges that guess the active set before it is corrected one constraint at a time.
+inline constexpr int kGuessRounds = 6;
+
+// Corrections of the active set: at most this many per constraint, plus a constant for small problems.
+inline constexpr int kIterationsPerConstraint = 20;
+inline constexpr int kIterationsAtLeast = 100;
+
+// An answer whose residual is larger than this is reported as inaccurate. Residuals are near 1e-15 except where active
+// gradients oppose each other to within 1e-8 of their length: there P resolves a violation only down to
+// sqrt(kPivotFloor).
+inline constexpr double kAcceptedResidual = 1e-6;
+
+}  // namespace gem_fast

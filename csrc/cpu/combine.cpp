@@ -1,0 +1,75 @@
+#include "cpu/combine.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/runs.h"
+#include "cpu/simd.h"
+
+namespace gem_fast::cpu {
+namespace {
+
+// Columns whose float64 sums are kept in the first-level cache while the rows stream by.
+constexpr int64_t kColumns = 512;
+// Columns that one thread takes at a time.
+constexpr int64_t kGrain = 8 * kColumns;
+
+struct Term {
+  int64_t row;
+  double v;
+};
+
+// g[i] += sum_k v_k row_k[i], summed in float64 and rounded once.
+template <class T>
+GEM_FAST_KERNEL void combine_run(T* g, const T* G, int64_t stride, const Term* terms, int64_t count, int64_t n) {
+  alignas(64) double sum[kColumns];
+  for (int64_t c = 0; c < n; c += kColumns) {
+    const int64_t m = std::min(kColumns, n - c);
+    for (int64_t i = 0; i < m; ++i) sum[i] = static_cast<double>(static_cast<Compute<T>>(g[c + i]));
+    int64_t k = 0;
+    // Four rows at a time: a quarter of the traffic of the sums.
+    for (; k + 4 <= count; k += 4) {
+      const T* a = G + terms[k].row * stride + c;
+      const T* b = G + terms[k + 1].row * stride + c;
+      const T* d = G + terms[k + 2].row * stride + c;
+      const T* e = G + terms[k + 3].row * stride + c;
+      const double va = terms[k].v, vb = terms[k + 1].v, vd = terms[k + 2].v, ve = terms[k + 3].v;
+      for (int64_t i = 0; i < m; ++i) {
+        sum[i] += va * static_cast<double>(static_cast<Compute<T>>(a[i])) +
+                  vb * static_cast<double>(static_cast<Compute<T>>(b[i])) +
+                  vd * static_cast<double>(static_cast<Compute<T>>(d[i])) +
+                  ve * static_cast<double>(static_cast<Compute<T>>(e[i]));
+      }
+    }
+    for (; k < count; ++k) {
+      const T* a = G + terms[k].row * stride + c;
+      const double va = terms[k].v;
+      for (int64_t i = 0; i < m; ++i) sum[i] += va * static_cast<double>(static_cast<Compute<T>>(a[i]));
+    }
+    for (int64_t i = 0; i < m; ++i) g[c + i] = static_cast<T>(static_cast<Compute<T>>(sum[i]));
+  }
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void combine_any_impl(const Rows& G, const Run& run, const Term* terms, int64_t count) {
+  GEM_FAST_DISPATCH_DTYPE(
+      G.dtype, combine_run(static_cast<T*>(run.segment->data) + run.begin, static_cast<const T*>(G.data) + run.offset,
+                           G.stride, terms, count, run.numel));
+}
+GEM_FAST_MULTIVERSION(combine_any, (const Rows& G, const Run& run, const Term* terms, int64_t count),
+                      (G, run, terms, count))
+
+}  // namespace
+
+void combine(const Segments& g, const Rows& G, const double* v, const Executor& executor) {
+  std::vector<Term> terms;
+  for (int64_t k = 0; k < G.t; ++k) {
+    if (v[k] != 0.0) terms.push_back({k, v[k]});
+  }
+  if (terms.empty()) return;
+  const auto count = static_cast<int64_t>(terms.size());
+  for_each_run(g, G.p, kGrain, executor, [&](const Run& run) { combine_any(G, run, terms.data(), count); });
+}
+
+}  // namespace gem_fast::cpu

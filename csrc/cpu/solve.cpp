@@ -1,0 +1,42 @@
+#include "cpu/solve.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/simd.h"
+
+namespace gem_fast::cpu {
+namespace {
+
+template <class Isa>
+GEM_FAST_KERNEL void solve_one_impl(const NnqpProblem& problem, double* v, NnqpAnswer& answer, double* doubles,
+                                    int* ints) {
+  answer = Nnqp<Solo>(Solo{}, problem, doubles, ints).solve(v);
+}
+GEM_FAST_MULTIVERSION(solve_one,
+                      (const NnqpProblem& problem, double* v, NnqpAnswer& answer, double* doubles, int* ints),
+                      (problem, v, answer, doubles, ints))
+
+}  // namespace
+
+void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, int32_t* iterations,
+          const Executor& executor) {
+  // Kept by each thread from call to call, so that a solve allocates nothing once it has seen the size.
+  thread_local std::vector<double> doubles;
+  thread_local std::vector<int> ints;
+  const int64_t work = batch.t * batch.t * batch.t;
+  const int64_t grain = std::max<int64_t>(1, 20000 / (work + 50));
+  executor.each(batch.count, grain, [&](int64_t b) {
+    doubles.resize(std::max<size_t>(doubles.size(), nnqp_doubles(batch.t)));
+    ints.resize(std::max<size_t>(ints.size(), nnqp_ints(batch.t)));
+    const NnqpProblem problem{batch.P + (batch.shared ? 0 : b * batch.t * batch.t), batch.q + b * batch.t,
+                              static_cast<int>(batch.t), batch.lower, batch.ridge};
+    NnqpAnswer answer;
+    solve_one(problem, v + b * batch.t, answer, doubles.data(), ints.data());
+    status[b] = answer.status;
+    residual[b] = answer.residual;
+    if (iterations != nullptr) iterations[b] = answer.iterations;
+  });
+}
+
+}  // namespace gem_fast::cpu

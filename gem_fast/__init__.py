@@ -1,0 +1,34 @@
+"""Gradient Episodic Memory (Lopez-Paz & Ranzato, 2017) for PyTorch: a compiled projection and an optimizer hook."""
+
+import torch as _torch  # the compiled module links to torch's libraries, which this loads
+
+try:
+    from gem_fast import _C
+except ImportError as error:
+    raise ImportError(
+        f"gem_fast's compiled module does not load with torch {_torch.__version__}: {error}; build it for this Python "
+        "with a torch of at least 2.10: pip install --force-reinstall --no-deps . in gem_fast's source folder"
+    ) from error
+
+from gem_fast import metrics, ops
+from gem_fast.hook import AGEM, GEM
+from gem_fast.memory import EpisodicMemory, Memory
+from gem_fast.ops import Status, build_info
+from gem_fast.projection import Projection, project_
+from gem_fast.task_gradients import LoopTaskGradients
+
+__version__: str = _C.build_info()["version"]
+
+__all__ = [
+    "AGEM",
+    "GEM",
+    "EpisodicMemory",
+    "LoopTaskGradients",
+    "Memory",
+    "Projection",
+    "Status",
+    "build_info",
+    "metrics",
+    "ops",
+    "project_",
+]

@@ -1,0 +1,62 @@
+"""The projection of GEM (paper, Section 3): the closest gradient to g that raises no past task's loss.
+
+P  = G G^T                                                        Gramian             gem_fast.ops.gram
+q  = G g                       q_k < 0: task k's loss would rise  (Eq. 7)             gem_fast.ops.gram
+v* = argmin_v 1/2 v'P v + q'v  subject to v >= margin             (Eq. 11)            gem_fast.ops.nnqp
+g~ = g + G^T v*                written where the optimizer reads  (Eq. 8)             gem_fast.ops.combine_
+
+`project_` is these lines in one operator, each only where it is needed: with no q_k < 0 the gradient stays as it is,
+and where v = margin for every task already satisfies all constraints, P is never formed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gem_fast.ops import check_matrix, check_tensors
+
+
+class Projection(NamedTuple):
+    """What `project_` did; reading a value from a GPU synchronises, so that is left to the user."""
+
+    v: Tensor
+    """(t,) float64: the multipliers; all zero when no constraint was violated."""
+    q: Tensor
+    """(t,) float64: G g for the gradient that came in; q_k < 0 is a violated constraint."""
+    status: Tensor
+    """() int32: a `gem_fast.Status`."""
+    residual: Tensor
+    """() float64: violation of the KKT conditions relative to the problem's own scale."""
+
+    @property
+    def violations(self) -> Tensor:
+        """(t,) bool: the constraints that the incoming gradient violated (Eq. 7)."""
+        return self.q < 0
+
+
+def project_(grads: Sequence[Tensor], G: Tensor, margin: float = 0.5, ridge: float = 0.0) -> Projection:
+    """Projects the gradient onto the cone where no past task's loss rises (Eq. 8 and 11), in place.
+
+    Args:
+        grads: the parameters' gradients: tensors of G's dtype and device with p elements in total, any shapes and
+            strides.
+        G: (t, p), float32, float64, bfloat16 or float16: row k is the gradient of past task k's memory loss, flattened
+            in the order of `grads`. It may be a slice of a larger buffer.
+        margin: lower bound on every v_k when a constraint is violated; the published experiments use 0.5, and 0 is the
+            plain projection. More margin favours past tasks.
+        ridge: added to the diagonal of P; 0 is the exact projection, the published code uses 1e-3.
+
+    Returns:
+        v, q, status and residual; see `Projection`.
+
+    Raises:
+        TypeError: an argument is not a dense tensor, or not a list of them.
+        ValueError: shapes, dtypes or devices do not fit, or margin or ridge is negative or not finite.
+        RuntimeError: G or a gradient has a NaN or an infinity (on the CPU; elsewhere status is `Status.NON_FINITE`).
+            The gradients are then as they were.
+    """
+    check_matrix("G", G)
+    check_tensors("grads", grads, like=G)
+    return Projection(*torch.ops.gem_fast.project_(list(grads), G, float(margin), float(ridge)))

@@ -1,0 +1,6 @@
+"""Engines that compute G: one gradient row per constraint, all at the model's present parameters (paper, Eq. 5)."""
+
+from gem_fast.task_gradients.loop import LoopTaskGradients
+from gem_fast.task_gradients.protocol import Batch, TaskGradients, TaskRows
+
+__all__ = ["Batch", "LoopTaskGradients", "TaskGradients", "TaskRows"]

@@ -1,0 +1,168 @@
+"""The protocol: who is called when, in which mode, and what is kept of it."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gem_fast import metrics
+from gem_fast.paper.data import ImageData
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.models import mlp
+from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.protocol import evaluate, learn_stream
+from gem_fast.paper.streams import STREAMS, permutations
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def make_stream(n_tasks=3, samples_per_task=10):
+    g = generator()
+    labels = torch.arange(40) % 4
+    images = torch.randint(60, (40, 4, 4), generator=g).byte()
+    images[torch.arange(40), labels] += 190  # the class is where the bright row is
+    data = ImageData("rows", images, labels, images, labels)
+    return permutations(data, n_tasks, samples_per_task, g)
+
+
+def make_single(stream, lr=0.1):
+    torch.manual_seed(0)
+    return LEARNERS["single"](mlp(stream.n_inputs, stream.n_outputs, hidden=(8,)), lr=lr)
+
+
+def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, **options):
+    return learn_stream(
+        learner, stream, batch_size=batch_size, epochs=epochs, eval_every=eval_every, generator=generator(), **options
+    )
+
+
+class Spy(torch.nn.Module):
+    """Answers the class number `observed % 4` and notes every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.observed = 0
+
+    def observe(self, x, y, task):
+        assert self.training
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not x.is_inference()
+        assert not y.is_inference()
+        self.calls.append(("observe", task, len(y)))
+        self.observed += 1
+
+    def predict(self, x, task):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        self.calls.append(("predict", task, len(x)))
+        return F.one_hot(torch.full((len(x),), self.observed % 4), 4).float()
+
+
+def test_order_of_calls():
+    stream = make_stream(n_tasks=2)
+    spy = Spy()
+    learn(spy, stream, batch_size=4, epochs=2, eval_every=4)
+    evaluation = [("predict", 0, 40), ("predict", 1, 40)]
+    expected = list(evaluation)
+    for task in (0, 1):
+        sizes = [4, 4, 2, 4, 4, 2]
+        batches = [("observe", task, size) for size in sizes]
+        expected += [*batches[:4], *evaluation, *batches[4:], *evaluation]
+    assert spy.calls == expected
+    assert spy.training
+
+
+def test_record():
+    stream = make_stream(n_tasks=3)
+    seen = []
+    record = learn(Spy(), stream, eval_every=4, on_batch=lambda task, accuracy: seen.append((task, accuracy)))
+    assert record.batch.tolist() == [4, 6, 10, 12, 16, 18]
+    assert record.task.tolist() == [0, 0, 1, 1, 2, 2]
+    assert record.accuracy.shape == (6, 3)
+    np.testing.assert_array_equal(record.baseline, [0.25] * 3)
+    np.testing.assert_array_equal(record.R, metrics.r_matrix(record.accuracy, record.task))
+    assert record.acc == metrics.acc(record.R)
+    assert record.bwt == metrics.bwt(record.R)
+    assert record.fwt == metrics.fwt(record.R, record.baseline)
+    assert record.train_seconds > 0
+    assert record.eval_seconds > 0
+    assert [task for task, _ in seen] == [0] * 6 + [1] * 6 + [2] * 6
+    evaluations = [accuracy for _, accuracy in seen if accuracy is not None]
+    np.testing.assert_array_equal(evaluations, record.accuracy)
+    assert [i + 1 for i, (_, accuracy) in enumerate(seen) if accuracy is not None] == record.batch.tolist()
+
+
+def test_evaluating_more_often_changes_nothing_else():
+    stream = make_stream()
+    seldom = learn(make_single(stream), stream, eval_every=1000)
+    often = learn(make_single(stream), stream, eval_every=1)
+    assert len(seldom.batch) == 3
+    assert len(often.batch) == 18
+    np.testing.assert_array_equal(seldom.R, often.R)
+
+
+def test_the_generator_and_the_model_decide_everything():
+    stream = make_stream()
+    first, second = (learn(make_single(stream), stream, eval_every=1) for _ in range(2))
+    np.testing.assert_array_equal(first.accuracy, second.accuracy)
+
+
+def test_single_learns_one_task():
+    stream = make_stream(n_tasks=1, samples_per_task=40)
+    record = learn(make_single(stream, lr=0.5), stream, epochs=30)
+    assert record.acc > 0.9
+
+
+def test_accuracy_is_the_fraction_of_right_answers():
+    stream = make_stream()
+    single = make_single(stream)
+    accuracy = evaluate(single, stream)
+    assert accuracy.dtype == np.float64
+    for task in range(3):
+        x, y = next(stream.test_batches(task, batch_size=40))
+        assert accuracy[task] == (single.predict(x, task).argmax(1) == y).double().mean().item()
+
+
+def test_single_is_plain_sgd():
+    stream = make_stream()
+    single = make_single(stream, lr=0.25)
+    x, y = next(stream.batches(0, 4, 1, generator()))
+    parameters = [p.detach().clone().requires_grad_() for p in single.model.parameters()]
+    w1, b1, w2, b2 = parameters
+    F.cross_entropy(F.linear(F.relu(F.linear(x, w1, b1)), w2, b2), y).backward()
+    single.observe(x, y, 0)
+    for updated, before in zip(single.model.parameters(), parameters, strict=True):
+        torch.testing.assert_close(updated, before - 0.25 * before.grad)
+
+
+def test_a_model_that_diverges_stops_the_run():
+    stream = make_stream()
+    single = make_single(stream)
+    with torch.no_grad():
+        single.model[0].weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"training diverged.*smaller --lr"):
+        learn(single, stream)
+
+
+def test_the_network_of_the_paper():
+    torch.manual_seed(0)
+    model = mlp(784, 10)
+    linear = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(784, 100), (100, 100), (100, 10)]
+    for layer in linear:
+        bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+
+
+def test_presets_fit_the_learners():
+    assert set(PRESETS) == {(stream, learner) for stream in STREAMS for learner in LEARNERS}
+    for (_, learner), preset in PRESETS.items():
+        assert list(inspect.signature(LEARNERS[learner]).parameters) == ["model", *preset]
