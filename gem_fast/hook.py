@@ -127,6 +127,7 @@ class GEM:
             self.last = None
             return
         parameters = _trained_parameters(optimizer)
+        _check_dense(parameters)
         G, reached = self._task_gradients(self._constraints(past), parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         projection = project_(grads, G, self.margin, self.ridge)
@@ -211,6 +212,15 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
         raise ValueError("model must have parameters, got a model without any")
     if not any(id(p) in of_model for p in _trained_parameters(optimizer)):
         raise ValueError("optimizer must hold parameters of the model that require gradients, got none of them")
+
+
+def _check_dense(parameters: list[Parameter]) -> None:
+    for p in parameters:
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            raise TypeError(
+                f"gradients must be dense, got a sparse one (layout {p.grad.layout}) for a parameter of shape "
+                f"{tuple(p.shape)}; build its module with sparse=False"
+            )
 
 
 def _takes_task(model: nn.Module) -> bool:

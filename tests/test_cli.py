@@ -49,9 +49,10 @@ def fails(capsys, arguments):
 
 
 @pytest.mark.parametrize("stream", ["rotations", "permutations"])
-def test_a_run_from_start_to_end(capsys, tmp_path, small, stream):
+@pytest.mark.parametrize("learner", ["single", "gem"])
+def test_a_run_from_start_to_end(capsys, tmp_path, small, stream, learner):
     out = tmp_path / "new" / "out"
-    arguments = [*small, "--stream", stream, "--eval-every", "1", "--seed", "3", "--epochs", "2"]
+    arguments = [*small, "--stream", stream, "--learner", learner, "--eval-every", "1", "--seed", "3", "--epochs", "2"]
     result = result_of(arguments, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["result.json", "r_matrix.png", "first_task.png", "curves.png"]
@@ -64,8 +65,8 @@ def test_a_run_from_start_to_end(capsys, tmp_path, small, stream):
     assert list(result["seconds"]) == ["train", "eval"]
     assert len(result["curves"]["batch"]) == 3 * 2 * 2
     np.testing.assert_array_equal(metrics.r_matrix(result["curves"]["accuracy"], result["curves"]["task"]), result["R"])
-    expected = {"stream": stream, "learner": "single", "tasks": 3, "seed": 3, "epochs": 2, "eval_every": 1}
-    expected |= PRESETS[stream, "single"]
+    expected = {"stream": stream, "learner": learner, "tasks": 3, "seed": 3, "epochs": 2, "eval_every": 1}
+    expected |= PRESETS[stream, learner]
     assert expected.items() <= result["config"].items()
     printed = capsys.readouterr()
     assert f"ACC {result['acc']:.4f}   BWT {result['bwt']:+.4f}   FWT {result['fwt']:+.4f}" in printed.out

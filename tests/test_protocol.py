@@ -35,6 +35,12 @@ def make_single(stream, lr=0.1):
     return LEARNERS["single"](mlp(stream.n_inputs, stream.n_outputs, hidden=(8,)), lr=lr)
 
 
+def make_gem(stream, lr=0.1):
+    torch.manual_seed(0)
+    model = mlp(stream.n_inputs, stream.n_outputs, hidden=(8,))
+    return LEARNERS["gem"](model, lr=lr, memory_per_task=8, margin=0.5, ridge=0.0)
+
+
 def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, **options):
     return learn_stream(
         learner, stream, batch_size=batch_size, epochs=epochs, eval_every=eval_every, generator=generator(), **options
@@ -149,6 +155,44 @@ def test_a_model_that_diverges_stops_the_run():
         single.model[0].weight[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"training diverged.*smaller --lr"):
         learn(single, stream)
+
+
+def test_a_learner_that_fails_because_the_model_diverged():
+    stream = make_stream()
+    gem = make_gem(stream)
+
+    def diverge(task, accuracy):
+        if task == 1:
+            with torch.no_grad():
+                gem.model[0].weight[0, 0] = float("nan")
+
+    with pytest.raises(InputError, match="training diverged"):
+        learn(gem, stream, on_batch=diverge)
+
+
+def test_any_other_failure_of_a_learner_is_its_own(monkeypatch):
+    stream = make_stream()
+    single = make_single(stream)
+    monkeypatch.setattr(single.optimizer, "step", lambda: (_ for _ in ()).throw(RuntimeError("out of order")))
+    with pytest.raises(RuntimeError, match="out of order"):
+        learn(single, stream)
+
+
+def test_gem_is_single_while_there_is_no_past_task():
+    stream = make_stream(n_tasks=1)
+    single, gem = make_single(stream), make_gem(stream)
+    learn(single, stream)
+    learn(gem, stream)
+    for a, b in zip(single.model.parameters(), gem.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gem_forgets_less_than_single():
+    stream = make_stream(n_tasks=4, samples_per_task=40)
+    single = learn(make_single(stream, lr=0.3), stream, epochs=20)
+    gem = learn(make_gem(stream, lr=0.3), stream, epochs=20)
+    assert gem.bwt > single.bwt
+    assert gem.acc > single.acc
 
 
 def test_the_network_of_the_paper():

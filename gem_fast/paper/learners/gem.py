@@ -1,0 +1,45 @@
+"""Gradient Episodic Memory, Algorithm 1 of the paper."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gem_fast
+
+__all__ = ["Gem"]
+
+
+class Gem(nn.Module):
+    """SGD whose steps may not raise the loss on the memory of any past task (Eq. 7 and 8)."""
+
+    def __init__(self, model: nn.Module, lr: float, memory_per_task: int, margin: float, ridge: float) -> None:
+        """Takes over the training of a model.
+
+        Args:
+            model: Maps inputs to logits.
+            lr: Learning rate of SGD.
+            memory_per_task: Examples of each task that the episodic memory keeps.
+            margin: Lower bound of the dual variables v (Eq. 11); 0 is the plain projection.
+            ridge: Added to the diagonal of the Gramian G G^T; 0 is the exact projection.
+        """
+        super().__init__()
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        memory = gem_fast.EpisodicMemory(per_task=memory_per_task)
+        self.gem = gem_fast.GEM(
+            model, self.optimizer, loss_fn=F.cross_entropy, memory=memory, margin=margin, ridge=ridge
+        )
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(x), y).backward()
+        self.gem.observe(x, y, task)
+        self.optimizer.step()
+
+    def predict(self, x: Tensor, task: int) -> Tensor:
+        """Logits of the network, the same for every task."""
+        logits: Tensor = self.model(x)
+        return logits

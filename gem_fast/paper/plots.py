@@ -1,0 +1,151 @@
+"""The three pictures of a run. Tasks count from 1, as in the paper."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from gem_fast.paper.protocol import Record
+
+__all__ = ["draw_all"]
+
+INK = "#222222"
+DOTS_PER_INCH = 150
+# Perceptually uniform and safe for colour-blind readers.
+COLORS = matplotlib.colormaps["viridis"]
+
+
+def draw_all(record: Record, title: str) -> dict[str, bytes]:
+    """Draws the pictures of a run.
+
+    Args:
+        record: The measurements.
+        title: What was run; the first line of every picture.
+
+    Returns:
+        PNG files by name: r_matrix.png, first_task.png, curves.png.
+    """
+    return {
+        "r_matrix.png": _png(_r_matrix(record, title)),
+        "first_task.png": _png(_first_task(record, title)),
+        "curves.png": _png(_curves(record, title)),
+    }
+
+
+def _r_matrix(record: Record, title: str) -> Figure:
+    """R as a heat map, with the accuracy of the untrained model as a row of its own above it."""
+    n_tasks = len(record.baseline)
+    rows = 100 * np.vstack([record.baseline, record.R])
+    with_numbers = n_tasks <= 30
+    cell = 0.4 if with_numbers else 0.12  # inches
+    figure = _figure(width=2.4 + max(3.0, cell * n_tasks), height=1.5 + max(2.0, cell * (n_tasks + 1)))
+    axes = figure.add_subplot()
+    image = axes.imshow(rows, cmap=COLORS, vmin=0, vmax=100, aspect="auto")
+    if with_numbers:
+        for (row, column), value in np.ndenumerate(rows):
+            color = "white" if value < 55 else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=8)
+        for task in range(n_tasks):
+            axes.add_patch(Rectangle((task - 0.5, task + 0.5), 1, 1, fill=False, edgecolor="white", linewidth=1.2))
+    axes.axhline(0.5, color="white", linewidth=6)  # sets the untrained model apart from R
+    ticks = range(0, n_tasks, _tick_step(n_tasks))
+    numbers = [str(task + 1) for task in ticks]
+    axes.set_xticks(ticks, numbers)
+    axes.set_yticks([0, *(task + 1 for task in ticks)], ["untrained", *numbers])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("tested on task")
+    axes.set_ylabel("after learning task")
+    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", aspect=30)
+    bar.outline.set_visible(False)
+    measures = f"ACC {100 * record.acc:.1f} %   BWT {100 * record.bwt:+.1f}   FWT {100 * record.fwt:+.1f} points"
+    figure.suptitle(f"{title}\n{measures}", fontsize=11)
+    return figure
+
+
+def _first_task(record: Record, title: str) -> Figure:
+    """Accuracy of the first task along the stream, as in Figure 1 of the paper."""
+    figure = _figure(width=8, height=4)
+    axes = figure.add_subplot()
+    x, accuracy = _along_stream(record)
+    _stream_axes(axes, len(record.baseline))
+    ends = np.append(True, record.task != np.append(record.task[1:], -1))
+    axes.plot(x, accuracy[:, 0], color=COLORS(0.25), linewidth=1.8)
+    axes.plot(x[ends], accuracy[ends, 0], "o", color=COLORS(0.25), markersize=5, clip_on=False)
+    axes.annotate(
+        f"{accuracy[-1, 0]:.1f} %", (x[-1], accuracy[-1, 0]), xytext=(6, 0), textcoords="offset points", va="center"
+    )
+    figure.suptitle(f"Accuracy of the first task along the stream\n{title}", fontsize=11)
+    return figure
+
+
+def _curves(record: Record, title: str) -> Figure:
+    """The accuracy of every task along the stream: faint until its own turn, strong from there on."""
+    n_tasks = len(record.baseline)
+    figure = _figure(width=11, height=5.5)
+    axes = figure.add_subplot()
+    x, accuracy = _along_stream(record)
+    _stream_axes(axes, n_tasks)
+    palette = ListedColormap(COLORS(np.linspace(0, 0.92, n_tasks)))  # the yellow end of the colours fades on white
+    turn = np.append(0, record.task)
+    for task in range(n_tasks):
+        before, after = x <= task, x >= task
+        axes.plot(x[before], accuracy[before, task], color=palette(task), linewidth=0.8, alpha=0.4)
+        axes.plot(x[after], accuracy[after, task], color=palette(task), linewidth=1.5)
+    mean = [row[: now + 1].mean() for row, now in zip(accuracy, turn, strict=True)]
+    legend = [
+        *axes.plot(x, mean, color=INK, linewidth=2.6, linestyle=(0, (3, 1)), label="mean over the tasks begun"),
+        Line2D([], [], color=palette(0), linewidth=1.5, label="a task from its own turn on"),
+        Line2D([], [], color=palette(0), linewidth=0.8, alpha=0.4, label="the same task before"),
+    ]
+    figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
+    scale = ScalarMappable(Normalize(0.5, n_tasks + 0.5), palette)
+    ticks = range(1, n_tasks + 1, _tick_step(n_tasks))
+    figure.colorbar(scale, ax=axes, label="task", ticks=ticks, aspect=40, pad=0.01).outline.set_visible(False)
+    figure.suptitle(f"Learning curves of all tasks\n{title}", fontsize=11)
+    return figure
+
+
+def _along_stream(record: Record) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Positions in the stream, in tasks learned, and accuracies in %, the untrained model first."""
+    batches_per_task = record.batch[-1] / len(record.baseline)
+    x = np.append(0, record.batch) / batches_per_task
+    return x, 100 * np.vstack([record.baseline, record.accuracy])
+
+
+def _stream_axes(axes: Axes, n_tasks: int) -> None:
+    axes.set_xlim(0, n_tasks)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("tasks learned")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_xticks(range(0, n_tasks + 1, _tick_step(n_tasks)))
+    for boundary in range(1, n_tasks):
+        axes.axvline(boundary, color=INK, alpha=0.12, linewidth=0.8)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tick_step(n_tasks: int) -> int:
+    return -(-n_tasks // 30)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

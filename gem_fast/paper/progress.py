@@ -1,0 +1,55 @@
+"""Shows how far a run has come: a bar on a terminal, one line per task in a log."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Counts mini-batches on stderr, with the running accuracy: the mean over the tasks seen so far."""
+
+    def __init__(self, n_tasks: int, batches_per_task: int) -> None:
+        """Starts the display.
+
+        Args:
+            n_tasks: Tasks in the stream.
+            batches_per_task: Mini-batches of each task.
+        """
+        self.n_tasks = n_tasks
+        self.batches_per_task = batches_per_task
+        self.batch = 0
+        # disable=None: no bar unless stderr is a terminal.
+        self.bar = tqdm(total=n_tasks * batches_per_task, unit="batch", dynamic_ncols=True, disable=None)
+
+    def on_batch(self, task: int, accuracy: npt.NDArray[np.float64] | None) -> None:
+        """Notes one more mini-batch learned.
+
+        Args:
+            task: Its task, 0 ... T - 1.
+            accuracy: Shape (T,), the accuracy on every task if it was followed by an evaluation, else None.
+        """
+        self.batch += 1
+        self.bar.update()
+        if accuracy is None:
+            return
+        running = f"accuracy {100 * accuracy[: task + 1].mean():.1f} %"
+        self.bar.set_description(f"task {task + 1}/{self.n_tasks}, {running}")
+        if self.bar.disable and self.batch % self.batches_per_task == 0:
+            print(f"task {task + 1}/{self.n_tasks} learned, {running}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the bar's line."""
+        self.bar.close()

@@ -1,0 +1,154 @@
+"""The paper's protocol: learn the tasks one after another, and test on all tasks, past and future, along the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gem_fast import metrics
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import Learner
+from gem_fast.paper.streams import Stream
+
+__all__ = ["Record", "evaluate", "learn_stream"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured along a stream of T tasks; accuracies are fractions between 0 and 1.
+
+    Attributes:
+        baseline: Shape (T,), float64: accuracy on each task at random initialisation.
+        accuracy: Shape (rows, T), float64: accuracy on each task at each evaluation.
+        batch: Shape (rows,), int64: mini-batches learned before each evaluation.
+        task: Shape (rows,), int64: the task being learned at each evaluation, 0 ... T - 1.
+        train_seconds: Wall-clock time inside `observe`.
+        eval_seconds: Wall-clock time of all evaluations, the baseline included.
+    """
+
+    baseline: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    batch: npt.NDArray[np.int64]
+    task: npt.NDArray[np.int64]
+    train_seconds: float
+    eval_seconds: float
+
+    @property
+    def R(self) -> npt.NDArray[np.float64]:
+        """R, shape (T, T): accuracy on task j (column) after learning task i (row)."""
+        return metrics.r_matrix(self.accuracy, self.task)
+
+    @property
+    def acc(self) -> float:
+        """Average accuracy, Eq. 2."""
+        return metrics.acc(self.R)
+
+    @property
+    def bwt(self) -> float:
+        """Backward transfer, Eq. 3."""
+        return metrics.bwt(self.R)
+
+    @property
+    def fwt(self) -> float:
+        """Forward transfer, Eq. 4."""
+        return metrics.fwt(self.R, self.baseline)
+
+
+def learn_stream(
+    learner: Learner,
+    stream: Stream,
+    *,
+    batch_size: int,
+    epochs: int,
+    eval_every: int,
+    generator: torch.Generator,
+    on_batch: Callable[[int, npt.NDArray[np.float64] | None], None] = lambda task, accuracy: None,
+) -> Record:
+    """Trains a learner on every task in turn.
+
+    Args:
+        learner: The learner, on the stream's device.
+        stream: The tasks.
+        batch_size: Examples per mini-batch.
+        epochs: Passes over a task's examples before the next task begins.
+        eval_every: Mini-batches between two evaluations within a task; each task ends with one in any case.
+        generator: A CPU generator, source of the order of the examples.
+        on_batch: Called after every mini-batch with the task's number and the accuracy on each task, shape (T,),
+            where this mini-batch was followed by an evaluation, else None.
+
+    Returns:
+        All measurements.
+
+    Raises:
+        InputError: The outputs of the model stopped being finite.
+    """
+    device = stream.test_images.device
+    train_seconds = eval_seconds = 0.0
+    rows: list[tuple[int, int, npt.NDArray[np.float64]]] = []
+    batch = 0
+
+    def timed_evaluation() -> npt.NDArray[np.float64]:
+        nonlocal eval_seconds
+        start = _now(device)
+        accuracy = evaluate(learner, stream)
+        eval_seconds += _now(device) - start
+        return accuracy
+
+    baseline = timed_evaluation()
+    for task, examples in enumerate(stream.tasks):
+        n_batches = epochs * -(-len(examples.labels) // batch_size)
+        for i, (x, y) in enumerate(stream.batches(task, batch_size, epochs, generator), start=1):
+            start = _now(device)
+            try:
+                learner.observe(x, y, task)
+            except RuntimeError:
+                evaluate(learner, stream)  # if the model has diverged, this says so; any other failure goes on as it is
+                raise
+            train_seconds += _now(device) - start
+            batch += 1
+            accuracy = None
+            if i % eval_every == 0 or i == n_batches:
+                accuracy = timed_evaluation()
+                rows.append((batch, task, accuracy))
+            on_batch(task, accuracy)
+    batches, tasks, accuracies = zip(*rows, strict=True)
+    return Record(baseline, np.stack(accuracies), np.array(batches), np.array(tasks), train_seconds, eval_seconds)
+
+
+def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
+    """Accuracy on the test set of every task, in evaluation mode; the learner is left in training mode.
+
+    Args:
+        learner: The learner, on the stream's device.
+        stream: The T tasks.
+
+    Returns:
+        Shape (T,), float64, fractions between 0 and 1.
+
+    Raises:
+        InputError: The learner's outputs are not finite.
+    """
+    learner.train(False)
+    correct = torch.zeros(len(stream.tasks), dtype=torch.float64, device=stream.test_images.device)
+    with torch.inference_mode():
+        for task in range(len(stream.tasks)):
+            for x, y in stream.test_batches(task):
+                logits = learner.predict(x, task)
+                # One number that is not finite makes the sum so: the check costs no transfer of its own.
+                correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
+    learner.train(True)
+    accuracy: npt.NDArray[np.float64] = (correct / len(stream.test_labels)).cpu().numpy()
+    if not np.isfinite(accuracy).all():
+        raise InputError("training diverged: the model's outputs are not finite any more; try a smaller --lr")
+    return accuracy
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,127 @@
+"""What a run leaves behind: the table for the terminal, and the files of --out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gem_fast
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.protocol import Record
+
+__all__ = ["prepare_folder", "result_json", "summary", "write_files"]
+
+
+def summary(record: Record) -> str:
+    """The table of R and the measures, for people; tasks count from 1, as in the paper.
+
+    Args:
+        record: The measurements of a run.
+
+    Returns:
+        Several lines; with T tasks they are 10 + 4 T characters wide.
+    """
+    lines = ["Accuracy in % on each task (columns) after learning each task (rows)", ""]
+    lines.append(_row("", list(range(1, len(record.baseline) + 1))))
+    lines.append(_row("untrained", _percent(record.baseline)))
+    lines += [_row(f"task {task}", _percent(row)) for task, row in enumerate(record.R, start=1)]
+    lines += [
+        "",
+        f"ACC {record.acc:.4f}   BWT {record.bwt:+.4f}   FWT {record.fwt:+.4f}",
+        f"training {record.train_seconds:.2f} s   evaluation {record.eval_seconds:.2f} s",
+    ]
+    return "\n".join(lines)
+
+
+def result_json(record: Record, config: dict[str, Any]) -> bytes:
+    """The contents of result.json; tasks count from 0, the rows of R and the lists of curves are in order of time.
+
+    Args:
+        record: The measurements of a run.
+        config: Every option of the run by name.
+
+    Returns:
+        JSON, UTF-8. Accuracies are fractions between 0 and 1, `curves.batch` counts the mini-batches learned before
+        each evaluation.
+    """
+    result = {
+        "acc": record.acc,
+        "bwt": record.bwt,
+        "fwt": record.fwt,
+        "R": record.R.tolist(),
+        "baseline": record.baseline.tolist(),
+        "seconds": {"train": record.train_seconds, "eval": record.eval_seconds},
+        "config": config,
+        "versions": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "gem_fast": gem_fast.build_info(),
+        },
+        "curves": {
+            "batch": record.batch.tolist(),
+            "task": record.task.tolist(),
+            "accuracy": record.accuracy.tolist(),
+        },
+    }
+    return json.dumps(result, indent=1).encode() + b"\n"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes sure, before a long run, that files can be written into a folder; makes it if need be.
+
+    Args:
+        folder: The folder of --out.
+
+    Raises:
+        InputError: It cannot be made or written to, or is no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "result.json.tmp", b"")
+        (folder / "result.json.tmp").unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise InputError(f"--out must be a folder that can be written to, got {str(folder)!r}: {reason}") from error
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files one after another, each of them whole or not at all.
+
+    Args:
+        folder: An existing folder; files of the same name in it are replaced.
+        files: Contents by name.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    for name, contents in files.items():
+        temporary = folder / f"{name}.tmp"
+        try:
+            _write(temporary, contents)
+            temporary.replace(folder / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"{folder / name} cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, contents: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _percent(row: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
+    return [round(100 * accuracy) for accuracy in row]
+
+
+def _row(label: str, cells: list[int]) -> str:
+    return f"{label:>10}" + "".join(f"{cell:4d}" for cell in cells)

@@ -1,0 +1,223 @@
+"""The subcommand run: one learner on one stream, the table of R at the end, files on request."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gem_fast.paper import report
+from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.models import mlp
+from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.protocol import learn_stream
+from gem_fast.paper.streams import STREAMS
+
+__all__ = ["add_parser"]
+
+EVALUATIONS_PER_TASK = 2
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand to the command line.
+
+    Args:
+        subparsers: What argparse's add_subparsers returned.
+    """
+    parser = subparsers.add_parser(
+        "run",
+        help="train one learner on one stream of tasks",
+        description="Trains one learner on one stream of tasks, tests it on all tasks along the way and prints R, ACC, "
+        "BWT and FWT (equations 2-4 of the paper). The defaults are the published settings.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_run)
+    whole, positive, not_negative = _whole(1), _real(above_zero=True), _real(above_zero=False)
+
+    stream = parser.add_argument_group("the stream of tasks")
+    stream.add_argument("--stream", choices=STREAMS, default="rotations", help="kind of tasks (default: %(default)s)")
+    stream.add_argument(
+        "--data",
+        default=MNIST_5K,
+        metavar="DATA",
+        help=f"{MNIST_5K}, 5000 real MNIST digits, or a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST "
+        "or EMNIST (default: %(default)s)",
+    )
+    stream.add_argument("--tasks", type=whole, default=20, metavar="T", help="number of tasks (default: %(default)s)")
+    stream.add_argument(
+        "--samples-per-task",
+        type=whole,
+        default=1000,
+        metavar="N",
+        help="training examples of each task (default: %(default)s)",
+    )
+    stream.add_argument(
+        "--batch-size", type=whole, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
+    )
+    stream.add_argument(
+        "--epochs",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="passes over a task's examples before the next task begins (default: %(default)s)",
+    )
+    stream.add_argument(
+        "--seed",
+        type=_whole(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="seed of the stream, of the order of the examples and of the initial weights (default: %(default)s)",
+    )
+
+    learner = parser.add_argument_group("the learner (defaults depend on the stream)")
+    learner.add_argument("--learner", choices=LEARNERS, default="gem", help="method (default: %(default)s)")
+    learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
+    learner.add_argument(
+        "--memory-per-task",
+        type=whole,
+        metavar="M",
+        help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
+    )
+    learner.add_argument(
+        "--margin",
+        type=not_negative,
+        metavar="GAMMA",
+        help="lower bound of the dual variables v, 0 or more; larger favours backward transfer "
+        f"(default: {_defaults('margin')})",
+    )
+    learner.add_argument(
+        "--ridge",
+        type=not_negative,
+        metavar="EPS",
+        help=f"added to the diagonal of the Gramian, 0 or more; 0 is exact (default: {_defaults('ridge')})",
+    )
+
+    measure = parser.add_argument_group("running and measuring")
+    measure.add_argument(
+        "--device", default="cpu", metavar="DEVICE", help="torch device, such as cuda or cuda:1 (default: %(default)s)"
+    )
+    measure.add_argument(
+        "--eval-every",
+        type=whole,
+        metavar="N",
+        help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; its time is "
+        "reported apart (default: half of a task's mini-batches)",
+    )
+    measure.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for result.json, r_matrix.png, first_task.png and curves.png (default: write nothing)",
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Checks everything first, then works: nobody should wait for an error."""
+    hyper = _hyper_parameters(args)
+    device = _device(args.device)
+    with extra("the progress bar"):
+        from gem_fast.paper.progress import Progress
+    if args.out is not None:
+        with extra("--out"):
+            from gem_fast.paper import plots
+    generator = torch.Generator().manual_seed(args.seed)
+    stream = STREAMS[args.stream](load_data(args.data), args.tasks, args.samples_per_task, generator).to(device)
+    if args.out is not None:
+        report.prepare_folder(args.out)
+
+    batches_per_task = args.epochs * math.ceil(args.samples_per_task / args.batch_size)
+    eval_every = args.eval_every or math.ceil(batches_per_task / EVALUATIONS_PER_TASK)
+    names = ("stream", "data", "tasks", "samples_per_task", "batch_size", "epochs", "seed", "device", "learner")
+    config = {name: getattr(args, name) for name in names} | hyper | {"eval_every": eval_every}
+    print(", ".join(f"{name} {value}" for name, value in config.items()))
+
+    torch.manual_seed(args.seed)
+    model = mlp(stream.n_inputs, stream.n_outputs).to(device)
+    learner = LEARNERS[args.learner](model, **hyper)
+    with Progress(args.tasks, batches_per_task) as progress:
+        record = learn_stream(
+            learner,
+            stream,
+            batch_size=args.batch_size,
+            epochs=args.epochs,
+            eval_every=eval_every,
+            generator=generator,
+            on_batch=progress.on_batch,
+        )
+    print(f"\n{report.summary(record)}")
+    if args.out is not None:
+        tasks = "1 task" if args.tasks == 1 else f"{args.tasks} tasks"
+        title = f"{args.learner} on {args.stream} of {Path(args.data).resolve().name}, {tasks}, seed {args.seed}"
+        # result.json comes last: where it is, the run is complete.
+        files = plots.draw_all(record, title) | {"result.json": report.result_json(record, config)}
+        report.write_files(args.out, files)
+        print(f"written: {', '.join(str(args.out / name) for name in files)}")
+
+
+def _hyper_parameters(args: argparse.Namespace) -> dict[str, float]:
+    """The published hyper-parameters of the learner on the stream, overruled by the options given."""
+    preset = PRESETS[args.stream, args.learner]
+    given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in preset:
+            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {args.learner}")
+    return preset | given
+
+
+def _defaults(name: str) -> str:
+    """The published values of a hyper-parameter, for --help."""
+    values = {key: preset[name] for key, preset in PRESETS.items() if name in preset}
+    texts = []
+    for learner in LEARNERS:
+        of_learner = {stream: value for (stream, owner), value in values.items() if owner == learner}
+        if len(set(of_learner.values())) == 1:
+            texts.append(f"{learner} {next(iter(of_learner.values())):g}")
+        elif of_learner:
+            texts.append(f"{learner} " + " / ".join(f"{value:g} on {stream}" for stream, value in of_learner.items()))
+    return ", ".join(texts)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises many kinds here; whatever it is, this device is of no use
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
+    return device
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    span = f"of at least {least}" if most is None else f"between {least} and {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {span}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _real(above_zero: bool) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and (value > 0 if above_zero else value >= 0)):
+            least = "above 0" if above_zero else "of at least 0"
+            raise argparse.ArgumentTypeError(f"must be a finite number {least}, got {text!r}")
+        return value
+
+    return parse
