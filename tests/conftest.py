@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from gem_fast import _C, build_info
 
 

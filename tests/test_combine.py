@@ -1,10 +1,11 @@
 import pytest
 import torch
 from asserts import assert_as_accurate_as_torch, assert_same_bits
-from gem_fast import ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gram import DTYPES, problem
+
+from gem_fast import ops
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

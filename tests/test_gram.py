@@ -1,9 +1,10 @@
 import pytest
 import torch
 from asserts import assert_as_accurate_as_torch, assert_same_bits
-from gem_fast import ops
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from gem_fast import ops
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

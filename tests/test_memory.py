@@ -1,8 +1,9 @@
 import pytest
 import torch
-from gem_fast import EpisodicMemory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gem_fast import EpisodicMemory
 
 
 def batch(first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from asserts import assert_same_bits
-from gem_fast import ops, project_
 from torch import Tensor
+
+from gem_fast import ops, project_
 
 OPS = torch.ops.gem_fast
 

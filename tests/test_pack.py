@@ -1,8 +1,9 @@
 import pytest
 import torch
 from asserts import assert_same_bits
-from gem_fast import ops
 from test_gram import DTYPES
+
+from gem_fast import ops
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

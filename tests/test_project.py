@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_same_bits
-from gem_fast import Status, ops, project_, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers import SAMPLERS, sample
 from test_gram import DTYPES
+
+from gem_fast import Status, ops, project_, reference
 
 
 def as_grads(g: np.ndarray, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -27,7 +28,8 @@ def test_no_past_loss_rises(kind: str, t: int, p: int, margin: float, ridge: flo
     grads = as_grads(g, torch.float64)
     v, q, status, residual = project_(grads, torch.from_numpy(G), margin, ridge)
     projected = torch.cat(grads).numpy()
-    assert status == Status.SOLVED and residual <= 1e-6
+    assert status == Status.SOLVED
+    assert residual <= 1e-6
     if not (q < 0).any():
         np.testing.assert_array_equal(projected, g)
         assert not v.any()
@@ -76,7 +78,8 @@ def test_without_violation_every_bit_stays() -> None:
     G[:, 0] = 1.0
     before = grads[0].clone()
     projection = project_(grads, G)
-    assert not projection.violations.any() and not projection.v.any()
+    assert not projection.violations.any()
+    assert not projection.v.any()
     assert_same_bits(grads[0], before)
 
 
@@ -96,7 +99,8 @@ def test_where_the_margin_suffices_it_is_the_answer() -> None:
 def test_empty_problems(t: int) -> None:
     grads = [torch.zeros(0)]
     projection = project_(grads, torch.zeros(t, 0))
-    assert projection.v.shape == (t,) and projection.status == Status.SOLVED
+    assert projection.v.shape == (t,)
+    assert projection.status == Status.SOLVED
 
 
 def test_no_tasks_leave_the_gradient() -> None:

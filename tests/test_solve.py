@@ -1,12 +1,13 @@
-import gem_fast._C as _C
 import numpy as np
 import pytest
 import torch
 from asserts import assert_same_bits, kkt_violation
-from gem_fast import Status, ops, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers import SAMPLERS, sample
+
+import gem_fast._C as _C
+from gem_fast import Status, ops, reference
 
 
 def residual_bound(kind: str) -> float:
@@ -82,7 +83,9 @@ def test_solution_scales_with_the_gradients() -> None:
 
 def test_nothing_to_do() -> None:
     v, status, residual = ops.nnqp(torch.eye(3).double(), torch.ones(3).double(), lower=0.5)
-    assert v.tolist() == [0.5] * 3 and status == Status.SOLVED and residual == 0
+    assert v.tolist() == [0.5] * 3
+    assert status == Status.SOLVED
+    assert residual == 0
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 3), (0,), (40,)])
@@ -93,7 +96,8 @@ def test_batches_are_solved_one_by_one(shape: tuple[int, ...], shared: bool) -> 
     P = G @ G.mT
     q = torch.randn(*shape, t).double()
     v, status, residual = ops.nnqp(P, q, 0.5, 1e-3)
-    assert v.shape == q.shape and status.shape == residual.shape == shape
+    assert v.shape == q.shape
+    assert status.shape == residual.shape == shape
     for index in np.ndindex(*shape):
         one = ops.nnqp(P if shared else P[index], q[index], 0.5, 1e-3)
         assert_same_bits(one.v, v[index])
@@ -114,7 +118,8 @@ def test_numpy_entry_is_the_same_solver() -> None:
 
 def test_no_constraints() -> None:
     v, status, _ = ops.nnqp(torch.zeros(0, 0).double(), torch.zeros(0).double())
-    assert v.shape == (0,) and status == Status.SOLVED
+    assert v.shape == (0,)
+    assert status == Status.SOLVED
     assert _C.nnqp(np.zeros((0, 0)), np.zeros(0))[1] == Status.SOLVED
 
 
@@ -125,7 +130,8 @@ def test_no_constraints() -> None:
 )
 def test_problems_without_a_minimum_are_reported(P: list[list[float]], q: list[float]) -> None:
     v, status, residual = ops.nnqp(torch.tensor(P).double(), torch.tensor(q).double())
-    assert status == Status.INACCURATE and residual > 0.1
+    assert status == Status.INACCURATE
+    assert residual > 0.1
     assert v.isfinite().all()
 
 
@@ -139,7 +145,8 @@ def test_non_finite(bad: float) -> None:
     with pytest.raises(RuntimeError, match="in problem 0"):
         ops.nnqp(P, q)
     v, status, _, _ = _C.nnqp(P.numpy(), q.numpy())
-    assert status.tolist() == [Status.NON_FINITE, 0, 0, 0] and (v[0] == 0).all()
+    assert status.tolist() == [Status.NON_FINITE, 0, 0, 0]
+    assert (v[0] == 0).all()
 
 
 @pytest.mark.parametrize(

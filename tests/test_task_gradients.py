@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gem_fast import LoopTaskGradients
-from gem_fast.task_gradients import Batch
 from models import MultiHead, conv, mlp
 from torch import nn
+
+from gem_fast import LoopTaskGradients
+from gem_fast.task_gradients import Batch
 
 
 def constraints(tasks: int, n: int = 7) -> list[list[Batch]]:
