@@ -63,9 +63,9 @@ class Nvcc:
         if program is None:
             if wanted == "1":
                 raise PlatformError(
-                    f"GEM_FAST_CUDA=1 asks for CUDA kernels, and there is no nvcc {'in CUDA_HOME' if home else 'on the PATH'}: "
-                    f"install the CUDA toolkit, {_dotted(NVCC_AT_LEAST)} or newer "
-                    "(https://developer.nvidia.com/cuda-downloads), and name its folder in CUDA_HOME"
+                    "GEM_FAST_CUDA=1 asks for CUDA kernels, and there is no nvcc "
+                    f"{'in CUDA_HOME' if home else 'on the PATH'}: install the CUDA toolkit, {_dotted(NVCC_AT_LEAST)} "
+                    "or newer (https://developer.nvidia.com/cuda-downloads), and name its folder in CUDA_HOME"
                 )
             return None
         version = re.search(r"V(\d+\.\d+\.\d+)", _output(program, "--version"))
