@@ -25,7 +25,7 @@ lint: $(VENV)/test.installed $(VENV)/lint.installed
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 bench: $(VENV)/bench.installed
-	$(BIN)/python -m pytest bench --benchmark-json=out/benchmark.json
+	cd bench && ../$(BIN)/python -m pytest --benchmark-json=results/cpu.json
 
 clean:
 	rm -rf $(VENV) build out *.egg-info gem_fast/*.so

@@ -3,7 +3,7 @@
 Needs quadprog: pip install 'gem_fast[reference]'.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,19 +63,50 @@ def project(g: Array, G: Array, margin: float = 0.5, ridge: float = 0.0) -> tupl
     return g + G.T @ v, v
 
 
-class PurePythonGEM:
-    """A GEM learner's step as public versions do it: the baseline of the benchmarks.
-
-    One backward per past task into `.grad`, each copied into a column of a (p, t) matrix, parameter by parameter; where
-    a constraint is violated, that matrix goes to float64 NumPy and quadprog, and the result is copied back.
+def project_columns_(grads: Sequence[Tensor], columns: Tensor, margin: float = 0.5, ridge: float = 1e-3) -> None:
+    """The projection as public versions do it, in place: copy by copy, and by way of float64 NumPy.
 
     Args:
-        model: called as model(x).
+        grads: the current gradient: float32 tensors with p elements in total.
+        columns: (p, t + 1) float32: one past task's gradient per column; the last column is scratch.
+        margin: lower bound on every v_k when a constraint is violated.
+        ridge: added to the Gramian's diagonal; public versions use 1e-3, since quadprog needs it.
+
+    Raises:
+        ModuleNotFoundError: quadprog is not installed.
+        ValueError: quadprog's own, see `nnqp`.
+    """
+    copy_gradient_(columns, -1, grads)
+    past, current = columns[:, :-1], columns[:, -1]
+    if not bool((current.unsqueeze(0) @ past < 0).any()):
+        return
+    projected, _ = project(current.contiguous().double().numpy(), past.t().double().numpy(), margin, ridge)
+    parts = torch.from_numpy(projected).split([grad.numel() for grad in grads])
+    for grad, part in zip(grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def copy_gradient_(columns: Tensor, k: int, grads: Sequence[Tensor]) -> None:
+    """Writes a gradient, tensor by tensor, into column k of a (p, t) matrix."""
+    start = 0
+    for grad in grads:
+        columns[start : start + grad.numel(), k].copy_(grad.view(-1))
+        start += grad.numel()
+
+
+class PurePythonGEM:
+    """A GEM learner as public versions write it: the baseline of the benchmarks.
+
+    One backward per past task into `.grad`, each copied into a column of a (p, t + 1) matrix, tensor by tensor; the
+    projection is `project_columns_`.
+
+    Args:
+        model: called as model(x); every parameter gets a gradient from every example.
         optimizer: a torch optimizer over the model's parameters.
         memory: the examples of past tasks.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
         margin: lower bound on every v_k when a constraint is violated.
-        ridge: added to the Gramian's diagonal; public versions use 1e-3, since quadprog needs it.
+        ridge: added to the Gramian's diagonal.
     """
 
     def __init__(
@@ -101,36 +132,16 @@ class PurePythonGEM:
         past = [other for other in self.memory.tasks if other != task]
         columns = torch.zeros(sum(p.numel() for p in self.model.parameters()), len(past) + 1)
         for k, other in enumerate(past):
-            self._backward(*self.memory.examples(other))
-            self._copy_gradient(columns, k)
-        self._backward(x, y)
+            copy_gradient_(columns, k, self._gradient(*self.memory.examples(other)))
+        grads = self._gradient(x, y)
         if past:
-            self._copy_gradient(columns, len(past))
-            current = columns[:, -1]
-            if bool((torch.mm(current.unsqueeze(0), columns[:, :-1]) < 0).any()):
-                G = columns[:, :-1].t().double().numpy()
-                g = current.contiguous().double().numpy()
-                projected, _ = project(g, G, self.margin, self.ridge)
-                self._write_gradient(torch.from_numpy(projected))
+            project_columns_(grads, columns, self.margin, self.ridge)
         self.optimizer.step()
 
-    def _backward(self, x: Tensor, y: Tensor) -> None:
+    def _gradient(self, x: Tensor, y: Tensor) -> list[Tensor]:
         self.model.zero_grad()
         self.loss_fn(self.model(x), y).backward()
-
-    def _copy_gradient(self, columns: Tensor, k: int) -> None:
-        start = 0
-        for p in self.model.parameters():
-            if p.grad is not None:
-                columns[start : start + p.numel(), k].copy_(p.grad.view(-1))
-            start += p.numel()
-
-    def _write_gradient(self, flat: Tensor) -> None:
-        start = 0
-        for p in self.model.parameters():
-            if p.grad is not None:
-                p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-            start += p.numel()
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
 
 def _quadprog() -> Any:

@@ -20,6 +20,22 @@ struct Term {
   double v;
 };
 
+// sum[i] += v_k row_k[i] for a few rows at once, so that the sums are loaded and stored once for all of them.
+template <int kRows, class T>
+GEM_FAST_KERNEL void add_rows(double* sum, const T* G, int64_t stride, const Term* terms, int64_t n) {
+  const T* rows[kRows];
+  double v[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = G + terms[r].row * stride;
+    v[r] = terms[r].v;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    double total = sum[i];
+    for (int r = 0; r < kRows; ++r) total += v[r] * static_cast<double>(static_cast<Compute<T>>(rows[r][i]));
+    sum[i] = total;
+  }
+}
+
 // g[i] += sum_k v_k row_k[i], summed in float64 and rounded once.
 template <class T>
 GEM_FAST_KERNEL void combine_run(T* g, const T* G, int64_t stride, const Term* terms, int64_t count, int64_t n) {
@@ -28,25 +44,12 @@ GEM_FAST_KERNEL void combine_run(T* g, const T* G, int64_t stride, const Term* t
     const int64_t m = std::min(kColumns, n - c);
     for (int64_t i = 0; i < m; ++i) sum[i] = static_cast<double>(static_cast<Compute<T>>(g[c + i]));
     int64_t k = 0;
-    // Four rows at a time: a quarter of the traffic of the sums.
-    for (; k + 4 <= count; k += 4) {
-      const T* a = G + terms[k].row * stride + c;
-      const T* b = G + terms[k + 1].row * stride + c;
-      const T* d = G + terms[k + 2].row * stride + c;
-      const T* e = G + terms[k + 3].row * stride + c;
-      const double va = terms[k].v, vb = terms[k + 1].v, vd = terms[k + 2].v, ve = terms[k + 3].v;
-      for (int64_t i = 0; i < m; ++i) {
-        sum[i] += va * static_cast<double>(static_cast<Compute<T>>(a[i])) +
-                  vb * static_cast<double>(static_cast<Compute<T>>(b[i])) +
-                  vd * static_cast<double>(static_cast<Compute<T>>(d[i])) +
-                  ve * static_cast<double>(static_cast<Compute<T>>(e[i]));
-      }
+    for (; k + 8 <= count; k += 8) add_rows<8>(sum, G + c, stride, terms + k, m);
+    if (k + 4 <= count) {
+      add_rows<4>(sum, G + c, stride, terms + k, m);
+      k += 4;
     }
-    for (; k < count; ++k) {
-      const T* a = G + terms[k].row * stride + c;
-      const double va = terms[k].v;
-      for (int64_t i = 0; i < m; ++i) sum[i] += va * static_cast<double>(static_cast<Compute<T>>(a[i]));
-    }
+    for (; k < count; ++k) add_rows<1>(sum, G + c, stride, terms + k, m);
     for (int64_t i = 0; i < m; ++i) g[c + i] = static_cast<T>(static_cast<Compute<T>>(sum[i]));
   }
 }

@@ -105,6 +105,16 @@ GEM_FAST_MULTIVERSION(panel_pair_any,
                        double* partial),
                       (G, g, panel_i, panel_j, begin, end, partial))
 
+// sum[i] += row_k[i] for a few rows at once, so that the sums are loaded and stored once for all of them.
+template <int kRows, class T, class C>
+GEM_FAST_KERNEL void sum_rows(C* sum, const T* first, int64_t stride, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    C total = sum[i];
+    for (int r = 0; r < kRows; ++r) total += static_cast<C>(first[r * stride + i]);
+    sum[i] = total;
+  }
+}
+
 // One slab of columns: adds q_k to partial[k] and (P 1)_k to partial[t + k].
 template <class Isa, class T>
 GEM_FAST_KERNEL void probe_slab(const Rows& G, const Segments& g, int64_t begin, int64_t end, double* partial) {
@@ -119,10 +129,10 @@ GEM_FAST_KERNEL void probe_slab(const Rows& G, const Segments& g, int64_t begin,
     const int64_t n = std::min(kColumns, end - c);
     const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
     for (int64_t i = 0; i < padded; ++i) sum[i] = C(0);
-    for (int64_t k = 0; k < G.t; ++k) {
-      const T* row = static_cast<const T*>(G.data) + k * G.stride + c;
-      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<C>(row[i]);
-    }
+    const T* rows = static_cast<const T*>(G.data) + c;
+    int64_t summed = 0;
+    for (; summed + 8 <= G.t; summed += 8) sum_rows<8>(sum, rows + summed * G.stride, G.stride, n);
+    for (; summed < G.t; ++summed) sum_rows<1>(sum, rows + summed * G.stride, G.stride, n);
     const C* current = segments_block<T, C>(g, c, n, padded, g_buffer);
     for (int64_t k = 0; k < G.t; ++k) {
       const C* row = row_block<T, C>(static_cast<const T*>(G.data) + k * G.stride, c, n, padded, row_buffer);
