@@ -92,3 +92,10 @@ def test_binary_uses_the_stable_abi_only() -> None:
 def test_unknown_simd_level_is_refused() -> None:
     with pytest.raises(ValueError, match=r"name must be one of build_info\(\)\['simd_levels'\], got 'sse9'"):
         gem_fast._C.set_simd_level("sse9")
+
+
+def test_kernels_know_no_torch() -> None:
+    files = [path for folder in ("core", "cpu", "cuda") for path in (ROOT / "csrc" / folder).iterdir()]
+    assert len(files) > 20
+    for path in files:
+        assert not re.search(r"#include .*(torch|aten|c10)", path.read_text(), re.IGNORECASE), path

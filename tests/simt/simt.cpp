@@ -35,7 +35,7 @@ uint64_t seed = 1;
 namespace {
 
 constexpr unsigned kWarp = 32;
-constexpr unsigned kMostThreads = 1024;
+constexpr unsigned kMostThreads = 512;
 // More fibres than a block has threads: blocks use different ones for the same thread.
 constexpr unsigned kFibres = kMostThreads + 61;
 constexpr size_t kStack = 256 * 1024;
@@ -268,6 +268,6 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel) {
   const size_t allowed = kernel == asked_kernel && asked_bytes > 48 * 1024 ? asked_bytes : 48 * 1024;
   const unsigned threads = config.blockDim.x;
   const bool fits = config.gridDim.x > 0 && config.gridDim.x < 1u << 31 && threads > 0 && threads % 32 == 0 &&
-                    threads <= 1024 && config.dynamicSmemBytes <= allowed;
+                    threads <= 512 && config.dynamicSmemBytes <= allowed;
   return fits ? cudaSuccess : cudaErrorInvalidValue;
 }
