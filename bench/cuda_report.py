@@ -36,10 +36,10 @@ INSTRUCTIONS = {
 
 NOTE = """\
 regs: registers of a thread; stack: bytes of a thread's stack frame; local: bytes of static local memory. Instructions
-are counted as they stand in the code, not as often as they run. LD and ST are the solver's, whose workspace is in shared
-or in global memory. The last column counts loads and stores of local memory: zero means that no register was spilled.
-Shared memory is dynamic, asked for at launch: gram 40 KB at most; combine 4 KB; solve 0.4 KB and, where the device has
-it, the workspace of its problem (t = 20: 3 KB, t = 100: 47 KB, t = 200: 174 KB); pack none."""
+are counted as they stand in the code, not as often as they run. LD and ST are the solver's, whose workspace is in
+shared or in global memory. The last column counts loads and stores of local memory: zero means that no register was
+spilled. Shared memory is dynamic, asked for at launch: gram 40 KB at most; combine 4 KB; solve 0.4 KB and, where the
+device has it, the workspace of its problem (t = 20: 3 KB, t = 100: 47 KB, t = 200: 174 KB); pack none."""
 
 
 def cuobjdump(*arguments: str) -> str:
