@@ -38,4 +38,4 @@ def bench_solve(benchmark: BenchmarkFixture, t: int, entry: str) -> None:
     ours = {"numpy": lambda: _C.nnqp(P, q)[0], "torch": lambda: ops.nnqp(P_torch, q_torch).v}[entry]
     for solve in solvers.values():
         np.testing.assert_allclose(ours(), solve(), atol=1e-6)
-    interleave(benchmark, ours, solvers, rounds=1000)
+    interleave(benchmark, ours, solvers, rounds=300)

@@ -139,3 +139,37 @@ def test_any_scale(scale: float) -> None:
     assert v_one.any()
     np.testing.assert_allclose(v_scaled, v_one, atol=1e-6)
     np.testing.assert_allclose(torch.cat(scaled).double().numpy() / scale, torch.cat(one).numpy(), atol=1e-5)
+
+
+def test_rows_beyond_32_bit_offsets() -> None:
+    # Memory that is never touched is never mapped: only the two rows are real.
+    stride = 2**31 + 64
+    storage = torch.empty(stride + 1000, dtype=torch.bfloat16)
+    G = storage.as_strided((2, 1000), (stride, 1))
+    G.copy_(torch.randn(2, 1000))
+    grads = [-G.float().sum(0).bfloat16()]
+    near = [grads[0].clone()]
+    projection = project_(grads, G, margin=0.0)
+    expected = project_(near, G.clone(), margin=0.0)
+    assert projection.v.all()
+    assert_same_bits(projection.v, expected.v)
+    assert_same_bits(grads[0], near[0])
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_same_bits_for_any_number_of_threads(margin: float) -> None:
+    G = torch.randn(9, 200_000)
+    g = torch.randn(200_000) - 0.3 * G.sum(0)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            grads = [part.clone() for part in g.tensor_split(4)]
+            projection = project_(grads, G, margin)
+            results.append((torch.cat(grads), projection.v, projection.q))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        for x, y in zip(result, results[0], strict=True):
+            assert_same_bits(x, y)
