@@ -13,7 +13,12 @@ namespace gem_fast::cuda {
 
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error("CUDA must run gem_fast's kernels, got \"" + std::string(cudaGetErrorString(error)) + "\"");
+  const std::string hint = error == cudaErrorNoKernelImageForDevice
+                               ? "; gem_fast.build_info()['cuda_architectures'] lists what this build is for, and "
+                                 "TORCH_CUDA_ARCH_LIST chooses it when gem_fast is built"
+                               : "";
+  throw std::runtime_error("CUDA must run gem_fast's kernels, got \"" + std::string(cudaGetErrorString(error)) + "\"" +
+                           hint);
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {
