@@ -7,8 +7,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 # What a compiled build depends on; Python files are used in place.
-BUILD := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*)
+BUILD := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
+CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/simt/*)
 
 .PHONY: demo test lint bench clean
 

@@ -5,6 +5,8 @@
 #include <torch/headeronly/version.h>
 
 #include <cmath>
+#include <iterator>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -55,7 +57,7 @@ py::tuple nnqp(const Doubles& P, const Doubles& q, double lower, double ridge) {
     std::fill_n(residual.mutable_data(), residual.size(), 0.0);
     std::fill_n(iterations.mutable_data(), iterations.size(), 0);
   } else {
-    const gem_fast::cpu::NnqpBatch problems{P.data(), q.data(), count, t, shared, lower, ridge};
+    const gem_fast::NnqpBatch problems{P.data(), q.data(), count, t, shared, lower, ridge};
     double* v_data = v.mutable_data();
     int32_t* status_data = status.mutable_data();
     double* residual_data = residual.mutable_data();
@@ -64,6 +66,11 @@ py::tuple nnqp(const Doubles& P, const Doubles& q, double lower, double ridge) {
     gem_fast::cpu::nnqp(problems, v_data, status_data, residual_data, iterations_data, kThisThread);
   }
   return py::make_tuple(v, status, residual, iterations);
+}
+
+std::vector<std::string> words(const std::string& text) {
+  std::istringstream stream(text);
+  return {std::istream_iterator<std::string>(stream), {}};
 }
 
 py::dict build_info() {
@@ -80,7 +87,8 @@ py::dict build_info() {
   info["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
   info["simd_levels"] = levels;
   info["simd_in_use"] = gem_fast::cpu::simd_name(gem_fast::cpu::simd_level());
-  info["cuda_architectures"] = std::vector<std::string>();
+  info["nvcc"] = GEM_FAST_NVCC;
+  info["cuda_architectures"] = words(GEM_FAST_CUDA_ARCHITECTURES);
   return info;
 }
 

@@ -1,21 +1,17 @@
-// torch.ops.gem_fast.*: the only file that knows torch. Every op: check, allocate, launch.
+// torch.ops.gem_fast.*: what the operators are called and take, and what they run on the CPU. This file, arguments.h
+// and ops_cuda.cpp are the only ones that know torch. Every op: check, allocate, launch.
 //
 // Written against LibTorch's stable ABI, so that one binary serves every torch from the target version on.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <cmath>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "core/arrays.h"
+#include "arguments.h"
 #include "core/status.h"
 #include "cpu/combine.h"
 #include "cpu/gram.h"
@@ -26,150 +22,9 @@
 namespace gem_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-
-// ---- check ------------------------------------------------------------------------------------------------
-
-template <class Error = std::invalid_argument, class... Parts>
-void check(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw Error(message.str());
-}
-
-std::string shape_of(const Tensor& x) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t d = 0; d < x.dim(); ++d) text << (d > 0 ? ", " : "") << x.size(d);
-  text << (x.dim() == 1 ? ",)" : ")");
-  return text.str();
-}
-
-const char* name_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    default: return "another dtype";
-  }
-}
-
-DType dtype_of(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default:
-      check(false, name, " must be float32, float64, bfloat16 or float16, got another dtype");
-      return DType::kFloat32;
-  }
-}
-
-void check_double(const Tensor& x, const char* name) {
-  check(x.scalar_type() == ScalarType::Double, name, " must be float64, got ", name_of(x.scalar_type()));
-}
-
-void check_not_negative(double x, const char* name) {
-  check(std::isfinite(x) && x >= 0.0, name, " must be finite and not negative, got ", x);
-}
-
-// ---- from tensors to raw pointers --------------------------------------------------------------------------
-
 const cpu::Executor kTorchThreads{[](int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }};
-
-Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-
-// G with its rows contiguous; holds on to the copy where one was needed.
-struct MatrixView {
-  Tensor tensor;
-  Rows rows;
-
-  explicit MatrixView(const Tensor& G) : tensor(G) {
-    check(G.dim() == 2, "G must have shape (t, p), got ", shape_of(G));
-    const DType dtype = dtype_of(G, "G");
-    const int64_t t = G.size(0);
-    const int64_t p = G.size(1);
-    if (p > 1 && G.stride(1) != 1) tensor = as_contiguous(G);
-    rows = {tensor.const_data_ptr(), t > 1 ? tensor.stride(0) : p, t, p, dtype};
-  }
-};
-
-// A list of tensors as segments of the flattened gradient; contiguous copies where a tensor is not contiguous.
-struct ListView {
-  std::vector<Segment> items;
-  Tensors copies;
-  std::vector<std::pair<size_t, size_t>> copied;  // (index in the list, index in `copies`)
-  int64_t numel = 0;
-
-  void add(const Tensor& x, const char* name, size_t index, const Tensor& like, const char* like_name) {
-    check(x.scalar_type() == like.scalar_type(), name, "[", index, "] must have ", like_name, "'s dtype ",
-          name_of(like.scalar_type()), ", got ", name_of(x.scalar_type()));
-    const Tensor data = as_contiguous(x);
-    if (!x.is_contiguous()) {
-      copied.emplace_back(index, copies.size());
-      copies.push_back(data);
-    }
-    const int64_t n = x.numel();
-    items.push_back({n > 0 ? data.mutable_data_ptr() : nullptr, n, numel});
-    numel += n;
-  }
-
-  ListView(const Tensors& list, const char* name, const Tensor& G) {
-    check(!list.empty(), name, " must hold at least one tensor, got an empty list");
-    items.reserve(list.size());
-    for (size_t i = 0; i < list.size(); ++i) add(list[i], name, i, G, "G");
-    check(numel == G.size(1), name, " must hold p = ", G.size(1), " elements in total to match G of shape ",
-          shape_of(G), ", got ", numel);
-  }
-
-  Segments segments() const { return {items.data(), static_cast<int64_t>(items.size())}; }
-
-  // Writes what was changed in a contiguous copy back where it came from.
-  void write_back(const Tensors& list) const {
-    for (const auto& [index, copy] : copied) {
-      Tensor target = list[index];
-      torch::stable::copy_(target, copies[copy]);
-    }
-  }
-};
-
-// A tensor that is written to must not hold one element in two places.
-void check_writable(const Tensors& list, const char* name) {
-  for (size_t i = 0; i < list.size(); ++i) {
-    for (int64_t d = 0; d < list[i].dim(); ++d) {
-      check(list[i].stride(d) != 0 || list[i].size(d) <= 1, name, "[", i,
-            "] must have memory of its own for every element, got an expanded tensor of shape ", shape_of(list[i]));
-    }
-  }
-}
-
-// A new contiguous tensor on x's device. The C shim is called directly: through the dispatcher an allocation costs
-// as much as solving a small problem.
-Tensor allocate(const Tensor& x, const int64_t* sizes, int64_t dim, int32_t dtype) {
-  std::vector<int64_t> strides(dim, 1);
-  for (int64_t d = dim - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
-  int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type, x.get_device_index(), &handle));
-  return Tensor(handle);
-}
-
-Tensor new_doubles(const Tensor& x, std::initializer_list<int64_t> sizes) {
-  return allocate(x, sizes.begin(), static_cast<int64_t>(sizes.size()), aoti_torch_dtype_float64());
-}
-
-Tensor new_int(const Tensor& x) { return allocate(x, nullptr, 0, aoti_torch_dtype_int32()); }
-
-double* doubles(const Tensor& x) { return static_cast<double*>(x.mutable_data_ptr()); }
 
 [[noreturn]] void fail_non_finite(const Rows& G, const Segments& g) {
   const int64_t row = cpu::first_non_finite(G, g);
@@ -197,52 +52,21 @@ std::tuple<Tensor, Tensor> gram_cpu(const Tensor& G, const Tensors& grads) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> nnqp_cpu(const Tensor& P, const Tensor& q, double lower, double ridge) {
-  check_double(P, "P");
-  check_double(q, "q");
-  check(std::isfinite(lower), "lower must be finite, got ", lower);
-  check_not_negative(ridge, "ridge");
-  check(q.dim() >= 1, "q must have shape (..., t), got ()");
-  const int64_t t = q.size(q.dim() - 1);
-  check(P.dim() >= 2 && P.size(P.dim() - 1) == t && P.size(P.dim() - 2) == t,
-        "P must have shape (..., t, t) with t = ", t, " to match q of shape ", shape_of(q), ", got ", shape_of(P));
-  const bool shared = P.dim() == 2;
-  if (!shared) {
-    bool same = P.dim() == q.dim() + 1;
-    for (int64_t d = 0; same && d + 1 < q.dim(); ++d) same = P.size(d) == q.size(d);
-    check(same, "P must be one matrix (t, t) or have q's leading dimensions, got P ", shape_of(P), " and q ",
-          shape_of(q));
-  }
-  const Tensor P_rows = as_contiguous(P);
-  const Tensor q_rows = as_contiguous(q);
-  const int64_t count = t > 0 ? q.numel() / t : 0;
-  const int64_t* sizes = q.sizes().data();
-  Tensor v = allocate(q, sizes, q.dim(), aoti_torch_dtype_float64());
-  Tensor status = allocate(q, sizes, q.dim() - 1, aoti_torch_dtype_int32());
-  Tensor residual = allocate(q, sizes, q.dim() - 1, aoti_torch_dtype_float64());
-  auto* statuses = static_cast<int32_t*>(status.mutable_data_ptr());
-  if (count == 0) {
-    // A problem without constraints is solved by the empty v.
-    std::fill_n(statuses, status.numel(), kSolved);
-    std::fill_n(doubles(residual), residual.numel(), 0.0);
-  }
-  cpu::nnqp({static_cast<const double*>(P_rows.const_data_ptr()), static_cast<const double*>(q_rows.const_data_ptr()),
-             count, t, shared, lower, ridge},
-            doubles(v), statuses, doubles(residual), nullptr, kTorchThreads);
+  const NnqpCall call(P, q, lower, ridge);
+  const int64_t count = call.batch.count;
+  cpu::nnqp(call.batch, doubles(call.v), call.statuses(), doubles(call.residual), nullptr, kTorchThreads);
   for (int64_t b = 0; b < count; ++b) {
-    check<std::runtime_error>(statuses[b] != kNonFinite, "P and q must be finite, got a NaN or an infinity",
+    check<std::runtime_error>(call.statuses()[b] != kNonFinite, "P and q must be finite, got a NaN or an infinity",
                               count > 1 ? " in problem " + std::to_string(b) : std::string());
   }
-  return {v, status, residual};
+  return {call.v, call.status, call.residual};
 }
 
 void combine_cpu(const Tensors& grads, const Tensor& G, const Tensor& v) {
   const MatrixView matrix(G);
   check_writable(grads, "grads");
   const ListView list(grads, "grads", G);
-  check_double(v, "v");
-  check(v.dim() == 1 && v.size(0) == G.size(0), "v must have shape (t,) with t = ", G.size(0), " to match G of shape ",
-        shape_of(G), ", got ", shape_of(v));
-  const Tensor weights = as_contiguous(v);
+  const Tensor weights = check_weights(v, G);
   for (int64_t k = 0; k < G.size(0); ++k) {
     check<std::runtime_error>(std::isfinite(doubles(weights)[k]), "v must be finite, got a NaN or an infinity at ", k);
   }
@@ -251,31 +75,8 @@ void combine_cpu(const Tensors& grads, const Tensor& G, const Tensor& v) {
 }
 
 void pack_cpu(const Tensor& row, const std::vector<std::optional<Tensor>>& tensors, const std::vector<int64_t>& sizes) {
-  check(row.dim() == 1, "row must have shape (p,), got ", shape_of(row));
-  const DType dtype = dtype_of(row, "row");
-  check(row.size(0) <= 1 || row.stride(0) == 1, "row must be contiguous, got a stride of ",
-        row.size(0) > 1 ? row.stride(0) : 1);
-  check(tensors.size() == sizes.size(), "sizes must have one entry per tensor, got ", sizes.size(), " for ",
-        tensors.size(), " tensors");
-  Tensors copies;
-  std::vector<Segment> items;
-  int64_t numel = 0;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    Segment segment{nullptr, sizes[i], numel};
-    if (tensors[i].has_value()) {
-      const Tensor& x = *tensors[i];
-      check(x.scalar_type() == row.scalar_type(), "tensors[", i, "] must have row's dtype ", name_of(row.scalar_type()),
-            ", got ", name_of(x.scalar_type()));
-      check(x.numel() == sizes[i], "tensors[", i, "] must have sizes[", i, "] = ", sizes[i], " elements, got ",
-            x.numel());
-      copies.push_back(as_contiguous(x));
-      if (x.numel() > 0) segment.data = copies.back().mutable_data_ptr();
-    }
-    items.push_back(segment);
-    numel += sizes[i];
-  }
-  check(numel == row.size(0), "tensors must hold p = ", row.size(0), " elements in total to fill row, got ", numel);
-  cpu::pack({items.data(), static_cast<int64_t>(items.size())}, row.mutable_data_ptr(), numel, dtype, kTorchThreads);
+  const PackCall call(row, tensors, sizes);
+  cpu::pack(call.segments(), row.mutable_data_ptr(), row.size(0), call.dtype, kTorchThreads);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> project_cpu(const Tensors& grads, const Tensor& G, double margin,

@@ -20,7 +20,8 @@ import gem_fast._C as _C
 
 __all__ = ["Nnqp", "Status", "combine_", "gram", "nnqp", "pack_"]
 
-_DEVICES = ("cpu",)
+# A build without CUDA code knows no GPU.
+_DEVICES = ("cpu", "cuda") if _C.build_info()["cuda_architectures"] else ("cpu",)
 
 
 class Status(IntEnum):
@@ -105,7 +106,7 @@ def combine_(grads: Sequence[Tensor], G: Tensor, v: Tensor) -> None:
     Raises:
         TypeError: an argument is not a dense tensor, or not a list of them.
         ValueError: shapes, dtypes or devices do not fit, or a tensor of `grads` is an expanded one.
-        RuntimeError: v has a NaN or an infinity (on the CPU); `grads` is as it was.
+        RuntimeError: v has a NaN or an infinity (on the CPU, where `grads` is then as it was).
     """
     check_matrix("G", G)
     check_tensors("grads", grads, like=G)
@@ -141,7 +142,10 @@ def check_matrix(name: str, x: Tensor) -> None:
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got a sparse one of layout {x.layout}")
     if x.device.type not in _DEVICES:
-        raise ValueError(f"{name} must be on a device that this build supports ({', '.join(_DEVICES)}), got {x.device}")
+        hint = "" if "cuda" in _DEVICES else "; to build with CUDA, install nvcc and build with GEM_FAST_CUDA=1"
+        raise ValueError(
+            f"{name} must be on a device that this build supports ({', '.join(_DEVICES)}), got {x.device}{hint}"
+        )
 
 
 def check_tensors(
@@ -197,7 +201,7 @@ def build_info() -> dict[str, object]:
 
     Returns:
         version, compiler, torch_built_with, torch_at_least (the oldest torch that the binary serves), torch (the one
-        running), pybind11, simd_levels (that this processor and the binary have in common), simd_in_use and
-        cuda_architectures (empty when CUDA was left out).
+        running), pybind11, simd_levels (that this processor and the binary have in common), simd_in_use, nvcc (its
+        version) and cuda_architectures (compute capabilities); the last two are empty when CUDA was left out.
     """
     return {**_C.build_info(), "torch": str(torch.__version__)}

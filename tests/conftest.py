@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -17,3 +19,19 @@ def simd_level(request: pytest.FixtureRequest):
     _C.set_simd_level(request.param)
     yield request.param
     _C.set_simd_level(before)
+
+
+@pytest.fixture(autouse=True)
+def gpu(request: pytest.FixtureRequest) -> None:
+    """Tests marked `cuda` need a GPU and a build for it; where a machine is meant to have both they must not skip."""
+    if request.node.get_closest_marker("cuda") is None:
+        return
+    if not build_info()["cuda_architectures"]:
+        missing = "this build of gem_fast holds no CUDA code: install nvcc and build with GEM_FAST_CUDA=1"
+    elif not torch.cuda.is_available():
+        missing = f"torch {torch.__version__} finds no GPU"
+    else:
+        return
+    if os.environ.get("GEM_FAST_TEST_CUDA") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)

@@ -31,18 +31,19 @@ def build(tmp_path: Path, env: dict[str, str]) -> subprocess.CompletedProcess[st
 
 
 def test_builds_without_isolation_and_imports_from_the_wheel(tmp_path: Path) -> None:
-    result = build(tmp_path, {})
+    result = build(tmp_path, {"GEM_FAST_CUDA": "0"})
     assert result.returncode == 0, result.stdout + result.stderr
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert sum(name.endswith(".so") for name in archive.namelist()) == 1
         assert "gem_fast/py.typed" in archive.namelist()
         archive.extractall(tmp_path / "site")
-    script = "import gem_fast; print(gem_fast.__file__, gem_fast.build_info()['version'])"
+    script = "import gem_fast; print(gem_fast.__file__, gem_fast.build_info()['cuda_architectures'])"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )
     assert str(tmp_path) in run.stdout
+    assert run.stdout.endswith(" []\n")
 
 
 def test_missing_compiler_is_named(tmp_path: Path) -> None:
@@ -92,3 +93,10 @@ def test_binary_uses_the_stable_abi_only() -> None:
 def test_unknown_simd_level_is_refused() -> None:
     with pytest.raises(ValueError, match=r"name must be one of build_info\(\)\['simd_levels'\], got 'sse9'"):
         gem_fast._C.set_simd_level("sse9")
+
+
+def test_kernels_know_no_torch() -> None:
+    files = [path for folder in ("core", "cpu", "cuda") for path in (ROOT / "csrc" / folder).iterdir()]
+    assert len(files) > 20
+    for path in files:
+        assert not re.search(r"#include .*(torch|aten|c10)", path.read_text(), re.IGNORECASE), path

@@ -37,6 +37,20 @@ struct NnqpProblem {
   double ridge;  // added to P's diagonal
 };
 
+struct NnqpBatch {
+  const double* P;  // `count` problems, or one that all share when `shared`
+  const double* q;  // (count, t)
+  int64_t count;
+  int64_t t;
+  bool shared;
+  double lower;
+  double ridge;
+
+  GEM_FAST_HD NnqpProblem operator[](int64_t b) const {
+    return {P + (shared ? 0 : b * t * t), q + b * t, static_cast<int>(t), lower, ridge};
+  }
+};
+
 struct NnqpAnswer {
   int32_t status;
   // Largest |min(u_j |g_j|, w_j / |g_j|)| relative to the largest |q_j| / |g_j| and |v_j| |g_j|: zero exactly at

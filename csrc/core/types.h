@@ -6,6 +6,10 @@
 
 #include "core/team.h"
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
 namespace gem_fast {
 
 enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -29,6 +33,13 @@ struct BFloat16 {
     return x;
   }
 };
+
+// Each compiler's own type, which converts in one instruction.
+#if defined(__CUDACC__)
+using Float16 = __half;
+#else
+using Float16 = _Float16;
+#endif
 
 // Products are formed in Compute<T> over short blocks; block sums are float64.
 template <class T>

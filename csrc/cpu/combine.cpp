@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/dispatch.h"
+#include "core/dispatch.h"
 #include "cpu/runs.h"
 #include "cpu/simd.h"
 

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "core/dispatch.h"
 #include "cpu/blocks.h"
-#include "cpu/dispatch.h"
 #include "cpu/simd.h"
 
 namespace gem_fast::cpu {

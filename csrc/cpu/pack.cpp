@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "cpu/dispatch.h"
+#include "core/dispatch.h"
 #include "cpu/runs.h"
 
 namespace gem_fast::cpu {

@@ -29,10 +29,8 @@ void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, 
   executor.each(batch.count, grain, [&](int64_t b) {
     doubles.resize(std::max<size_t>(doubles.size(), nnqp_doubles(batch.t)));
     ints.resize(std::max<size_t>(ints.size(), nnqp_ints(batch.t)));
-    const NnqpProblem problem{batch.P + (batch.shared ? 0 : b * batch.t * batch.t), batch.q + b * batch.t,
-                              static_cast<int>(batch.t), batch.lower, batch.ridge};
     NnqpAnswer answer;
-    solve_one(problem, v + b * batch.t, answer, doubles.data(), ints.data());
+    solve_one(batch[b], v + b * batch.t, answer, doubles.data(), ints.data());
     status[b] = answer.status;
     residual[b] = answer.residual;
     if (iterations != nullptr) iterations[b] = answer.iterations;

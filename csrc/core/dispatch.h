@@ -22,7 +22,7 @@
       break;                                                                                                           \
     }                                                                                                                  \
     case ::gem_fast::DType::kFloat16: {                                                                                \
-      using T = _Float16;                                                                                              \
+      using T = ::gem_fast::Float16;                                                                                   \
       __VA_ARGS__;                                                                                                     \
       break;                                                                                                           \
     }                                                                                                                  \

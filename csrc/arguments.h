@@ -1,0 +1,246 @@
+// What every operator does on any device: check its arguments, view tensors as raw pointers, allocate results.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/arrays.h"
+#include "core/nnqp.h"
+
+namespace gem_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+// ---- check ------------------------------------------------------------------------------------------------
+
+template <class Error = std::invalid_argument, class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(message.str());
+}
+
+inline std::string shape_of(const Tensor& x) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t d = 0; d < x.dim(); ++d) text << (d > 0 ? ", " : "") << x.size(d);
+  text << (x.dim() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    default: return "another dtype";
+  }
+}
+
+inline DType dtype_of(const Tensor& x, const char* name) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default:
+      check(false, name, " must be float32, float64, bfloat16 or float16, got another dtype");
+      return DType::kFloat32;
+  }
+}
+
+inline void check_double(const Tensor& x, const char* name) {
+  check(x.scalar_type() == ScalarType::Double, name, " must be float64, got ", name_of(x.scalar_type()));
+}
+
+inline void check_not_negative(double x, const char* name) {
+  check(std::isfinite(x) && x >= 0.0, name, " must be finite and not negative, got ", x);
+}
+
+// ---- from tensors to raw pointers --------------------------------------------------------------------------
+
+inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
+// G with its rows contiguous; holds on to the copy where one was needed.
+struct MatrixView {
+  Tensor tensor;
+  Rows rows;
+
+  explicit MatrixView(const Tensor& G) : tensor(G) {
+    check(G.dim() == 2, "G must have shape (t, p), got ", shape_of(G));
+    const DType dtype = dtype_of(G, "G");
+    const int64_t t = G.size(0);
+    const int64_t p = G.size(1);
+    if (p > 1 && G.stride(1) != 1) tensor = as_contiguous(G);
+    rows = {tensor.const_data_ptr(), t > 1 ? tensor.stride(0) : p, t, p, dtype};
+  }
+};
+
+// A list of tensors as segments of the flattened gradient; contiguous copies where a tensor is not contiguous.
+struct ListView {
+  std::vector<Segment> items;
+  Tensors copies;
+  std::vector<std::pair<size_t, size_t>> copied;  // (index in the list, index in `copies`)
+  int64_t numel = 0;
+
+  void add(const Tensor& x, const char* name, size_t index, const Tensor& like, const char* like_name) {
+    check(x.scalar_type() == like.scalar_type(), name, "[", index, "] must have ", like_name, "'s dtype ",
+          name_of(like.scalar_type()), ", got ", name_of(x.scalar_type()));
+    const Tensor data = as_contiguous(x);
+    if (!x.is_contiguous()) {
+      copied.emplace_back(index, copies.size());
+      copies.push_back(data);
+    }
+    const int64_t n = x.numel();
+    items.push_back({n > 0 ? data.mutable_data_ptr() : nullptr, n, numel});
+    numel += n;
+  }
+
+  ListView(const Tensors& list, const char* name, const Tensor& G) {
+    check(!list.empty(), name, " must hold at least one tensor, got an empty list");
+    items.reserve(list.size());
+    for (size_t i = 0; i < list.size(); ++i) add(list[i], name, i, G, "G");
+    check(numel == G.size(1), name, " must hold p = ", G.size(1), " elements in total to match G of shape ",
+          shape_of(G), ", got ", numel);
+  }
+
+  Segments segments() const { return {items.data(), static_cast<int64_t>(items.size())}; }
+
+  // Writes what was changed in a contiguous copy back where it came from.
+  void write_back(const Tensors& list) const {
+    for (const auto& [index, copy] : copied) {
+      Tensor target = list[index];
+      torch::stable::copy_(target, copies[copy]);
+    }
+  }
+};
+
+// A tensor that is written to must not hold one element in two places.
+inline void check_writable(const Tensors& list, const char* name) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    for (int64_t d = 0; d < list[i].dim(); ++d) {
+      check(list[i].stride(d) != 0 || list[i].size(d) <= 1, name, "[", i,
+            "] must have memory of its own for every element, got an expanded tensor of shape ", shape_of(list[i]));
+    }
+  }
+}
+
+// A new contiguous tensor on x's device. The C shim is called directly: through the dispatcher an allocation costs
+// as much as solving a small problem.
+inline Tensor allocate(const Tensor& x, const int64_t* sizes, int64_t dim, int32_t dtype) {
+  std::vector<int64_t> strides(dim, 1);
+  for (int64_t d = dim - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type, x.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor new_doubles(const Tensor& x, std::initializer_list<int64_t> sizes) {
+  return allocate(x, sizes.begin(), static_cast<int64_t>(sizes.size()), aoti_torch_dtype_float64());
+}
+
+inline Tensor new_int(const Tensor& x) { return allocate(x, nullptr, 0, aoti_torch_dtype_int32()); }
+
+inline double* doubles(const Tensor& x) { return static_cast<double*>(x.mutable_data_ptr()); }
+
+// ---- the arguments of one operator ----------------------------------------------------------------------------
+
+// A batch of problems and its results, which have q's leading dimensions.
+struct NnqpCall {
+  Tensor P, q, v, status, residual;
+  NnqpBatch batch;
+
+  NnqpCall(const Tensor& P_in, const Tensor& q_in, double lower, double ridge) : P(P_in), q(q_in) {
+    check_double(P, "P");
+    check_double(q, "q");
+    check(std::isfinite(lower), "lower must be finite, got ", lower);
+    check_not_negative(ridge, "ridge");
+    check(q.dim() >= 1, "q must have shape (..., t), got ()");
+    const int64_t t = q.size(q.dim() - 1);
+    check(P.dim() >= 2 && P.size(P.dim() - 1) == t && P.size(P.dim() - 2) == t,
+          "P must have shape (..., t, t) with t = ", t, " to match q of shape ", shape_of(q), ", got ", shape_of(P));
+    const bool shared = P.dim() == 2;
+    if (!shared) {
+      bool same = P.dim() == q.dim() + 1;
+      for (int64_t d = 0; same && d + 1 < q.dim(); ++d) same = P.size(d) == q.size(d);
+      check(same, "P must be one matrix (t, t) or have q's leading dimensions, got P ", shape_of(P), " and q ",
+            shape_of(q));
+    }
+    P = as_contiguous(P);
+    q = as_contiguous(q);
+    const int64_t* sizes = q.sizes().data();
+    v = allocate(q, sizes, q.dim(), aoti_torch_dtype_float64());
+    status = allocate(q, sizes, q.dim() - 1, aoti_torch_dtype_int32());
+    residual = allocate(q, sizes, q.dim() - 1, aoti_torch_dtype_float64());
+    batch = {static_cast<const double*>(P.const_data_ptr()),
+             static_cast<const double*>(q.const_data_ptr()),
+             status.numel(),
+             t,
+             shared,
+             lower,
+             ridge};
+  }
+
+  int32_t* statuses() const { return static_cast<int32_t*>(status.mutable_data_ptr()); }
+};
+
+inline Tensor check_weights(const Tensor& v, const Tensor& G) {
+  check_double(v, "v");
+  check(v.dim() == 1 && v.size(0) == G.size(0), "v must have shape (t,) with t = ", G.size(0), " to match G of shape ",
+        shape_of(G), ", got ", shape_of(v));
+  return as_contiguous(v);
+}
+
+// The tensors of a row as segments; contiguous copies where a tensor is not contiguous.
+struct PackCall {
+  DType dtype;
+  Tensors copies;
+  std::vector<Segment> items;
+
+  PackCall(const Tensor& row, const std::vector<std::optional<Tensor>>& tensors, const std::vector<int64_t>& sizes) {
+    check(row.dim() == 1, "row must have shape (p,), got ", shape_of(row));
+    dtype = dtype_of(row, "row");
+    check(row.size(0) <= 1 || row.stride(0) == 1, "row must be contiguous, got a stride of ",
+          row.size(0) > 1 ? row.stride(0) : 1);
+    check(tensors.size() == sizes.size(), "sizes must have one entry per tensor, got ", sizes.size(), " for ",
+          tensors.size(), " tensors");
+    int64_t numel = 0;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      Segment segment{nullptr, sizes[i], numel};
+      if (tensors[i].has_value()) {
+        const Tensor& x = *tensors[i];
+        check(x.scalar_type() == row.scalar_type(), "tensors[", i, "] must have row's dtype ",
+              name_of(row.scalar_type()), ", got ", name_of(x.scalar_type()));
+        check(x.numel() == sizes[i], "tensors[", i, "] must have sizes[", i, "] = ", sizes[i], " elements, got ",
+              x.numel());
+        copies.push_back(as_contiguous(x));
+        if (x.numel() > 0) segment.data = copies.back().mutable_data_ptr();
+      }
+      items.push_back(segment);
+      numel += sizes[i];
+    }
+    check(numel == row.size(0), "tensors must hold p = ", row.size(0), " elements in total to fill row, got ", numel);
+  }
+
+  Segments segments() const { return {items.data(), static_cast<int64_t>(items.size())}; }
+};
+
+}  // namespace gem_fast

@@ -1,0 +1,110 @@
+#include "core/dispatch.h"
+#include "cuda/block.h"
+#include "cuda/combine.h"
+#include "cuda/launch.h"
+#include "cuda/segments.h"
+#include "cuda/vector.h"
+
+namespace gem_fast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Rows of G whose weights are in shared memory at a time.
+constexpr int kTerms = 256;
+
+template <class T>
+constexpr int kTile = kThreads * kPerVector<T>;
+
+// The rows with a weight, in order.
+struct Terms {
+  double v[kTerms];
+  int64_t row[kTerms];
+  int count;
+};
+
+// Takes up those of rows [first, last) whose weight is not zero. The first warp goes through them 32 at a time.
+__device__ void choose_terms(const double* v, int64_t first, int64_t last, Terms& terms) {
+  if (warp() == 0) {
+    int count = 0;
+    for (int64_t base = first; base < last; base += kWarp) {
+      const int64_t row = base + lane();
+      const double weight = row < last ? v[row] : 0.0;
+      const unsigned chosen = __ballot_sync(kAllLanes, weight != 0.0);
+      if (weight != 0.0) {
+        const int place = count + __popc(chosen & ((1u << lane()) - 1u));
+        terms.v[place] = weight;
+        terms.row[place] = row;
+      }
+      count += __popc(chosen);
+    }
+    if (lane() == 0) terms.count = count;
+  }
+  __syncthreads();
+}
+
+// sum[i] += sum_k v_k G[k][i] over the chosen rows.
+template <bool kWhole, class T>
+__device__ inline void add_terms(const T* columns, int64_t stride, int64_t count, const Terms& terms,
+                                 double (&sum)[kPerVector<T>]) {
+#pragma unroll 4
+  for (int k = 0; k < terms.count; ++k) {
+    const T* from = columns + terms.row[k] * stride;
+    double row[kPerVector<T>];
+    if constexpr (kWhole) {
+      load_vector(from, row);
+    } else {
+      load_elements(from, count, row);
+    }
+#pragma unroll
+    for (int i = 0; i < kPerVector<T>; ++i) sum[i] += terms.v[k] * row[i];
+  }
+}
+
+// One tile of one tensor: g += G^T v, summed in float64 and rounded once.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    combine_kernel(const __grid_constant__ SegmentTable table, const T* G, int64_t stride, int64_t t, const double* v) {
+  Terms& terms = *reinterpret_cast<Terms*>(gem_fast_shared);
+  const auto tile = static_cast<int32_t>(blockIdx.x);
+  const int s = table.of_tile(tile);
+  const int64_t at = static_cast<int64_t>(tile - table.first_tile[s]) * kTile<T> + threadIdx.x * kPerVector<T>;
+  const int64_t count = table.numel(s) - at;  // of this thread's elements, where positive
+  T* g = static_cast<T*>(table.data[s]) + at;
+  const T* columns = G + table.offset[s] + at;
+  const bool whole = count >= kPerVector<T> && is_aligned(g) && is_aligned(columns) && stride % kPerVector<T> == 0;
+  double sum[kPerVector<T>];
+  bool changed = false;
+  for (int64_t first = 0; first < t; first += kTerms) {
+    choose_terms(v, first, first + kTerms < t ? first + kTerms : t, terms);
+    if (count > 0 && terms.count > 0) {
+      if (!changed) whole ? load_vector(g, sum) : load_elements(g, count, sum);
+      changed = true;
+      if (whole) {
+        add_terms<true>(columns, stride, count, terms, sum);
+      } else {
+        add_terms<false>(columns, stride, count, terms, sum);
+      }
+    }
+    __syncthreads();
+  }
+  if (!changed) return;
+  if (whole) {
+    store_vector(sum, g);
+  } else {
+    store_elements(sum, count, g);
+  }
+}
+
+}  // namespace
+
+void combine(const Segments& g, const Rows& G, const double* v, Stream stream) {
+  if (G.t == 0) return;
+  GEM_FAST_DISPATCH_DTYPE(G.dtype, {
+    for_each_table(g, kTile<T>, [&](const SegmentTable& table) {
+      launch(combine_kernel<T>, table.tiles, kThreads, sizeof(Terms), stream, table, static_cast<const T*>(G.data),
+             G.stride, G.t, v);
+    });
+  });
+}
+
+}  // namespace gem_fast::cuda

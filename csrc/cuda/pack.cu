@@ -1,0 +1,69 @@
+#include "cuda/launch.h"
+#include "cuda/pack.h"
+#include "cuda/segments.h"
+#include "cuda/vector.h"
+
+namespace gem_fast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kVectorsPerThread = 4;
+
+template <class Word>
+constexpr int kTile = kThreads * kVectorsPerThread * kPerVector<Word>;
+
+// Words of the element's size: packing moves bits.
+template <class Word>
+__global__ void __launch_bounds__(kThreads, 1) pack_kernel(const __grid_constant__ SegmentTable table, Word* row) {
+  constexpr int kV = kPerVector<Word>;
+  const auto tile = static_cast<int32_t>(blockIdx.x);
+  const int s = table.of_tile(tile);
+  const int64_t numel = table.numel(s);
+  const auto* from = static_cast<const Word*>(table.data[s]);
+  Word* to = row + table.offset[s];
+  const int64_t first = static_cast<int64_t>(tile - table.first_tile[s]) * kTile<Word> + threadIdx.x * kV;
+#pragma unroll
+  for (int k = 0; k < kVectorsPerThread; ++k) {
+    const int64_t at = first + static_cast<int64_t>(k) * kThreads * kV;
+    const int64_t count = numel - at;
+    if (count <= 0) return;
+    const bool whole = count >= kV;
+    Vector<Word> words{};
+    if (from != nullptr) {
+      if (whole && is_aligned(from + at)) {
+        words = *reinterpret_cast<const Vector<Word>*>(from + at);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kV; ++i) words.x[i] = i < count ? from[at + i] : Word(0);
+      }
+    }
+    if (whole && is_aligned(to + at)) {
+      *reinterpret_cast<Vector<Word>*>(to + at) = words;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kV; ++i) {
+        if (i < count) to[at + i] = words.x[i];
+      }
+    }
+  }
+}
+
+template <class Word>
+void pack_words(const Segments& segments, void* row, Stream stream) {
+  for_each_table(segments, kTile<Word>, [&](const SegmentTable& table) {
+    launch(pack_kernel<Word>, table.tiles, kThreads, 0, stream, table, static_cast<Word*>(row));
+  });
+}
+
+}  // namespace
+
+void pack(const Segments& segments, void* row, DType dtype, Stream stream) {
+  switch (dtype) {
+    case DType::kFloat64: return pack_words<uint64_t>(segments, row, stream);
+    case DType::kFloat32: return pack_words<uint32_t>(segments, row, stream);
+    case DType::kBFloat16:
+    case DType::kFloat16: return pack_words<uint16_t>(segments, row, stream);
+  }
+}
+
+}  // namespace gem_fast::cuda
