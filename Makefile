@@ -4,34 +4,43 @@ PYTHON ?= python3
 # The torch that gem_fast is developed with; any torch >= 2.10 runs it.
 TORCH ?= torch==2.13.0
 
+# Where `make bench` measures: cpu or cuda.
+DEVICE ?= cpu
+
 VENV := .venv
 BIN := $(VENV)/bin
-# What a compiled build depends on; Python files are used in place.
+# What a build depends on.
 BUILD := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/simt/*)
 
 .PHONY: demo test lint bench clean
 
-demo: $(VENV)/demo.installed
+demo: $(VENV)/installed
 	$(BIN)/python -m gem_fast run --stream rotations --learner gem --out out/rotations
 
-test: $(VENV)/test.installed
+test: $(VENV)/installed $(VENV)/test.tools
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/test.installed $(VENV)/lint.installed
+lint: $(VENV)/installed $(VENV)/test.tools $(VENV)/lint.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-bench: $(VENV)/bench.installed
-	cd bench && ../$(BIN)/python -m pytest --benchmark-json=results/cpu.json
+bench: $(VENV)/installed $(VENV)/bench.tools
+	cd bench && DEVICE=$(DEVICE) ../$(BIN)/python -m pytest --benchmark-json=results/$(DEVICE).json
+	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
 
 clean:
 	rm -rf $(VENV) build out *.egg-info gem_fast/*.so
 
-$(VENV)/%.installed: $(BUILD) | $(BIN)/pip
-	$(BIN)/pip install --quiet '$(TORCH)' -e '.[$*]'
+# gem_fast itself, built and installed in place: Python files are used as they stand.
+$(VENV)/installed: $(BUILD) | $(BIN)/pip
+	$(BIN)/pip install --quiet '$(TORCH)' -e '.[demo]'
+	touch $@
+
+$(VENV)/%.tools: pyproject.toml $(VENV)/installed
+	$(BIN)/pip install --quiet --group $*
 	touch $@
 
 $(BIN)/pip:

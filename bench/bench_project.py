@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import quadprog
 import torch
-from gradients import MARGIN, RIDGE, Problem, gradient_problems
+from gradients import DEVICE, MARGIN, RIDGE, Problem, gradient_problems
 from interleave import THREADS_ASLEEP, interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
@@ -19,9 +19,9 @@ from gem_fast import reference
 def bench_project(benchmark: BenchmarkFixture, t: int, kind: str) -> None:
     problem = gradient_problems(t)[kind][0]
     # Public versions collect gradients in columns, and the current one comes last.
-    columns = torch.cat([problem.G, torch.zeros(1, problem.G.shape[1])]).t().contiguous()
+    columns = torch.cat([problem.G, torch.zeros(1, problem.G.shape[1], device=DEVICE)]).t().contiguous()
     jacobian = torch.cat([flat(problem.grads).unsqueeze(0), problem.G])
-    dual_projection = DualProj(pref_vector=torch.eye(t + 1)[0])
+    dual_projection = DualProj(pref_vector=torch.eye(t + 1, device=DEVICE)[0])
     grads = [x.clone() for x in problem.grads]
 
     def fresh() -> list[Tensor]:
@@ -35,8 +35,8 @@ def bench_project(benchmark: BenchmarkFixture, t: int, kind: str) -> None:
     def torchjd() -> None:
         write_(fresh(), dual_projection(jacobian))
 
-    exact = flat(problem.grads).double().numpy()
-    exact, _ = reference.project(exact, problem.G.double().numpy(), MARGIN, RIDGE)
+    exact = flat(problem.grads).double().cpu().numpy()
+    exact, _ = reference.project(exact, problem.G.double().cpu().numpy(), MARGIN, RIDGE)
     methods = {
         "ours": lambda: gem_fast.project_(fresh(), problem.G, MARGIN, RIDGE),
         "published method": lambda: reference.project_columns_(fresh(), columns, MARGIN, RIDGE),
@@ -45,7 +45,7 @@ def bench_project(benchmark: BenchmarkFixture, t: int, kind: str) -> None:
     }
     for name in ("ours", "published method", "torch + quadprog"):
         methods[name]()
-        np.testing.assert_allclose(flat(grads).numpy(), exact, atol=1e-4 * np.abs(exact).max())
+        np.testing.assert_allclose(flat(grads).cpu().numpy(), exact, atol=1e-4 * np.abs(exact).max())
     interleave(benchmark, methods.pop("ours"), methods, rounds=100, pause=THREADS_ASLEEP)
 
 
@@ -55,9 +55,9 @@ def project_with_torch_and_quadprog_(grads: list[Tensor], problem: Problem) -> N
     q = problem.G @ g
     if bool((q < 0).any()):
         t = len(q)
-        P = (problem.G @ problem.G.T).double().numpy() + RIDGE * np.eye(t)
-        v = quadprog.solve_qp(P, -q.double().numpy(), np.eye(t), np.full(t, MARGIN))[0]
-        write_(grads, g + torch.from_numpy(v).float() @ problem.G)
+        P = (problem.G @ problem.G.T).double().cpu().numpy() + RIDGE * np.eye(t)
+        v = quadprog.solve_qp(P, -q.double().cpu().numpy(), np.eye(t), np.full(t, MARGIN))[0]
+        write_(grads, g + torch.from_numpy(v).float().to(DEVICE) @ problem.G)
 
 
 def flat(tensors: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ One round of everything takes minutes. BENCH_TASKS=5 makes it a quick look.
 import os
 
 import torch
-from gradients import BATCH, LR, MARGIN, MEMORY, RIDGE
+from gradients import BATCH, DEVICE, LR, MARGIN, MEMORY, RIDGE
 from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ TASKS = int(os.environ.get("BENCH_TASKS", "20"))
 
 
 def bench_training_time(benchmark: BenchmarkFixture) -> None:
-    stream = rotations(load_data(MNIST_5K), TASKS, 1000, torch.Generator().manual_seed(0))
+    stream = rotations(load_data(MNIST_5K), TASKS, 1000, torch.Generator().manual_seed(0)).to(DEVICE)
     order = torch.Generator().manual_seed(1)
     batches = [(x, y, task) for task in range(TASKS) for x, y in stream.batches(task, BATCH, 1, order)]
 
@@ -47,4 +47,4 @@ def train(learner: object, batches: list[tuple[Tensor, Tensor, int]]) -> None:
 
 def fresh(stream: Stream) -> nn.Module:
     torch.manual_seed(0)
-    return mlp(stream.n_inputs, stream.n_outputs)
+    return mlp(stream.n_inputs, stream.n_outputs).to(DEVICE)

@@ -1,5 +1,6 @@
 """Real gradients to project: those that GEM meets while it learns rotated digits with the paper's settings."""
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from gem_fast.paper.streams import rotations
 from gem_fast.task_gradients import Batch, TaskRows
 
 LR, MARGIN, RIDGE, MEMORY, BATCH = 0.1, 0.5, 1e-3, 256, 10
+# `make bench DEVICE=cuda` measures on a GPU.
+DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
 
 
 class Problem(NamedTuple):
@@ -39,7 +42,7 @@ class Recorder:
 
     def copy(self) -> Tensor:
         t, p = self.G.shape
-        return torch.empty(t, self.G.stride(0))[:, :p].copy_(self.G)
+        return torch.empty(t, self.G.stride(0), device=DEVICE)[:, :p].copy_(self.G)
 
 
 @cache
@@ -51,9 +54,9 @@ def gradient_problems(t: int, steps_per_task: int = 60) -> dict[str, list[Proble
         program decides. At least one of each.
     """
     order = torch.Generator().manual_seed(0)
-    stream = rotations(load_data(MNIST_5K), t + 1, 1000, order)
+    stream = rotations(load_data(MNIST_5K), t + 1, 1000, order).to(DEVICE)
     torch.manual_seed(0)
-    model = mlp(stream.n_inputs, stream.n_outputs)
+    model = mlp(stream.n_inputs, stream.n_outputs).to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     recorder = Recorder(gem_fast.LoopTaskGradients(model, F.cross_entropy))
     memory = gem_fast.EpisodicMemory(per_task=MEMORY)

@@ -80,7 +80,7 @@ def project_columns_(grads: Sequence[Tensor], columns: Tensor, margin: float = 0
     past, current = columns[:, :-1], columns[:, -1]
     if not bool((current.unsqueeze(0) @ past < 0).any()):
         return
-    projected, _ = project(current.contiguous().double().numpy(), past.t().double().numpy(), margin, ridge)
+    projected, _ = project(current.cpu().contiguous().double().numpy(), past.cpu().t().double().numpy(), margin, ridge)
     parts = torch.from_numpy(projected).split([grad.numel() for grad in grads])
     for grad, part in zip(grads, parts, strict=True):
         grad.copy_(part.view_as(grad))
@@ -130,7 +130,7 @@ class PurePythonGEM:
         """Trains on one mini-batch: x (n, ...), y (n, ...) of `task`."""
         self.memory.observe(x, y, task)
         past = [other for other in self.memory.tasks if other != task]
-        columns = torch.zeros(sum(p.numel() for p in self.model.parameters()), len(past) + 1)
+        columns = torch.zeros(sum(p.numel() for p in self.model.parameters()), len(past) + 1, device=x.device)
         for k, other in enumerate(past):
             copy_gradient_(columns, k, self._gradient(*self.memory.examples(other)))
         grads = self._gradient(x, y)

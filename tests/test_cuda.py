@@ -262,6 +262,44 @@ def test_a_graph_replays_the_projection() -> None:
         assert_same_bits(row, torch.cat(eager))
 
 
+def test_a_graph_replays_a_whole_optimizer_step() -> None:
+    def trained(captured: bool) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=8))
+        x, y = torch.randn(12, 10, 12, device="cuda"), torch.randint(4, (12, 10), device="cuda")
+        for task in range(3):
+            gem.observe(x[task], y[task], task)
+        inputs, targets = x[0].clone(), y[0].clone()
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=False)
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            with torch.cuda.graph(graph):
+                step()
+        for k in range(3, 12):
+            inputs.copy_(x[k])
+            targets.copy_(y[k])
+            if captured:
+                graph.replay()
+            else:
+                step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.allclose(trained(captured=True), trained(captured=False), atol=1e-5)
+
+
 def test_work_is_enqueued_on_the_current_stream() -> None:
     G, grads = violated(5, 100_000)
     theirs = project_([x.clone() for x in grads], G)

@@ -42,8 +42,7 @@ class LoopTaskGradients:
         sizes = [parameter.numel() for parameter in parameters]
         G = self._rows(len(constraints), sum(sizes), parameters[0])
         reached = [False] * len(parameters)
-        cuda_devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-        with torch.random.fork_rng(cuda_devices), torch.enable_grad():
+        with torch.random.fork_rng(_random_devices(parameters)), torch.enable_grad():
             for row, batches in zip(G, constraints, strict=True):
                 loss = self._mean_loss(batches)
                 grads = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -77,3 +76,9 @@ class LoopTaskGradients:
         ):
             self._buffer = kept = torch.empty((t, width), dtype=like.dtype, device=like.device)
         return kept[:t, :p]
+
+
+def _random_devices(parameters: Sequence[Parameter]) -> list[int]:
+    """The GPUs whose random numbers the pass may use up; none while a graph is captured, which brings its own."""
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    return [] if devices and torch.cuda.is_current_stream_capturing() else devices
