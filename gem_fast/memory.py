@@ -104,6 +104,27 @@ class EpisodicMemory:
         ring = self._rings[task]
         return ring.x[: ring.count], ring.y[: ring.count]
 
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "EpisodicMemory":
+        """Follows a model that was moved or converted after the first examples came.
+
+        Args:
+            device: where the examples go; None leaves them where they are.
+            dtype: a floating-point dtype that inputs and targets with one take; None leaves them as they are.
+
+        Returns:
+            The memory itself.
+
+        Raises:
+            TypeError: dtype is not a floating-point one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point one, got {dtype}")
+        for ring in self._rings.values():
+            ring.x, ring.y = (
+                kept.to(device=device, dtype=dtype if kept.is_floating_point() else None) for kept in (ring.x, ring.y)
+            )
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """The examples and sizes, as tensors and plain Python values."""
         return {
