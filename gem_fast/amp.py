@@ -1,7 +1,7 @@
 """What torch.amp.GradScaler leaves to optimizers with fused=True, and so to the hook that runs before their step.
 
-Other optimizers get unscaled gradients from the scaler, and no step at all where one of them is infinite. Fused ones are
-called in any case, with the scale and the finding as their attributes `grad_scale` and `found_inf`.
+Other optimizers get unscaled gradients from the scaler, and no step at all where one of them is infinite. Fused ones
+are called in any case, with the scale and the finding as their attributes `grad_scale` and `found_inf`.
 """
 
 from collections.abc import Sequence

@@ -168,8 +168,8 @@ class GEM:
     def __reduce__(self) -> NoReturn:
         # Both copy.deepcopy and pickle come here.
         raise TypeError(
-            f"{type(self).__name__} cannot be copied or pickled: the copy would be attached to no optimizer; make a new "
-            "one on the copied optimizer and give it this one's state_dict()"
+            f"{type(self).__name__} cannot be copied or pickled: the copy would be attached to no optimizer; make a "
+            "new one on the copied optimizer and give it this one's state_dict()"
         )
 
     def state_dict(self) -> dict[str, Any]:
