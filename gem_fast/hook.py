@@ -18,6 +18,7 @@ from gem_fast.checks import check_attachable, check_no_closure, check_parameters
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
+from gem_fast.state import check_keys, check_plain_task
 from gem_fast.task_gradients import Batch, LoopTaskGradients, TaskGradients, TaskRows
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
@@ -173,13 +174,27 @@ class GEM:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory and the current task: what a resumed run needs to go on with the same bits."""
+        """The memory and the current task: what a resumed run needs to go on with the same bits.
+
+        Tensors and plain Python values, for torch.load(weights_only=True). Model and optimizer have their own states.
+
+        Raises:
+            ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
+        """
+        check_plain_task("task", self._current)
         return {"memory": self.memory.state_dict(), "current": self._current}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned."""
+        """Takes up the state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
+        """
+        check_keys("state", state, ("memory", "current"))
+        check_plain_task("current", state["current"])
         self.memory.load_state_dict(state["memory"])
         self._current = state["current"]
+        self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
@@ -257,13 +272,21 @@ class AGEM(GEM):
         self._generator = generator
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, the current task and the generator's state."""
+        """The memory, the current task and the generator's state; errors as for `GEM`."""
         return {**super().state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned."""
-        super().load_state_dict(state)
-        self._generator.set_state(state["generator"])
+        """Takes up the state that `state_dict` returned; errors as for `GEM`."""
+        check_keys("state", state, ("memory", "current", "generator"))
+        generator = torch.Generator()
+        try:
+            generator.set_state(state["generator"])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                "generator must be the state of a torch.Generator on the CPU, got another value"
+            ) from error
+        super().load_state_dict({name: state[name] for name in ("memory", "current")})
+        self._generator = generator
 
     def _constraints(self, past: list[Hashable]) -> list[list[Batch]]:
         examples = [self.memory.examples(task) for task in past]
