@@ -1,5 +1,6 @@
 """Checkpoint files: whole or refused, and nothing in them runs."""
 
+import hashlib
 import pickle
 import random
 from pathlib import Path
@@ -81,7 +82,9 @@ def test_the_one_before_is_used_and_the_damaged_one_replaced(checkpoints: Checkp
 def test_no_sound_one(checkpoints: Checkpoints) -> None:
     for batches in (1, 2):
         checkpoints.save(batches, STATE).write_bytes(b"")
-    with pytest.raises(InputError, match=r"has no checkpoint to resume from: .*002.gem is truncated.*; .*001.gem is trun"):
+    with pytest.raises(
+        InputError, match=r"has no checkpoint to resume from: .*002.gem is truncated.*; .*001.gem is trun"
+    ):
         Checkpoints(checkpoints.folder).load()
 
 
@@ -109,8 +112,6 @@ class Stranger:
 
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_a_strangers_checkpoint_runs_no_code(checkpoints: Checkpoints, how: str) -> None:
-    import hashlib
-
     trace = checkpoints.folder / "code was run"
     path = checkpoints.save(1, {"learner": Stranger(trace)})
     if how == "pickle":
