@@ -261,7 +261,7 @@ def run_quietly(arguments: list[str]) -> None:
         raise SystemExit(main(arguments))
 
 
-def kill_and_resume(data: Path, folder: Path, kills: int) -> list[int]:
+def kill_and_resume(data: Path, folder: Path, kills: int, epochs: int) -> list[int]:
     """Kills runs at random moments, each resumed until its end, which is compared with that of a run left alone.
 
     Takes as many runs as the kills need; returns the number of mini-batches that were saved at each kill.
@@ -271,7 +271,9 @@ def kill_and_resume(data: Path, folder: Path, kills: int) -> list[int]:
     context.set_forkserver_preload(["gem_fast.paper.cli", "gem_fast.paper.progress", "pytest", "idx_files"])
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=run_quietly, args=(command(data, folder / name, "--resume", "--epochs", "5"),))
+        process = context.Process(
+            target=run_quietly, args=(command(data, folder / name, "--resume", "--epochs", str(epochs)),)
+        )
         process.start()
         return process
 
@@ -304,12 +306,12 @@ def kill_and_resume(data: Path, folder: Path, kills: int) -> list[int]:
 
 
 def test_three_kills(data, tmp_path) -> None:
-    assert len(kill_and_resume(data, tmp_path / "kills", 3)) == 3
+    assert len(kill_and_resume(data, tmp_path / "kills", 3, epochs=2)) == 3
 
 
 @pytest.mark.slow
 def test_fifty_kills(data, tmp_path) -> None:
-    saved = kill_and_resume(data, tmp_path / "kills", 50)
+    saved = kill_and_resume(data, tmp_path / "kills", 50, epochs=5)
     print(f"mini-batches saved at each kill, of 300: {saved}")
     assert len(saved) == 50
     assert len({batches for batches in saved if 0 < batches < 300}) > 15
