@@ -4,10 +4,7 @@ Other optimizers get unscaled gradients from the scaler, and no step at all wher
 are called in any case, with the scale and the finding as their attributes `grad_scale` and `found_inf`.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 
@@ -24,12 +21,12 @@ def is_skipped(optimizer: Optimizer, wait: bool) -> bool:
     return bool(found)
 
 
-def unscale_(optimizer: Optimizer, parameters: Sequence[Parameter]) -> None:
+def unscale_(optimizer: Optimizer) -> None:
     """Divides the gradients by the scale in the fused step's place: the margin is in units of the true gradient."""
     scale = getattr(optimizer, "grad_scale", None)
     if scale is None:
         return
-    for p in parameters:
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p.grad is not None:
             p.grad.div_(scale)
     optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -208,7 +208,7 @@ class GEM:
             self.last = None
             return
         check_parameters(parameters)
-        amp.unscale_(optimizer, parameters)
+        amp.unscale_(optimizer)
         G, reached = self._rows(past, parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         projection = project_(grads, G, self.margin, self.ridge)
