@@ -87,6 +87,7 @@ class TestHookFollowsTheReference:
     def test_in_each_of_200_steps_in_float32(self, stream: Stream, margin: float, ridge: float) -> None:
         differences = deviations(stream, torch.float32, margin, ridge, same_start=True)
         # Weights are at most 1, so float32 rounds each to 6e-8. A hidden unit that lies on the kink of its ReLU
-        # for some example may be on in one precision and off in the other, which changes that example's gradient.
+        # for some example may be on in one precision and off in the other, which changes that example's gradient: by
+        # less than 1 per weight, of which a step takes LR / BATCH.
         assert (differences < 1e-7).sum() >= 198
-        assert differences.max() < 1e-3
+        assert differences.max() < LR / BATCH
