@@ -1,8 +1,11 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
+import contextlib
 import inspect
+import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from gem_fast import amp
+from gem_fast.checks import check_attachable, check_no_closure, check_parameters, trained_parameters
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
-from gem_fast.task_gradients import Batch, LoopTaskGradients, TaskGradients
+from gem_fast.state import check_keys, check_plain_task
+from gem_fast.task_gradients import Batch, LoopTaskGradients, TaskGradients, TaskRows
+
+# The optimizers that a hook is attached to; an entry goes when its optimizer does.
+_hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
 class GEM:
@@ -33,9 +42,20 @@ class GEM:
     memory leaves no trace: `.grad`, random number generators and the train/eval mode are as they were. A `.grad` that
     is None counts as zeros, and is created where the projection has a part for it (the heads of old tasks).
 
+    What is projected is what the optimizer would have read: gradients accumulated over several backward passes (the
+    current task is then the one observed last), clipped before the step or unscaled by torch.amp.GradScaler. A step
+    pre-hook registered on the optimizer after this one sees the projected gradient, and can clip that instead. Weight
+    decay, momentum and the like are the optimizer's own, and come after. The parameters are looked up in each step:
+    layers may be frozen and thawed, and parameter groups added, at any time. The pass over the memory runs outside of
+    autocast, in the parameters' own dtype, because float16 gradients without a loss scale lose small values.
+
+    An optimizer has at most one hook. `detach()` ends it, as does leaving a `with gem_fast.GEM(...) as gem:` block, and
+    the hook goes when the optimizer does. Models may train in several threads, each with a hook of its own; as always
+    in torch, threads share the global random number generator.
+
     Args:
         model: called as model(x), or as model(x, task).
-        optimizer: any torch optimizer whose step takes no closure; its parameters are the ones projected.
+        optimizer: any torch optimizer whose step needs no closure (not LBFGS); its parameters are the ones projected.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
         memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper.
         margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper.
@@ -47,10 +67,14 @@ class GEM:
 
     Attributes:
         last: what the last step's projection did (violations, v, q, status and residual, as tensors on the device: to
-            read them is the user's choice to synchronise); None when there was no past task.
+            read them is the user's choice to synchronise); None when there was no past task. A step that GradScaler
+            skips leaves it as it was.
 
     Raises:
-        ValueError: the model has no parameters, the optimizer holds none of them, or margin or ridge is negative.
+        TypeError: model is no module or optimizer no torch optimizer.
+        ValueError: the model has no parameters, the optimizer holds none of them, they differ in dtype or device, its
+            step needs a closure, or margin or ridge is negative.
+        RuntimeError: the optimizer has a hook already.
     """
 
     def __init__(
@@ -69,7 +93,12 @@ class GEM:
         for name, value in (("margin", margin), ("ridge", ridge)):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
-        _check_parameters(model, optimizer)
+        check_attachable(model, optimizer)
+        if optimizer in _hooked:
+            raise RuntimeError(
+                "optimizer must have no hook of gem_fast yet, got one that has: it would be projected twice; call "
+                "detach() on the first hook"
+            )
         if pass_task is None:
             pass_task = _takes_task(model)
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
@@ -80,7 +109,11 @@ class GEM:
         self._pass_task = pass_task
         self._task_gradients = task_gradients or LoopTaskGradients(model, loss_fn, pass_task=pass_task)
         self._current: Hashable = None
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
+        self._optimizer = weakref.ref(optimizer)
+        self._attached = True
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        _hooked.add(optimizer)
 
     @property
     def past_tasks(self) -> list[Hashable]:
@@ -105,30 +138,78 @@ class GEM:
         self.memory.observe(x, y, task)
         self._current = task
 
+    @property
+    def attached(self) -> bool:
+        """Whether the optimizer's steps are projected: from construction to `detach`."""
+        return self._attached and self._optimizer() is not None
+
     def detach(self) -> None:
-        """Takes the hook off the optimizer; its steps are plain ones from then on."""
-        self._hook.remove()
+        """Takes the hook off the optimizer, whose steps are plain ones from then on; a second call does nothing.
+
+        The optimizer can then have another hook. Leaving a `with` block over the hook detaches it, too.
+        """
+        optimizer = self._optimizer()
+        if self._attached and optimizer is not None:
+            self._handle.remove()
+            _hooked.discard(optimizer)
+        self._attached = False
+
+    def __enter__(self) -> "GEM":
+        if not self.attached:
+            raise RuntimeError(
+                "the hook must be attached to be used in a with block, got a detached one; make a new one"
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def __reduce__(self) -> NoReturn:
+        # Both copy.deepcopy and pickle come here.
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: the copy would be attached to no optimizer; make a "
+            "new one on the copied optimizer and give it this one's state_dict()"
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory and the current task: what a resumed run needs to go on with the same bits."""
+        """The memory and the current task: what a resumed run needs to go on with the same bits.
+
+        Tensors and plain Python values, for torch.load(weights_only=True). Model and optimizer have their own states.
+
+        Raises:
+            ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
+        """
+        check_plain_task("task", self._current)
         return {"memory": self.memory.state_dict(), "current": self._current}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned."""
+        """Takes up the state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
+        """
+        check_keys("state", state, ("memory", "current"))
+        check_plain_task("current", state["current"])
         self.memory.load_state_dict(state["memory"])
         self._current = state["current"]
+        self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _check_no_closure(args, kwargs)
+        check_no_closure(args, kwargs)
+        if amp.is_skipped(optimizer, wait=self.check):
+            return
         past = self.past_tasks
-        if not past:
+        parameters = trained_parameters(optimizer)
+        if not past or not parameters:
             self.last = None
             return
-        parameters = _trained_parameters(optimizer)
-        _check_dense(parameters)
-        G, reached = self._task_gradients(self._constraints(past), parameters)
+        check_parameters(parameters)
+        amp.unscale_(optimizer)
+        G, reached = self._rows(past, parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         projection = project_(grads, G, self.margin, self.ridge)
         _keep_created(parameters, grads, reached, projection)
@@ -138,6 +219,16 @@ class GEM:
                 f"the projection must be solved, got status {Status(int(projection.status)).name} with a residual of "
                 f"{float(projection.residual):.1e}"
             )
+
+    def _rows(self, past: list[Hashable], parameters: list[Parameter]) -> TaskRows:
+        constraints = self._constraints(past)
+        try:
+            with _no_autocast(parameters[0].device.type):
+                return self._task_gradients(constraints, parameters)
+        except RuntimeError as error:
+            # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
+            _check_fit(constraints, parameters[0], error)
+            raise
 
     def _constraints(self, past: list[Hashable]) -> list[list[Batch]]:
         """The examples behind each row of G: here one row per past task."""
@@ -159,6 +250,7 @@ class AGEM(GEM):
         **options: the other options of `GEM`.
 
     Raises:
+        TypeError, RuntimeError: as for `GEM`.
         ValueError: as for `GEM`, or memory_batch is smaller than 1.
     """
 
@@ -174,18 +266,27 @@ class AGEM(GEM):
     ) -> None:
         if memory_batch < 1:
             raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
+        generator = torch.Generator().manual_seed(seed)
         super().__init__(model, optimizer, margin=margin, **options)
         self.memory_batch = memory_batch
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, the current task and the generator's state."""
+        """The memory, the current task and the generator's state; errors as for `GEM`."""
         return {**super().state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned."""
-        super().load_state_dict(state)
-        self._generator.set_state(state["generator"])
+        """Takes up the state that `state_dict` returned; errors as for `GEM`."""
+        check_keys("state", state, ("memory", "current", "generator"))
+        generator = torch.Generator()
+        try:
+            generator.set_state(state["generator"])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                "generator must be the state of a torch.Generator on the CPU, got another value"
+            ) from error
+        super().load_state_dict({name: state[name] for name in ("memory", "current")})
+        self._generator = generator
 
     def _constraints(self, past: list[Hashable]) -> list[list[Batch]]:
         examples = [self.memory.examples(task) for task in past]
@@ -202,36 +303,26 @@ class AGEM(GEM):
         return [batches]
 
 
-def _trained_parameters(optimizer: Optimizer) -> list[Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
-    of_model = {id(p) for p in model.parameters()}
-    if not of_model:
-        raise ValueError("model must have parameters, got a model without any")
-    if not any(id(p) in of_model for p in _trained_parameters(optimizer)):
-        raise ValueError("optimizer must hold parameters of the model that require gradients, got none of them")
-
-
-def _check_dense(parameters: list[Parameter]) -> None:
-    for p in parameters:
-        if p.grad is not None and p.grad.layout is not torch.strided:
-            raise TypeError(
-                f"gradients must be dense, got a sparse one (layout {p.grad.layout}) for a parameter of shape "
-                f"{tuple(p.shape)}; build its module with sparse=False"
-            )
-
-
 def _takes_task(model: nn.Module) -> bool:
     inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     return "task" in inspect.signature(inner.forward).parameters
 
 
-def _check_no_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    # args[0] is the optimizer. A closure computes new gradients inside step, after they could have been projected.
-    if any(argument is not None for argument in args[1:]) or kwargs.get("closure") is not None:
-        raise RuntimeError("optimizer.step must be called without a closure when GEM is attached, got one")
+def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    # In float16 without a loss scale, small gradients would become zeros and their constraints be lost.
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _check_fit(constraints: list[list[Batch]], parameter: Parameter, error: RuntimeError) -> None:
+    for batch in (batch for batches in constraints for batch in batches):
+        dtype = batch.x.dtype if batch.x.is_floating_point() else parameter.dtype
+        if (dtype, batch.x.device) != (parameter.dtype, parameter.device):
+            raise RuntimeError(
+                f"the model must take the memory's examples, {dtype} on {batch.x.device}, got an error from it with "
+                f"parameters of {parameter.dtype} on {parameter.device}; after model.to(...) call memory.to(...), too"
+            ) from error
 
 
 def _keep_created(

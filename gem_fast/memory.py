@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gem_fast.state import check_count, check_keys, check_plain_task, check_plain_tensor
+
 
 class Memory(Protocol):
     """What GEM asks of a memory; any policy that keeps to this can be used."""
@@ -104,33 +106,65 @@ class EpisodicMemory:
         ring = self._rings[task]
         return ring.x[: ring.count], ring.y[: ring.count]
 
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "EpisodicMemory":
+        """Follows a model that was moved or converted after the first examples came.
+
+        Args:
+            device: where the examples go; None leaves them where they are.
+            dtype: a floating-point dtype that inputs and targets with one take; None leaves them as they are.
+
+        Returns:
+            The memory itself.
+
+        Raises:
+            TypeError: dtype is not a floating-point one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point one, got {dtype}")
+        for ring in self._rings.values():
+            ring.x, ring.y = (
+                kept.to(device=device, dtype=dtype if kept.is_floating_point() else None) for kept in (ring.x, ring.y)
+            )
+        return self
+
     def state_dict(self) -> dict[str, Any]:
-        """The examples and sizes, as tensors and plain Python values."""
+        """Copies of the examples and the sizes: tensors and plain Python values, for torch.load(weights_only=True).
+
+        Raises:
+            ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
+        """
+        for task in self._rings:
+            check_plain_task("task", task)
         return {
             "per_task": self.per_task,
             "total": self.total,
             "tasks": [
-                {"task": task, "x": ring.x.clone(), "y": ring.y.clone(), "count": ring.count, "next": ring.next}
+                {"task": task, "x": ring.x[: ring.count].clone(), "y": ring.y[: ring.count].clone(), "next": ring.next}
                 for task, ring in self._rings.items()
             ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned.
+        """Takes up the state that `state_dict` returned, as a copy.
 
         Raises:
-            ValueError: the state is of a memory of another size.
+            ValueError: the state is not one of a memory, or of one of another size. The memory is then as it was.
         """
-        mine, theirs = (self.per_task, self.total), (state["per_task"], state["total"])
-        if mine != theirs:
-            raise ValueError(f"state must be of a memory with (per_task, total) = {mine}, got {theirs}")
-        rings = {}
+        check_keys("state", state, ("per_task", "total", "tasks"))
+        for name, mine in (("per_task", self.per_task), ("total", self.total)):
+            if type(state[name]) is not type(mine) or state[name] != mine:
+                raise ValueError(f"state must be of a memory with {name} = {mine}, got {state[name]!r:.50}")
+        if not isinstance(state["tasks"], list):
+            raise ValueError(f"tasks of the state must be a list, got {type(state['tasks']).__name__}")
+        size = self._size(max(1, len(state["tasks"])))
+        rings: dict[Hashable, _Ring] = {}
         for entry in state["tasks"]:
-            ring = _Ring(len(entry["x"]), entry["x"], entry["y"])
-            ring.x.copy_(entry["x"])
-            ring.y.copy_(entry["y"])
-            ring.count, ring.next = entry["count"], entry["next"]
-            rings[entry["task"]] = ring
+            check_keys("a task of the state", entry, ("task", "x", "y", "next"))
+            task = entry["task"]
+            check_plain_task("task", task)
+            if task in rings:
+                raise ValueError(f"tasks of the state must differ, got {task!r:.50} twice")
+            rings[task] = _Ring.of_state(size, entry["x"], entry["y"], entry["next"])
         self._rings = rings
 
     def _size(self, tasks: int) -> int:
@@ -173,6 +207,20 @@ class _Ring:
         self.y = y.new_empty((size, *y.shape[1:]))
         self.count = 0
         self.next = 0
+
+    @classmethod
+    def of_state(cls, size: int, x: Any, y: Any, next: Any) -> "_Ring":
+        for name, value in (("x", x), ("y", y)):
+            check_plain_tensor(name, value)
+        check_examples(x, y)
+        check_count("the number of a task's examples", len(x), 1, size)
+        # A ring that is not full yet has been written from its start.
+        least, most = (0, size - 1) if len(x) == size else (len(x), len(x))
+        check_count("next", next, least, most)
+        ring = cls(size, x, y)
+        ring.write(x, y)
+        ring.next = next
+        return ring
 
     def check(self, x: Tensor, y: Tensor) -> None:
         for name, new, kept in (("x", x, self.x), ("y", y, self.y)):

@@ -103,8 +103,8 @@ def test_help_explains_every_option(capsys):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     options = [word for word in text.split() if word.startswith("--") and word != "--help"]
-    assert len(set(options)) == 15
-    assert text.count("(default: ") == 15
+    assert len(set(options)) == 18
+    assert text.count("(default: ") == 18
     assert "single 0.003 on rotations / 0.03 on permutations, gem 0.1" in text
 
 

@@ -15,18 +15,20 @@ __all__ = ["Progress"]
 class Progress:
     """Counts mini-batches on stderr, with the running accuracy: the mean over the tasks seen so far."""
 
-    def __init__(self, n_tasks: int, batches_per_task: int) -> None:
+    def __init__(self, n_tasks: int, batches_per_task: int, learned: int = 0) -> None:
         """Starts the display.
 
         Args:
             n_tasks: Tasks in the stream.
             batches_per_task: Mini-batches of each task.
+            learned: Mini-batches that a resumed run has learned already.
         """
         self.n_tasks = n_tasks
         self.batches_per_task = batches_per_task
-        self.batch = 0
+        self.batch = learned
         # disable=None: no bar unless stderr is a terminal.
-        self.bar = tqdm(total=n_tasks * batches_per_task, unit="batch", dynamic_ncols=True, disable=None)
+        total = n_tasks * batches_per_task
+        self.bar = tqdm(total=total, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
 
     def on_batch(self, task: int, accuracy: npt.NDArray[np.float64] | None) -> None:
         """Notes one more mini-batch learned.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import Learner
 from gem_fast.paper.streams import Stream
 
-__all__ = ["Record", "evaluate", "learn_stream"]
+__all__ = ["Journal", "Record", "evaluate", "learn_stream"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,32 @@ class Record:
         return metrics.fwt(self.R, self.baseline)
 
 
+@dataclass
+class Journal:
+    """A run so far, between two mini-batches; with the learner's state, all that is needed to go on with it.
+
+    Attributes:
+        baseline: As in Record.
+        batches: Mini-batches learned.
+        rows: For each evaluation, the mini-batches learned before it, its task, and the accuracies, shape (T,).
+        train_seconds: As in Record.
+        eval_seconds: As in Record.
+    """
+
+    baseline: npt.NDArray[np.float64]
+    batches: int = 0
+    rows: list[tuple[int, int, npt.NDArray[np.float64]]] = field(default_factory=list)
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+    def record(self) -> Record:
+        """The measurements, in one array each."""
+        batch, task, accuracy = zip(*self.rows, strict=True)
+        return Record(
+            self.baseline, np.stack(accuracy), np.array(batch), np.array(task), self.train_seconds, self.eval_seconds
+        )
+
+
 def learn_stream(
     learner: Learner,
     stream: Stream,
@@ -68,6 +95,8 @@ def learn_stream(
     eval_every: int,
     generator: torch.Generator,
     on_batch: Callable[[int, npt.NDArray[np.float64] | None], None] = lambda task, accuracy: None,
+    on_journal: Callable[[Journal], None] = lambda journal: None,
+    journal: Journal | None = None,
 ) -> Record:
     """Trains a learner on every task in turn.
 
@@ -80,6 +109,9 @@ def learn_stream(
         generator: A CPU generator, source of the order of the examples.
         on_batch: Called after every mini-batch with the task's number and the accuracy on each task, shape (T,),
             where this mini-batch was followed by an evaluation, else None.
+        on_journal: Called after that with the run so far, which is not to be changed.
+        journal: The run so far, if it is to go on; the learner and torch's global generator are then as they were
+            after that mini-batch, and `generator` is as it was at the start of the stream.
 
     Returns:
         All measurements.
@@ -88,36 +120,38 @@ def learn_stream(
         InputError: The outputs of the model stopped being finite.
     """
     device = stream.test_images.device
-    train_seconds = eval_seconds = 0.0
-    rows: list[tuple[int, int, npt.NDArray[np.float64]]] = []
-    batch = 0
 
-    def timed_evaluation() -> npt.NDArray[np.float64]:
-        nonlocal eval_seconds
+    def timed_evaluation() -> tuple[npt.NDArray[np.float64], float]:
         start = _now(device)
-        accuracy = evaluate(learner, stream)
-        eval_seconds += _now(device) - start
-        return accuracy
+        return evaluate(learner, stream), _now(device) - start
 
-    baseline = timed_evaluation()
+    if journal is None:
+        baseline, seconds = timed_evaluation()
+        journal = Journal(baseline, eval_seconds=seconds)
+    learned = journal.batches
     for task, examples in enumerate(stream.tasks):
         n_batches = epochs * -(-len(examples.labels) // batch_size)
-        for i, (x, y) in enumerate(stream.batches(task, batch_size, epochs, generator), start=1):
+        # What was learned before is passed over, but drawn, so that the order of the rest is what it would have been.
+        skip = min(n_batches, learned)
+        learned -= skip
+        batches = enumerate(stream.batches(task, batch_size, epochs, generator), start=1)
+        for i, (x, y) in itertools.islice(batches, skip, None):
             start = _now(device)
             try:
                 learner.observe(x, y, task)
             except RuntimeError:
                 evaluate(learner, stream)  # if the model has diverged, this says so; any other failure goes on as it is
                 raise
-            train_seconds += _now(device) - start
-            batch += 1
+            journal.train_seconds += _now(device) - start
+            journal.batches += 1
             accuracy = None
             if i % eval_every == 0 or i == n_batches:
-                accuracy = timed_evaluation()
-                rows.append((batch, task, accuracy))
+                accuracy, seconds = timed_evaluation()
+                journal.eval_seconds += seconds
+                journal.rows.append((journal.batches, task, accuracy))
             on_batch(task, accuracy)
-    batches, tasks, accuracies = zip(*rows, strict=True)
-    return Record(baseline, np.stack(accuracies), np.array(batches), np.array(tasks), train_seconds, eval_seconds)
+            on_journal(journal)
+    return journal.record()
 
 
 def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 
 import gem_fast
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.files import write_file
 from gem_fast.paper.protocol import Record
 
-__all__ = ["prepare_folder", "result_json", "summary", "write_files"]
+__all__ = ["result_json", "summary", "write_files"]
 
 
 def summary(record: Record) -> str:
@@ -74,24 +74,6 @@ def result_json(record: Record, config: dict[str, Any]) -> bytes:
     return json.dumps(result, indent=1).encode() + b"\n"
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes sure, before a long run, that files can be written into a folder; makes it if need be.
-
-    Args:
-        folder: The folder of --out.
-
-    Raises:
-        InputError: It cannot be made or written to, or is no folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "result.json.tmp", b"")
-        (folder / "result.json.tmp").unlink()
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
-        raise InputError(f"--out must be a folder that can be written to, got {str(folder)!r}: {reason}") from error
-
-
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Writes files one after another, each of them whole or not at all.
 
@@ -103,20 +85,10 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         InputError: A file cannot be written.
     """
     for name, contents in files.items():
-        temporary = folder / f"{name}.tmp"
         try:
-            _write(temporary, contents)
-            temporary.replace(folder / name)
+            write_file(folder / name, contents)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(f"{folder / name} cannot be written: {error.strerror or error}") from error
-
-
-def _write(path: Path, contents: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _percent(row: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:

@@ -13,10 +13,12 @@ import torch
 from gem_fast.paper import report
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.models import mlp
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import learn_stream
+from gem_fast.paper.resume import Resumable
 from gem_fast.paper.streams import STREAMS
 
 __all__ = ["add_parser"]
@@ -116,10 +118,33 @@ def add_parser(subparsers: Any) -> None:
         help="folder for result.json, r_matrix.png, first_task.png and curves.png (default: write nothing)",
     )
 
+    again = parser.add_argument_group("going on after an interruption, with the same R to the last bit")
+    again.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="folder for the state of this run, newest and last but one (default: keep none)",
+    )
+    again.add_argument(
+        "--checkpoint-every",
+        type=whole,
+        metavar="N",
+        help="mini-batches between two checkpoints (default: as often as takes 2 %% of the time)",
+    )
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest sound checkpoint, with the options that the run was started with (default: begin, "
+        "in a folder without checkpoints; where there are none yet, --resume begins, too)",
+    )
+
 
 def _run(args: argparse.Namespace) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
     hyper = _hyper_parameters(args)
+    for option in ("resume", "checkpoint_every"):
+        if getattr(args, option) and args.checkpoint is None:
+            raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
     device = _device(args.device)
     with extra("the progress bar"):
         from gem_fast.paper.progress import Progress
@@ -128,28 +153,44 @@ def _run(args: argparse.Namespace) -> None:
             from gem_fast.paper import plots
     generator = torch.Generator().manual_seed(args.seed)
     stream = STREAMS[args.stream](load_data(args.data), args.tasks, args.samples_per_task, generator).to(device)
-    if args.out is not None:
-        report.prepare_folder(args.out)
+    for option in ("out", "checkpoint"):
+        if getattr(args, option) is not None:
+            prepare_folder(f"--{option}", getattr(args, option))
 
     batches_per_task = args.epochs * math.ceil(args.samples_per_task / args.batch_size)
     eval_every = args.eval_every or math.ceil(batches_per_task / EVALUATIONS_PER_TASK)
     names = ("stream", "data", "tasks", "samples_per_task", "batch_size", "epochs", "seed", "device", "learner")
     config = {name: getattr(args, name) for name in names} | hyper | {"eval_every": eval_every}
-    print(", ".join(f"{name} {value}" for name, value in config.items()))
 
     torch.manual_seed(args.seed)
     model = mlp(stream.n_inputs, stream.n_outputs).to(device)
     learner = LEARNERS[args.learner](model, **hyper)
-    with Progress(args.tasks, batches_per_task) as progress:
-        record = learn_stream(
-            learner,
-            stream,
-            batch_size=args.batch_size,
-            epochs=args.epochs,
-            eval_every=eval_every,
-            generator=generator,
-            on_batch=progress.on_batch,
-        )
+    run = journal = None
+    if args.checkpoint is not None:
+        run = Resumable(args.checkpoint, args.checkpoint_every, config, stream, learner, batches_per_task)
+        journal = run.begin(args.resume)
+    print(", ".join(f"{name} {value}" for name, value in config.items()))
+    learned = 0 if journal is None else journal.batches
+    try:
+        with Progress(args.tasks, batches_per_task, learned) as progress:
+            record = learn_stream(
+                learner,
+                stream,
+                batch_size=args.batch_size,
+                epochs=args.epochs,
+                eval_every=eval_every,
+                generator=generator,
+                on_batch=progress.on_batch,
+                on_journal=(lambda journal: None) if run is None else run.after_batch,
+                journal=journal,
+            )
+    except KeyboardInterrupt as interrupt:
+        if run is None or run.saved is None:
+            raise
+        raise KeyboardInterrupt(
+            f"the run is saved in {args.checkpoint} up to mini-batch {run.saved}; the same command with --resume goes "
+            "on from there"
+        ) from interrupt
     print(f"\n{report.summary(record)}")
     if args.out is not None:
         tasks = "1 task" if args.tasks == 1 else f"{args.tasks} tasks"

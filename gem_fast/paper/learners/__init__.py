@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ __all__ = ["LEARNERS", "Learner"]
 
 
 class Learner(Protocol):
-    """What the protocol needs of a learner; subclasses of torch.nn.Module have `train` already.
+    """What the protocol needs of a learner; torch.nn.Module has `train` already, and SgdLearner the states.
 
     A learner's constructor takes the model, on its device, and then its hyper-parameters by name.
     """
@@ -27,6 +27,12 @@ class Learner(Protocol):
 
     def train(self, mode: bool = True) -> object:
         """Switches to training mode, or to evaluation mode with mode = False."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All that decides how training goes on, as torch.load(weights_only=True) reads it back."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """Takes up the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gem_fast
+from gem_fast.paper.learners.base import SgdLearner
 
 __all__ = ["Gem"]
 
 
-class Gem(nn.Module):
+class Gem(SgdLearner):
     """SGD whose steps may not raise the loss on the memory of any past task (Eq. 7 and 8)."""
 
     def __init__(self, model: nn.Module, lr: float, memory_per_task: int, margin: float, ridge: float) -> None:
@@ -24,9 +26,7 @@ class Gem(nn.Module):
             margin: Lower bound of the dual variables v (Eq. 11); 0 is the plain projection.
             ridge: Added to the diagonal of the Gramian G G^T; 0 is the exact projection.
         """
-        super().__init__()
-        self.model = model
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        super().__init__(model, lr)
         memory = gem_fast.EpisodicMemory(per_task=memory_per_task)
         self.gem = gem_fast.GEM(
             model, self.optimizer, loss_fn=F.cross_entropy, memory=memory, margin=margin, ridge=ridge
@@ -39,7 +39,6 @@ class Gem(nn.Module):
         self.gem.observe(x, y, task)
         self.optimizer.step()
 
-    def predict(self, x: Tensor, task: int) -> Tensor:
-        """Logits of the network, the same for every task."""
-        logits: Tensor = self.model(x)
-        return logits
+    def parts(self) -> dict[str, Any]:
+        """The optimizer, and the hook with its memory."""
+        return {**super().parts(), "gem": self.gem}

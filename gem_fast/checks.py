@@ -1,0 +1,63 @@
+"""What the hook asks of the optimizer and of the parameters it trains: each check raises with one sentence."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+
+def trained_parameters(optimizer: Optimizer) -> list[Parameter]:
+    """The parameters that the next step may change, in the optimizer's order; frozen ones are left out."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def check_attachable(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raises unless a hook on `optimizer` can project the gradients of `model`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer must be one whose step needs no closure, got {type(optimizer).__name__}: its closure computes "
+            "new gradients inside the step, after they could have been projected"
+        )
+    of_model = {id(p) for p in model.parameters()}
+    if not of_model:
+        raise ValueError("model must have parameters, got a model without any")
+    parameters = trained_parameters(optimizer)
+    if not any(id(p) in of_model for p in parameters):
+        raise ValueError("optimizer must hold parameters of the model that require gradients, got none of them")
+    check_parameters(parameters)
+
+
+def check_parameters(parameters: Sequence[Parameter]) -> None:
+    """Raises unless the parameters share one dtype and device, as G's rows do, and their gradients are dense."""
+    first = parameters[0]
+    for p in parameters:
+        if p.dtype != first.dtype or p.device != first.device:
+            raise ValueError(
+                f"the optimizer's parameters must all have one dtype and device, got {first.dtype} on {first.device} "
+                f"for shape {tuple(first.shape)} and {p.dtype} on {p.device} for shape {tuple(p.shape)}"
+            )
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            raise TypeError(
+                f"gradients must be dense, got a sparse one (layout {p.grad.layout}) for a parameter of shape "
+                f"{tuple(p.shape)}; build its module with sparse=False"
+            )
+
+
+def check_no_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises where step was called with a closure: it computes new gradients after they could have been projected.
+
+    Args:
+        args: the positional arguments of step, the optimizer first.
+        kwargs: its keyword arguments.
+    """
+    if any(argument is not None for argument in args[1:]) or kwargs.get("closure") is not None:
+        raise RuntimeError("optimizer.step must be called without a closure when GEM is attached, got one")

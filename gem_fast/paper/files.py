@@ -1,0 +1,62 @@
+"""Writes files that are there whole or not at all, even if the machine stops in the middle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gem_fast.paper.errors import InputError
+
+__all__ = ["prepare_folder", "write_file"]
+
+
+def prepare_folder(option: str, folder: Path) -> None:
+    """Makes sure, before a long run, that files can be written into a folder; makes it if need be.
+
+    Args:
+        option: The option of the command line that names the folder.
+        folder: The folder.
+
+    Raises:
+        InputError: It cannot be made or written to, or is no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "probe.tmp"
+        _write(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise InputError(f"{option} must be a folder that can be written to, got {str(folder)!r}: {reason}") from error
+
+
+def write_file(path: Path, contents: bytes) -> None:
+    """Writes a file in place of an older one of its name, which stays as it was should anything go wrong.
+
+    Args:
+        path: The file; beside it, a file of its name and .tmp exists while this works.
+        contents: All of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        _write(temporary, contents)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The new name is on the disk only when the folder is.
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, contents: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())

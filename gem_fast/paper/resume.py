@@ -1,0 +1,217 @@
+"""Takes a run's whole state at intervals, and gives it back to a run that resumes: the same R to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gem_fast.paper.checkpoint import Checkpoints
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import Learner
+from gem_fast.paper.protocol import Journal
+from gem_fast.paper.streams import Stream
+from gem_fast.state import check_count, check_keys, check_plain_tensor
+
+__all__ = ["Resumable"]
+
+# Without --checkpoint-every, the part of the time that may go into writing: the interval adapts to disk and memory.
+SHARE = 0.02
+
+
+class Resumable:
+    """A run that leaves checkpoints in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int | None,
+        config: dict[str, Any],
+        stream: Stream,
+        learner: Learner,
+        batches_per_task: int,
+    ) -> None:
+        """Prepares for a run; reads and writes nothing.
+
+        Args:
+            folder: An existing folder, for this run alone.
+            every: Mini-batches between two checkpoints; None: as often as takes the SHARE of the time.
+            config: Every option of the run by name. All but `data` must be the same to resume; what the data hold must.
+            stream: The tasks.
+            learner: The learner, on the stream's device.
+            batches_per_task: Mini-batches of each task.
+        """
+        self.saved: int | None = None  # mini-batches learned at the last checkpoint
+        self._checkpoints = Checkpoints(folder)
+        self._every = every
+        self._config = config
+        self._fingerprint = _fingerprint(stream)
+        self._n_tasks = len(stream.tasks)
+        self._device = stream.test_images.device
+        self._learner = learner
+        self._batches_per_task = batches_per_task
+        self._total = len(stream.tasks) * batches_per_task
+        self._cost = 0.0
+        self._done = time.perf_counter()
+
+    def begin(self, resume: bool) -> Journal | None:
+        """Gives the learner and torch's global generator the state of the newest sound checkpoint.
+
+        Args:
+            resume: Whether to go on from it, or to begin a new run, in a folder without any.
+
+        Returns:
+            The run so far; None at the beginning.
+
+        Raises:
+            InputError: The folder has checkpoints but resume is False, or they are all damaged, or of another run.
+        """
+        folder = self._checkpoints.folder
+        if not resume:
+            if self._checkpoints.paths():
+                raise InputError(
+                    f"--checkpoint must be a folder without checkpoints, got {str(folder)!r} with those of an earlier "
+                    "run: add --resume to go on with it, or name another folder"
+                )
+            return None
+        loaded = self._checkpoints.load()
+        if loaded is None:
+            _say(f"no checkpoint in {folder} yet, so the run starts from the beginning")
+            return None
+        for complaint in loaded.complaints:
+            _say(f"{complaint}; the one before it is used")
+        self._check_same_run(loaded.path, loaded.state)
+        try:
+            journal = _journal_of_state(loaded.state["journal"], self._n_tasks, self._batches_per_task)
+            self._learner.load_state_dict(loaded.state["learner"])
+            self._set_generators(loaded.state["generators"])
+        except ValueError as error:
+            raise InputError(f"{loaded.path} does not hold a run of gem_fast: {error}") from error
+        self.saved = journal.batches
+        _say(f"resumed from {loaded.path}, after {journal.batches} of {self._total} mini-batches")
+        return journal
+
+    def after_batch(self, journal: Journal) -> None:
+        """Writes a checkpoint if it is time for one, and always at the end of the stream.
+
+        A failure, such as a full disk, is told on stderr and stops nothing.
+
+        Args:
+            journal: The run so far.
+        """
+        start = time.perf_counter()
+        by_time = self._every is None and (start - self._done) * SHARE >= self._cost
+        by_number = self._every is not None and journal.batches % self._every == 0
+        if not by_time and not by_number and journal.batches < self._total:
+            return
+        try:
+            self._checkpoints.save(journal.batches, self._state(journal))
+            self.saved = journal.batches
+        except OSError as error:
+            _say(f"no checkpoint could be written after mini-batch {journal.batches}: {error}; the run goes on")
+        self._done = time.perf_counter()
+        self._cost = self._done - start
+
+    def _state(self, journal: Journal) -> dict[str, Any]:
+        return {
+            "config": self._config,
+            "stream": self._fingerprint,
+            "learner": self._learner.state_dict(),
+            "generators": self._generators(),
+            "journal": {
+                "baseline": torch.from_numpy(journal.baseline),
+                "batches": journal.batches,
+                "rows": [(batches, task, torch.from_numpy(accuracy)) for batches, task, accuracy in journal.rows],
+                "train_seconds": journal.train_seconds,
+                "eval_seconds": journal.eval_seconds,
+            },
+        }
+
+    def _check_same_run(self, path: Path, state: dict[str, Any]) -> None:
+        try:
+            check_keys("a checkpoint", state, ("config", "stream", "learner", "generators", "journal"))
+            check_keys("journal", state["journal"], ("baseline", "batches", "rows", "train_seconds", "eval_seconds"))
+            if not isinstance(state["config"], dict):
+                raise ValueError(f"config must be a dictionary, got {type(state['config']).__name__}")
+        except ValueError as error:
+            raise InputError(f"{path} does not hold a run of gem_fast: {error}") from error
+        theirs = state["config"]
+        # The texts are compared, because a stranger's values may be of any type.
+        others = [
+            f"--{name.replace('_', '-')} {theirs.get(name)!s:.50} and not {mine}"
+            for name, mine in self._config.items()
+            if name != "data" and str(theirs.get(name)) != str(mine)
+        ]
+        if others:
+            raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")
+        if state["stream"] != self._fingerprint:
+            raise InputError(f"--data must hold the same examples as for the run in {path}, got others")
+
+    def _generators(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self._device.type != "cpu":
+            states[self._device.type] = torch.get_device_module(self._device).get_rng_state(self._device)
+        return states
+
+    def _set_generators(self, states: Any) -> None:
+        check_keys("generators", states, tuple(self._generators()))
+        try:
+            torch.set_rng_state(states["cpu"])
+            if self._device.type != "cpu":
+                torch.get_device_module(self._device).set_rng_state(states[self._device.type], self._device)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError("generators must be the states of torch's global generators, got other values") from error
+
+
+def _journal_of_state(state: dict[str, Any], n_tasks: int, batches_per_task: int) -> Journal:
+    check_count("batches", state["batches"], 1, n_tasks * batches_per_task)
+    for name in ("train_seconds", "eval_seconds"):
+        if type(state[name]) is not float:
+            raise ValueError(f"{name} must be a float, got {type(state[name]).__name__}")
+    if not isinstance(state["rows"], list):
+        raise ValueError(f"rows must be a list, got {type(state['rows']).__name__}")
+    rows: list[tuple[int, int, npt.NDArray[np.float64]]] = []
+    for row in state["rows"]:
+        if not isinstance(row, tuple) or len(row) != 3:
+            raise ValueError("rows must hold the mini-batches, the task and the accuracies each, got another row")
+        check_count("the mini-batches of a row", row[0], rows[-1][0] + 1 if rows else 1, state["batches"])
+        task = (row[0] - 1) // batches_per_task
+        check_count("the task of a row", row[1], task, task)
+        rows.append((row[0], task, _accuracies("a row", row[2], n_tasks)))
+    # R is made of the rows at the ends of tasks.
+    ends = range(batches_per_task, state["batches"] + 1, batches_per_task)
+    if not {row[0] for row in rows}.issuperset(ends):
+        raise ValueError(f"rows must have one after each of the {len(ends)} tasks learned, got {len(rows)} others")
+    baseline = _accuracies("baseline", state["baseline"], n_tasks)
+    return Journal(baseline, state["batches"], rows, state["train_seconds"], state["eval_seconds"])
+
+
+def _accuracies(name: str, value: Any, n_tasks: int) -> npt.NDArray[np.float64]:
+    check_plain_tensor(name, value)
+    if value.shape != (n_tasks,) or value.dtype != torch.float64:
+        raise ValueError(f"{name} must have shape ({n_tasks},), float64, got {tuple(value.shape)}, {value.dtype}")
+    accuracies: npt.NDArray[np.float64] = value.detach().cpu().numpy()
+    return accuracies
+
+
+def _fingerprint(stream: Stream) -> str:
+    """SHA-256 of all examples, in order."""
+    digest = hashlib.sha256()
+    tensors = [stream.test_images, stream.test_labels]
+    for task in stream.tasks:
+        tensors += [task.images, task.labels, task.pixel_map]
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _say(sentence: str) -> None:
+    print(f"python -m gem_fast: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,245 @@
+"""States of hook, memory and learners: through a file and back with the same bits, and nothing else gets in."""
+
+import copy
+import enum
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from asserts import assert_same_bits
+from models import mlp, stream
+from torch import Tensor
+
+from gem_fast import AGEM, GEM, EpisodicMemory
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.learners.single import Single
+
+HYPER = {"single": {"lr": 0.1}, "gem": {"lr": 0.1, "memory_per_task": 8, "margin": 0.5, "ridge": 0.0}}
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal, bit by bit."""
+    if isinstance(a, Tensor):
+        assert_same_bits(a, b)
+        return True
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def memory(**options: int) -> EpisodicMemory:
+    kept = EpisodicMemory(**(options or {"per_task": 6}))
+    for x, y, task in stream(3, batches=2):
+        kept.observe(x, y, ("task", task))
+    kept.observe(x[:1], y[:1], "a short one")
+    return kept
+
+
+def hook(rule: type[GEM] = GEM) -> GEM:
+    model = mlp()
+    return rule(model, torch.optim.SGD(model.parameters(), lr=0.1), memory=EpisodicMemory(per_task=6))
+
+
+def learner(name: str, batches: int = 0) -> Any:
+    torch.manual_seed(0)
+    made = LEARNERS[name](mlp(), **HYPER[name])
+    for x, y, task in list(stream(3))[:batches]:
+        made.observe(x, y, task)
+    return made
+
+
+@pytest.mark.parametrize("options", [{"per_task": 6}, {"total": 17}])
+def test_memory_through_a_file(options: dict[str, int]) -> None:
+    one, two = memory(**options), EpisodicMemory(**options)
+    two.load_state_dict(through_a_file(one.state_dict()))
+    assert same(one.state_dict(), two.state_dict())
+    for x, y, task in stream(4):
+        one.observe(x, y, ("task", task))
+        two.observe(x, y, ("task", task))
+    assert same(one.state_dict(), two.state_dict())
+
+
+def test_a_state_holds_copies() -> None:
+    one, two = memory(), EpisodicMemory(per_task=6)
+    state = one.state_dict()
+    two.load_state_dict(state)
+    kept = copy.deepcopy(state)
+    for x, y, _ in stream(1):
+        one.observe(x, y, "a short one")
+    assert same(state, kept)
+    for entry in state["tasks"]:
+        entry["x"].zero_()
+    assert same(two.state_dict(), kept)
+
+
+@pytest.mark.parametrize("rule", [GEM, AGEM])
+def test_hook_through_a_file(rule: type[GEM]) -> None:
+    one, two = hook(rule), hook(rule)
+    for x, y, task in stream(3):
+        one.observe(x, y, task)
+    if rule is AGEM:
+        one._constraints(one.past_tasks)  # draws
+    two.load_state_dict(through_a_file(one.state_dict()))
+    assert two.past_tasks == one.past_tasks == [0, 1]
+    assert same(one.state_dict(), two.state_dict())
+    assert same(one._constraints([0, 1]), two._constraints([0, 1]))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learner_through_a_file(name: str) -> None:
+    one, two = learner(name, batches=7), learner(name)
+    two.load_state_dict(through_a_file(one.state_dict()))
+    for x, y, task in list(stream(3))[7:]:
+        one.observe(x, y, task)
+        two.observe(x, y, task)
+    assert same(one.state_dict(), two.state_dict())
+
+
+class Season(enum.Enum):
+    SUMMER = 1
+
+
+@pytest.mark.parametrize("task", [Season.SUMMER, frozenset(), ("a", Season.SUMMER)])
+def test_ids_that_a_file_cannot_hold_are_refused_when_saving(task: Any) -> None:
+    gem = hook()
+    gem.observe(torch.zeros(1, 6), torch.zeros(1).long(), task)
+    for part in (gem, gem.memory):
+        with pytest.raises(
+            ValueError, match=r"must be a number, string, None or a tuple of these to be kept in a file"
+        ):
+            part.state_dict()
+
+
+def nested(depth: int) -> Any:
+    return (nested(depth - 1),) if depth else 0
+
+
+BAD_MEMORIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no dictionary": (lambda s: [s], "state must be a dictionary, got list"),
+    "foreign": (lambda s: {"weight": 1}, "state must have the keys per_task, total, tasks, got weight"),
+    "empty": (lambda s: {}, "got none"),
+    "another size": (lambda s: {**s, "per_task": 7}, "state must be of a memory with per_task = 6, got 7"),
+    "a tensor as size": (lambda s: {**s, "per_task": torch.ones(2)}, "with per_task = 6, got tensor"),
+    "no list": (lambda s: {**s, "tasks": 3}, "tasks of the state must be a list, got int"),
+    "twice": (lambda s: {**s, "tasks": [*s["tasks"], s["tasks"][0]]}, "tasks of the state must differ, got .* twice"),
+}
+BAD_TASKS: dict[str, tuple[dict[str, Any], str]] = {
+    "id": ({"task": torch.ones(1)}, "task must be a number, .* got Tensor"),
+    "deep id": ({"task": nested(100)}, "task must be a number, .* got tuple"),
+    "x": ({"x": "x"}, "x must be a dense tensor, got str"),
+    "meta": ({"y": torch.zeros(6, device="meta")}, "y must be a dense tensor"),
+    "sparse": ({"x": torch.eye(6).to_sparse()}, "x must be a dense tensor"),
+    "expanded": ({"x": torch.zeros(1).expand(6, 10**12)}, "x must be a dense tensor, got an expanded one of shape"),
+    "lengths": ({"y": torch.zeros(5)}, "x and y must have the same number of examples, got 6 and 5"),
+    "no examples": ({"x": torch.zeros(0, 6), "y": torch.zeros(0)}, "x must hold at least one example"),
+    "no dimensions": ({"x": torch.zeros(()), "y": torch.zeros(())}, "x must hold at least one example"),
+    "too many": ({"x": torch.zeros(7, 6), "y": torch.zeros(7)}, "examples must be an integer between 1 and 6, got 7"),
+    "next": ({"next": 6}, "next must be an integer between 0 and 5, got 6"),
+    "bool": ({"next": True}, "next must be an integer between 0 and 5, got True"),
+    "next of few": ({"x": torch.zeros(2, 6), "y": torch.zeros(2), "next": 1}, "next must be .* between 2 and 2, got 1"),
+}
+for reason, (change, sentence) in BAD_TASKS.items():
+    BAD_MEMORIES[reason] = (
+        lambda s, change=change: {**s, "tasks": [s["tasks"][1], {**s["tasks"][0], **change}]},
+        sentence,
+    )
+
+
+@pytest.mark.parametrize("reason", BAD_MEMORIES)
+def test_bad_states_leave_memory_hook_and_learner(reason: str) -> None:
+    spoil, sentence = BAD_MEMORIES[reason]
+    bad = spoil(memory().state_dict())
+    for rule in (GEM, AGEM):
+        gem = hook(rule)
+        for x, y, task in stream(2):
+            gem.observe(x, y, task)
+        before = gem.state_dict()
+        with pytest.raises(ValueError, match=sentence) as error:
+            gem.memory.load_state_dict(bad)
+        assert "\n" not in str(error.value)
+        with pytest.raises(ValueError, match=sentence):
+            gem.load_state_dict({**before, "current": "new", "memory": bad})
+        assert same(gem.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "sentence"),
+    [
+        (
+            GEM,
+            {"generator": torch.Generator().get_state()},
+            "state must have the keys memory, current, got current, gen",
+        ),
+        (AGEM, {"generator": torch.zeros(3)}, r"generator must be the state of a torch\.Generator on the CPU"),
+        (AGEM, {"generator": "seed"}, "generator must be the state"),
+        (AGEM, {"current": []}, "current must be a number, string, None or a tuple"),
+    ],
+)
+def test_bad_hook_states(rule: type[GEM], change: dict[str, Any], sentence: str) -> None:
+    gem, other = hook(rule), hook(rule)
+    for x, y, task in stream(2):
+        gem.observe(x, y, task)
+    before = gem.state_dict()
+    with pytest.raises(ValueError, match=sentence):
+        gem.load_state_dict({**other.state_dict(), **change})
+    assert same(gem.state_dict(), before)
+
+
+def spoil_lr(state: dict[str, Any]) -> dict[str, Any]:
+    state["_extra_state"]["optimizer"]["param_groups"][0]["lr"] = "fast"
+    return state
+
+
+BAD_LEARNERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no dictionary": (lambda s: 3, "Expected state_dict to be dict-like"),
+    "missing": (lambda s: {k: v for k, v in s.items() if k != "model.2.bias"}, 'Missing key.*"model.2.bias"'),
+    "shape": (lambda s: {**s, "model.0.weight": torch.zeros(2, 2)}, "size mismatch for model.0.weight"),
+    "no tensor": (lambda s: {**s, "model.0.weight": "w"}, "model.0.weight"),
+    "foreign": (lambda s: {"weight": torch.zeros(1)}, "Missing key"),
+    "other parts": (
+        lambda s: {**s, "_extra_state": {"adam": 1}},
+        "_extra_state must have the keys optimizer, gem, got",
+    ),
+    "memory": (
+        lambda s: {**s, "_extra_state": {**s["_extra_state"], "gem": {"memory": 1, "current": 2}}},
+        "state must be a dictionary, got int",
+    ),
+    "optimizer": (
+        lambda s: {**s, "_extra_state": {**s["_extra_state"], "optimizer": {}}},
+        "state_dict must be of a Gem",
+    ),
+    "optimizer's groups": (
+        lambda s: {**s, "_extra_state": {**s["_extra_state"], "optimizer": {"state": {}, "param_groups": []}}},
+        "the optimizer's options must be those of this learner, got others",
+    ),
+    "optimizer's values": (lambda s: spoil_lr(s), "the optimizer's options must be those of this learner, got others"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_LEARNERS)
+def test_bad_states_leave_the_learner(reason: str) -> None:
+    spoil, sentence = BAD_LEARNERS[reason]
+    gem = learner("gem", batches=7)
+    before = copy.deepcopy(gem.state_dict())
+    with pytest.raises(ValueError, match=sentence) as error:
+        gem.load_state_dict(spoil(learner("gem", batches=12).state_dict()))
+    assert "\n" not in str(error.value)
+    assert same(gem.state_dict(), before)
+
+
+def test_a_learners_state_is_not_anothers() -> None:
+    with pytest.raises(
+        ValueError, match=r"state_dict must be of a Single learner .* keys optimizer, got gem, optimizer"
+    ):
+        Single(mlp(), lr=0.1).load_state_dict(learner("gem", batches=7).state_dict())
