@@ -77,8 +77,10 @@ class Nnqp {
       return {kNonFinite, HUGE_VAL, 0};
     }
     const int iterations = constraint_violated() ? run() : 0;
-    each(t_, [&](int i) { v[i] = in_.lower + u_[i]; });
-    const double residual = this->residual();
+    // Units so large that a multiplier is not a finite number: no answer, rather than one with infinities in it.
+    const bool overflow = largest([&](int i) { return (in_.lower + u_[i]) * 0.0 == 0.0 ? 0.0 : 1.0; }) != 0.0;
+    each(t_, [&](int i) { v[i] = overflow ? 0.0 : in_.lower + u_[i]; });
+    const double residual = overflow ? HUGE_VAL : this->residual();
     return {residual <= kAcceptedResidual ? kSolved : kInaccurate, residual, iterations};
   }
 
@@ -166,10 +168,11 @@ class Nnqp {
       return fmax(fabs(in_.q[i]) * (norm_[i] > 0.0 ? 1.0 / norm_[i] : 0.0), fabs(lower + u_[i]) * norm_[i]);
     });
     const double gap = largest([&](int i) {
+      if (!(fabs(w_[i]) < HUGE_VAL)) return HUGE_VAL;  // fmin and fmax would pass a NaN over
       if (norm_[i] == 0.0) return P(i, i) < 0.0 || w_[i] < 0.0 ? HUGE_VAL : 0.0;
       return fabs(fmin(u_[i] * norm_[i], w_[i] / norm_[i]));
     });
-    return gap == 0.0 ? 0.0 : gap / reference;
+    return gap == 0.0 ? 0.0 : reference < HUGE_VAL ? gap / reference : HUGE_VAL;
   }
 
   GEM_FAST_INLINE GEM_FAST_HD void slopes_at_u() {
@@ -428,7 +431,8 @@ class Nnqp {
       each(t_, [&](int i) {
         const int f = place_[i];
         if (f < 0) return;
-        const bool used_up = z_[f] <= 0.0 && u_[i] <= step * (u_[i] - z_[f]);
+        // The nearest one leaves even where the product rounds to less than u: the loop ends for any input.
+        const bool used_up = i == nearest.index || (z_[f] <= 0.0 && u_[i] <= step * (u_[i] - z_[f]));
         u_[i] = used_up ? 0.0 : u_[i] + step * (z_[f] - u_[i]);
       });
       drop_zeros();
