@@ -18,7 +18,7 @@ from soak.record import write_result
 from soak.rivals import Rivals
 from tqdm import tqdm
 
-from gem_fast import Status, _C
+from gem_fast import _C, Status
 
 # Largest violation of the KKT conditions, relative to the problem's scale.
 BOUND = 1e-9
