@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "tests" / "native"
 SOURCES = [NATIVE / "kernels.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
 # As setup.py compiles them, but for -O1: sanitizers ask for it, and it compiles in a third of the time.
-FLAGS = "-std=c++20 -O1 -g1 -fno-math-errno -fno-trapping-math -pthread -Wall -Wextra -Werror -Wno-psabi".split()
+FLAGS = "-std=c++20 -O1 -g1 -fno-math-errno -fno-trapping-math -pthread -Wall -Wextra -Werror -Wno-psabi"
 SANITIZERS = {"memory": "address,undefined", "threads": "thread"}
 # A short run's shapes; SANITIZER_ROUNDS=1000 makes it a long one.
 ROUNDS = os.environ.get("SANITIZER_ROUNDS", "20")
@@ -31,7 +31,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     builds = [
         subprocess.Popen(
-            [*cxx, *FLAGS, f"-fsanitize={checks}", "-fno-sanitize-recover=all", *include, *SOURCES, "-o", folder / name]
+            [
+                *cxx,
+                *shlex.split(FLAGS),
+                f"-fsanitize={checks}",
+                "-fno-sanitize-recover=all",
+                *include,
+                *SOURCES,
+                "-o",
+                folder / name,
+            ]
         )
         for name, checks in SANITIZERS.items()
     ]
