@@ -1,8 +1,19 @@
 """The soak's memory part, short: `make soak` takes 100,000 steps."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from soak.leak import ACTIVITIES, measure
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from more threads, and waits for them where others use the machine too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("activity", ACTIVITIES)

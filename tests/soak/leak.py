@@ -109,6 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000)
     steps = parser.parse_args().steps
+    torch.set_num_threads(1)  # so small a model gains nothing from more
     measured = {name: measure(make(), steps) for name, make in ACTIVITIES.items()}
     path = write_result("soak_leak", measured)
     for name, result in measured.items():
