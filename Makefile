@@ -1,8 +1,14 @@
 # make demo   install and train GEM on the rotated digits      make lint    formatting, style and types
 # make test   install and run the tests                        make bench   install and run the benchmarks
+# make soak   hours of hard inputs: SEED, PROBLEMS, FUZZ_SECONDS and STEPS on the command line change what is run
 PYTHON ?= python3
 # The torch that gem_fast is developed with; any torch >= 2.10 runs it.
 TORCH ?= torch==2.13.0
+# How much `make soak` does.
+SEED ?= 0
+PROBLEMS ?= 1000000
+STEPS ?= 100000
+FUZZ_SECONDS ?= 600
 
 # Where `make bench` measures: cpu or cuda.
 DEVICE ?= cpu
@@ -11,9 +17,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What a build depends on.
 BUILD := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
-CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/simt/*)
+CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/simt/* tests/native/*)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m gem_fast run --stream rotations --learner gem --out out/rotations
@@ -29,7 +35,16 @@ lint: $(VENV)/installed $(VENV)/test.tools $(VENV)/lint.tools
 
 bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && DEVICE=$(DEVICE) ../$(BIN)/python -m pytest --benchmark-json=results/$(DEVICE).json
+	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_growth.py,true)
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
+
+soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools
+	cd tests && OPENBLAS_NUM_THREADS=1 ../$(BIN)/python -m soak.solver --seed $(SEED) --problems $(PROBLEMS)
+	cd tests && ../$(BIN)/python -m soak.leak --steps $(STEPS)
+	cd tests && ../$(BIN)/python -m soak.large
+	cd tests && SANITIZER_ROUNDS=1000 ../$(BIN)/python -m pytest test_sanitizers.py
+	cd tests && for target in operators idx; do \
+	    ../$(BIN)/python -m fuzz.run $$target -seed=$$(($(SEED) + 1)) -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build out *.egg-info gem_fast/*.so

@@ -224,6 +224,8 @@ struct PackCall {
           tensors.size(), " tensors");
     int64_t numel = 0;
     for (size_t i = 0; i < tensors.size(); ++i) {
+      check(sizes[i] >= 0 && sizes[i] <= row.size(0), "sizes[", i, "] must be from 0 to p = ", row.size(0), ", got ",
+            sizes[i]);
       Segment segment{nullptr, sizes[i], numel};
       if (tensors[i].has_value()) {
         const Tensor& x = *tensors[i];

@@ -132,6 +132,8 @@ def pack_(row: Tensor, tensors: Sequence[Tensor | None], sizes: Sequence[int] | 
         if any(x is None for x in tensors):
             raise ValueError("sizes must be given where a tensor of tensors is None, got None")
         sizes = [x.numel() for x in tensors if x is not None]
+    elif not all(isinstance(n, int) for n in sizes):
+        raise TypeError(f"sizes must be a list of integers, got {sizes!r:.100}")
     torch.ops.gem_fast.pack_(row, list(tensors), list(sizes))
 
 

@@ -25,3 +25,14 @@ def test_missing_gradients_are_zeros() -> None:
 def test_missing_gradients_need_sizes() -> None:
     with pytest.raises(ValueError, match="sizes must be given where a tensor of tensors is None"):
         ops.pack_(torch.zeros(3), [None, torch.ones(2)])
+
+
+@pytest.mark.parametrize("sizes", [[-1, 4], [2**62, 2], [1, 5]])
+def test_sizes_that_do_not_fit_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"sizes\[[01]\] must be from 0 to p = 3, got"):
+        ops.pack_(torch.zeros(3), [None, None], sizes)
+
+
+def test_sizes_must_be_integers() -> None:
+    with pytest.raises(TypeError, match=r"sizes must be a list of integers, got \['three'\]"):
+        ops.pack_(torch.zeros(3), [None], ["three"])

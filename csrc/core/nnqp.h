@@ -11,7 +11,8 @@
 // Method. An active set F holds the tasks with u_j > 0; a Cholesky factor of P_FF is kept. First F is guessed by
 // exchanging blocks of constraints. Then it is corrected one constraint at a time: the most violated enters;
 // where the minimiser over F has a negative part, u moves as far as it stays feasible and what reached zero
-// leaves. Each correction lowers the objective, so no set comes back, whatever the rank of P.
+// leaves. Each correction lowers the objective, so no set comes back, whatever the rank of P; one that raises it,
+// because P_FF is singular to rounding, is taken back.
 //
 // Scale. The iterates keep the problem's own units (a Cholesky factor does not care about the scale of rows); only
 // comparisons are made in units of gradient length: w_j / |g_j| and u_j |g_j|, with |g_j| = sqrt(P_jj). Rows
@@ -60,8 +61,8 @@ struct NnqpAnswer {
 };
 
 // Doubles and ints of workspace for one problem with t constraints.
-GEM_FAST_HD constexpr int64_t nnqp_doubles(int64_t t) { return t * (t + 1) / 2 + 7 * t; }
-GEM_FAST_HD constexpr int64_t nnqp_ints(int64_t t) { return 2 * t; }
+GEM_FAST_HD constexpr int64_t nnqp_doubles(int64_t t) { return t * (t + 1) / 2 + 8 * t; }
+GEM_FAST_HD constexpr int64_t nnqp_ints(int64_t t) { return 3 * t; }
 
 template <class Team>
 class Nnqp {
@@ -81,8 +82,10 @@ class Nnqp {
     w_ = take(t_);
     c_ = take(t_);
     norm_ = take(t_);
+    kept_u_ = take(t_);
     active_ = ints;
     place_ = ints + t_;
+    kept_active_ = ints + 2 * t_;
   }
 
   GEM_FAST_INLINE GEM_FAST_HD NnqpAnswer solve(double* v) {
@@ -91,8 +94,10 @@ class Nnqp {
       return {kNonFinite, HUGE_VAL, 0};
     }
     const int iterations = constraint_violated() ? run() : 0;
-    each(t_, [&](int i) { v[i] = in_.lower + u_[i]; });
-    const double residual = this->residual();
+    // Units so large that a multiplier is not a finite number: no answer, rather than one with infinities in it.
+    const bool overflow = largest([&](int i) { return (in_.lower + u_[i]) * 0.0 == 0.0 ? 0.0 : 1.0; }) != 0.0;
+    each(t_, [&](int i) { v[i] = overflow ? 0.0 : in_.lower + u_[i]; });
+    const double residual = overflow ? HUGE_VAL : this->residual();
     return {residual <= kAcceptedResidual ? kSolved : kInaccurate, residual, iterations};
   }
 
@@ -180,10 +185,11 @@ class Nnqp {
       return fmax(fabs(in_.q[i]) * (norm_[i] > 0.0 ? 1.0 / norm_[i] : 0.0), fabs(lower + u_[i]) * norm_[i]);
     });
     const double gap = largest([&](int i) {
+      if (!(fabs(w_[i]) < HUGE_VAL)) return HUGE_VAL;  // fmin and fmax would pass a NaN over
       if (norm_[i] == 0.0) return P(i, i) < 0.0 || w_[i] < 0.0 ? HUGE_VAL : 0.0;
       return fabs(fmin(u_[i] * norm_[i], w_[i] / norm_[i]));
     });
-    return gap == 0.0 ? 0.0 : gap / reference;
+    return gap == 0.0 ? 0.0 : reference < HUGE_VAL ? gap / reference : HUGE_VAL;
   }
 
   GEM_FAST_INLINE GEM_FAST_HD void slopes_at_u() {
@@ -367,17 +373,62 @@ class Nnqp {
     });
     const int limit = kIterationsAtLeast + kIterationsPerConstraint * t_;
     descend(kNone);
-    for (; iterations < limit; ++iterations) {
+    double lowest = HUGE_VAL;
+    Indexed worst{0.0, kNone};
+    for (bool moved = true;; ++iterations) {
       slopes_at_u();
-      const Indexed worst = smallest([&](int i) { return place_[i] == kInactive ? slope(i) : 0.0; });
-      if (!(worst.value < -kEnterTolerance * scale())) break;
-      if (enter(worst.index) && descend(worst.index)) {
-        each(t_, [&](int i) { place_[i] = place_[i] == kRefused ? kInactive : place_[i]; });
-      } else {
-        refuse(worst.index);
+      if (moved) {
+        const double value = objective();
+        const double unit = scale();
+        if (value > lowest + kObjectiveRounding * unit * unit) {
+          go_back();
+          refuse(worst.index);
+          slopes_at_u();
+        } else {
+          lowest = fmin(lowest, value);
+          keep();
+        }
       }
+      worst = smallest([&](int i) { return place_[i] == kInactive ? slope(i) : 0.0; });
+      if (iterations >= limit || !(worst.value < -kEnterTolerance * scale())) break;
+      moved = enter(worst.index) && descend(worst.index);
+      if (!moved) refuse(worst.index);
     }
     return iterations;
+  }
+
+  // 1/2 u' P u + c' u, for w = P u + c. Every thread sums the same t terms, as in `count`.
+  GEM_FAST_INLINE GEM_FAST_HD double objective() {
+    double sum = 0.0;
+    for (int i = 0; i < t_; ++i) sum += 0.5 * u_[i] * (w_[i] + c_[i]);
+    team_.barrier();
+    return sum;
+  }
+
+  // u is the best so far: constraints that were refused because it had not moved may be tried again.
+  GEM_FAST_INLINE GEM_FAST_HD void keep() {
+    kept_size_ = size_;
+    each(size_, [&](int f) { kept_active_[f] = active_[f]; });
+    each(t_, [&](int i) {
+      kept_u_[i] = u_[i];
+      if (place_[i] == kRefused) place_[i] = kInactive;
+    });
+  }
+
+  // u as it was kept, with its factor. What float64 cannot factor a second time stays out.
+  GEM_FAST_INLINE GEM_FAST_HD void go_back() {
+    each(t_, [&](int i) {
+      u_[i] = kept_u_[i];
+      if (place_[i] != kRefused) place_[i] = kInactive;
+    });
+    size_ = 0;
+    for (int f = 0; f < kept_size_; ++f) {
+      const int j = kept_active_[f];
+      if (!append(j, 0.0)) {
+        if (team_.rank() == 0) u_[j] = 0.0;
+        team_.barrier();
+      }
+    }
   }
 
   GEM_FAST_INLINE GEM_FAST_HD bool enter(int j) { return append(j, kPivotFloor * (size_ + 1)) || exchange(j); }
@@ -442,7 +493,8 @@ class Nnqp {
       each(t_, [&](int i) {
         const int f = place_[i];
         if (f < 0) return;
-        const bool used_up = z_[f] <= 0.0 && u_[i] <= step * (u_[i] - z_[f]);
+        // The nearest one leaves even where the product rounds to less than u: the loop ends for any input.
+        const bool used_up = i == nearest.index || (z_[f] <= 0.0 && u_[i] <= step * (u_[i] - z_[f]));
         u_[i] = used_up ? 0.0 : u_[i] + step * (z_[f] - u_[i]);
       });
       drop_zeros();
@@ -458,7 +510,8 @@ class Nnqp {
   const Team team_;
   const NnqpProblem in_;
   const int t_;
-  int size_ = 0;              // |F|
+  int size_ = 0;  // |F|
+  int kept_size_ = 0;
   double input_scale_ = 0.0;  // largest |q_j| / |g_j| and |lower| |g_j|
   double* factor_;
   double* inverse_diagonal_;
@@ -468,8 +521,10 @@ class Nnqp {
   double* w_;  // by constraint
   double* c_;
   double* norm_;
-  int* active_;  // constraint at each place of F
-  int* place_;   // place of each constraint in F, or kInactive or kRefused
+  double* kept_u_;    // the best u so far
+  int* kept_active_;  // and its active set
+  int* active_;       // constraint at each place of F
+  int* place_;        // place of each constraint in F, or kInactive or kRefused
 };
 
 }  // namespace gem_fast

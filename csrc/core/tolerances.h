@@ -16,6 +16,11 @@ inline constexpr double kPivotFloor = 1e-15;
 // place of an active one: with less, the exchange would trade a violation that is rounding for huge multipliers.
 inline constexpr double kCombination = 1e-2;
 
+// A correction may raise the objective by this much, in units of the squared scale, and count as none. One that raises
+// it by more followed a minimiser that is rounding, over active gradients that are dependent as far as float64
+// resolves.
+inline constexpr double kObjectiveRounding = 1e-12;
+
 // While the active set is only being guessed, a gradient this close to the span of the others is left out.
 inline constexpr double kGuessPivot = 1e-9;
 
