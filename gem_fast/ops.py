@@ -28,7 +28,7 @@ class Status(IntEnum):
     """What a solve reports."""
 
     SOLVED = 0
-    """The KKT conditions hold, to a residual of at most 1e-9."""
+    """The KKT conditions hold, to a residual of at most 1e-6: near 1e-15 in general, see csrc/core/tolerances.h."""
     INACCURATE = 1
     """They do not: P is not positive semidefinite, or the problem is unbounded below."""
     NON_FINITE = 2
