@@ -15,7 +15,7 @@ from gem_fast.hook import AGEM, GEM
 from gem_fast.memory import EpisodicMemory, Memory
 from gem_fast.ops import Status, build_info
 from gem_fast.projection import Projection, project_
-from gem_fast.task_gradients import LoopTaskGradients
+from gem_fast.task_gradients import FusedTaskGradients, LoopTaskGradients
 
 __version__: str = _C.build_info()["version"]
 
@@ -23,6 +23,7 @@ __all__ = [
     "AGEM",
     "GEM",
     "EpisodicMemory",
+    "FusedTaskGradients",
     "LoopTaskGradients",
     "Memory",
     "Projection",

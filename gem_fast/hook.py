@@ -19,7 +19,7 @@ from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.state import check_keys, check_plain_task
-from gem_fast.task_gradients import Batch, LoopTaskGradients, TaskGradients, TaskRows
+from gem_fast.task_gradients import Batch, FusedTaskGradients, RowBuffer, TaskGradients, TaskRows
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -60,7 +60,7 @@ class GEM:
         memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper.
         margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper.
         ridge: added to the Gramian's diagonal; 0 is the exact projection, the published code uses 1e-3.
-        task_gradients: the engine that computes G; default `LoopTaskGradients(model, loss_fn)`.
+        task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
@@ -107,7 +107,8 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self._pass_task = pass_task
-        self._task_gradients = task_gradients or LoopTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._task_gradients = task_gradients or FusedTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._buffer = RowBuffer()
         self._current: Hashable = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
@@ -224,7 +225,9 @@ class GEM:
         constraints = self._constraints(past)
         try:
             with _no_autocast(parameters[0].device.type):
-                return self._task_gradients(constraints, parameters)
+                return self._task_gradients(
+                    constraints, parameters, out=self._buffer.rows(len(constraints), parameters)
+                )
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
             _check_fit(constraints, parameters[0], error)

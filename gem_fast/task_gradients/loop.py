@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.ops import pack_
-from gem_fast.task_gradients.protocol import Batch, TaskRows
-
-# Rows of G start on cache lines, which makes the Gramian's loads aligned.
-_ALIGNMENT_BYTES = 64
+from gem_fast.task_gradients.losses import check_scalar
+from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
+from gem_fast.task_gradients.rows import new_rows, random_devices
 
 
 class LoopTaskGradients:
@@ -31,19 +30,25 @@ class LoopTaskGradients:
         self._model = model
         self._loss_fn = loss_fn
         self._pass_task = pass_task
-        self._buffer: Tensor | None = None
 
-    def __call__(self, constraints: Sequence[Sequence[Batch]], parameters: Sequence[Parameter]) -> TaskRows:
+    def __call__(
+        self,
+        constraints: Sequence[Sequence[Batch]],
+        parameters: Sequence[Parameter],
+        *,
+        out: Tensor | None = None,
+        sample: Sample | None = None,
+    ) -> TaskRows:
         """Row k is the gradient of the mean loss over all examples of constraint k's batches (Eq. 5).
 
         Raises:
             ValueError: the loss is not a scalar.
         """
         sizes = [parameter.numel() for parameter in parameters]
-        G = self._rows(len(constraints), sum(sizes), parameters[0])
+        G = new_rows(len(constraints), parameters) if out is None else out
         reached = [False] * len(parameters)
-        with torch.random.fork_rng(_random_devices(parameters)), torch.enable_grad():
-            for row, batches in zip(G, constraints, strict=True):
+        with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
+            for row, batches in zip(G, chosen(constraints, sample), strict=True):
                 loss = self._mean_loss(batches)
                 grads = torch.autograd.grad(loss, parameters, allow_unused=True)
                 pack_(row, grads, sizes)
@@ -58,27 +63,4 @@ class LoopTaskGradients:
 
     def _loss(self, batch: Batch) -> Tensor:
         output = self._model(batch.x, batch.task) if self._pass_task else self._model(batch.x)
-        loss = self._loss_fn(output, batch.y)
-        if loss.dim() != 0:
-            raise ValueError(f"loss_fn must return a scalar, the mean over the examples, got shape {tuple(loss.shape)}")
-        return loss
-
-    def _rows(self, t: int, p: int, like: Tensor) -> Tensor:
-        per_line = _ALIGNMENT_BYTES // like.element_size()
-        width = -(-p // per_line) * per_line
-        kept = self._buffer
-        if (
-            kept is None
-            or kept.shape[0] < t
-            or kept.shape[1] != width
-            or kept.dtype != like.dtype
-            or kept.device != like.device
-        ):
-            self._buffer = kept = torch.empty((t, width), dtype=like.dtype, device=like.device)
-        return kept[:t, :p]
-
-
-def _random_devices(parameters: Sequence[Parameter]) -> list[int]:
-    """The GPUs whose random numbers the pass may use up; none while a graph is captured, which brings its own."""
-    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    return [] if devices and torch.cuda.is_current_stream_capturing() else devices
+        return check_scalar(self._loss_fn(output, batch.y))

@@ -1,0 +1,173 @@
+"""One forward and one backward for all past tasks: an answer to the paper's third open point (its Section 6)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gem_fast.task_gradients.assembly import write_rows
+from gem_fast.task_gradients.examples import ExampleCache
+from gem_fast.task_gradients.loop import LoopTaskGradients
+from gem_fast.task_gradients.losses import sum_of_means
+from gem_fast.task_gradients.pieces import Piece, Segments
+from gem_fast.task_gradients.plan import Plan
+from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
+from gem_fast.task_gradients.recording import CannotFuse, Recorder, recording
+from gem_fast.task_gradients.rows import new_rows, random_devices
+from gem_fast.task_gradients.verification import KeptBytes, verify
+
+_log = logging.getLogger("gem_fast")
+
+# What the activations of one pass may take where tasks_per_pass is None.
+MEMORY_BYTES = 2**30
+
+
+class FusedTaskGradients:
+    """Computes all rows of G in one forward and one backward over the concatenated memories.
+
+    Autograd computes the gradients at the outputs of the layers only; from each, and from the layer's input, a rule per
+    type of layer forms the weight's gradient of every task, straight into G's rows (gem_fast/task_gradients/rules).
+    Modules without a rule, and those that look at a mini-batch as a whole (batch normalisation), run once per task.
+
+    The first pass through a model, and each one that takes a new way through its modules, is compared with
+    `LoopTaskGradients` on two tasks. A model that cannot be handled, or whose rows differ, is left to the loop; a line
+    in the log "gem_fast" names the reason.
+
+    Args:
+        model: called as model(x), or model(x, task) with `pass_task`: then once per task, with one backward for all.
+        loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
+        pass_task: whether the model takes the task as its second argument.
+        tasks_per_pass: how many tasks' activations are in memory at a time; None: as many as fit into `memory_bytes`.
+        memory_bytes: what activations may take then.
+
+    Raises:
+        ValueError: tasks_per_pass or memory_bytes is smaller than 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        *,
+        pass_task: bool = False,
+        tasks_per_pass: int | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        if tasks_per_pass is not None and tasks_per_pass < 1:
+            raise ValueError(f"tasks_per_pass must be at least 1 task, got {tasks_per_pass}")
+        if memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be at least 1 byte, got {memory_bytes}")
+        # A compiled model is run as it was: compiled code has no layers to look into.
+        self._model = getattr(model, "_orig_mod", model)
+        self._loss_fn = loss_fn
+        self._pass_task = pass_task
+        self._tasks_per_pass = tasks_per_pass
+        self._memory_bytes = memory_bytes
+        self._loop = LoopTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._examples = ExampleCache(loss_fn)
+        self._plan: Plan | None = None
+
+    def __call__(
+        self,
+        constraints: Sequence[Sequence[Batch]],
+        parameters: Sequence[Parameter],
+        *,
+        out: Tensor | None = None,
+        sample: Sample | None = None,
+    ) -> TaskRows:
+        """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
+
+        Raises:
+            ValueError: the loss is not a scalar.
+        """
+        G = new_rows(len(constraints), parameters) if out is None else out
+        # One row is one backward in any case; so are the many batches of A-GEM's one row.
+        if len(constraints) > 1 and all(len(batches) == 1 for batches in constraints):
+            plan = self._current_plan(parameters)
+            try:
+                if not plan.given_up:
+                    return TaskRows(G, self._fused(plan, constraints, G, sample))
+            except CannotFuse as reason:
+                plan.given_up = True
+                _log.warning("one backward per past task instead of one for all: %s", reason)
+        return self._loop(constraints, parameters, out=G, sample=sample)
+
+    def _current_plan(self, parameters: Sequence[Parameter]) -> Plan:
+        modules = list(self._model.modules())
+        if self._plan is None or not self._plan.serves(modules, parameters):
+            self._plan = Plan(modules, parameters)
+        return self._plan
+
+    def _fused(
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, sample: Sample | None
+    ) -> list[bool]:
+        with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
+            self._verify_new(plan, constraints)
+            return self._rows(plan, constraints, G, sample)
+
+    def _rows(self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, sample: Sample | None) -> list[bool]:
+        if self._pass_task:
+            pieces = [
+                Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]), False)
+                for [batch] in chosen(constraints, sample)
+            ]
+        else:
+            pieces = [self._examples([batch for [batch] in constraints], sample)]
+        sizes = [size for piece in pieces for size in piece.segments.sizes]
+        step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
+        reached = [False] * len(plan.parameters)
+        for first in range(0, len(G), step):
+            rows = slice(first, first + step)
+            mine = pieces[rows] if self._pass_task else [piece.of_tasks(rows) for piece in pieces]
+            now = self._pass(plan, mine, first, G, learning=False)
+            reached = [was or is_now for was, is_now in zip(reached, now, strict=True)]
+        return reached
+
+    def _pass(self, plan: Plan, pieces: Sequence[Piece], first: int, G: Tensor, learning: bool) -> list[bool]:
+        """One forward per piece and one backward for all; writes the pieces' rows of G, from `first` on."""
+        recorder = Recorder(plan.wanted, plan.dims, learning)
+        losses = []
+        row = first
+        with recording(recorder, plan.units):
+            for piece in pieces:
+                recorder.begin(row, piece)
+                output = self._model(piece.x, piece.task) if self._pass_task else self._model(piece.x)
+                if not isinstance(output, Tensor):
+                    raise CannotFuse(f"the model returns {type(output).__name__}, not a tensor")
+                losses.append(sum_of_means(self._loss_fn, output, piece))
+                row += len(piece.segments.sizes)
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            grads = torch.autograd.grad(loss, recorder.edges, allow_unused=True) if recorder.edges else ()
+        with torch.no_grad():
+            return write_rows(recorder, grads, plan.parameters, G, slice(first, row))
+
+    def _verify_new(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
+        """Verifies two tasks, and for a model that takes the task two of which one is new, until none is."""
+        if not plan.verified:
+            plan.find_units()
+        for k, [batch] in enumerate(constraints):
+            way = batch.task if self._pass_task else None
+            if way not in plan.verified:
+                self._verify(plan, [constraints[k], constraints[0 if k > 0 else 1]])
+                plan.verified.add(way)
+
+    def _verify(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
+        if self._pass_task:
+            pieces = [Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]), False) for [batch] in constraints]
+        else:
+            pieces = [ExampleCache(self._loss_fn)([batch for [batch] in constraints], None)]
+
+        def fused(rows: Tensor) -> None:
+            with KeptBytes(plan.parameters) as kept:
+                self._pass(plan, pieces, 0, rows, learning=True)
+            # Beside what is kept for the backward there are the gradients at the layers' outputs.
+            plan.bytes_per_example = max(1, 2 * kept.total // sum(piece.segments.total for piece in pieces))
+
+        def loop(rows: Tensor) -> None:
+            self._loop(constraints, plan.parameters, out=rows)
+
+        verify(self._model, plan.parameters, len(constraints), fused, loop)

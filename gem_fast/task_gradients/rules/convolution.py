@@ -1,0 +1,57 @@
+"""Convolutions and transposed ones, of any stride, padding, dilation and number of groups."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gem_fast.task_gradients.pieces import Segments
+from gem_fast.task_gradients.recording import Recorder
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+def convolution(
+    recorder: Recorder, module: Convolution, forward: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """The weight's gradient is a convolution of a task's inputs with its output gradients."""
+    dim = recorder.examples_dim(module, input)
+    output = forward(input, *args, **kwargs)
+    # Some paddings are not the convolution's own: such inputs are padded first, as the module does.
+    pads_itself = isinstance(module.padding, str) or module.padding_mode != "zeros"
+    write = partial(_write_weight, module, pads_itself, input.detach())
+    recorder.use(module.weight, output, dim, write, module=module, reads=input)
+    recorder.use(module.bias, output, dim, _write_bias, module=module)
+    return output
+
+
+def _write_weight(
+    module: Convolution, pads_itself: bool, x: Tensor, grad: Tensor, segments: Segments, out: Tensor
+) -> None:
+    padding: Any = module.padding
+    if pads_itself:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        padding = [0] * len(module.stride)
+    for mine, theirs, row in zip(segments.split(grad), segments.split(x), out, strict=True):
+        _, weight, _ = torch.ops.aten.convolution_backward(
+            mine,
+            theirs,
+            module.weight,
+            None,
+            list(module.stride),
+            list(padding),
+            list(module.dilation),
+            module.transposed,
+            list(module.output_padding),
+            module.groups,
+            [False, True, False],
+        )
+        row.copy_(weight)
+
+
+def _write_bias(grad: Tensor, segments: Segments, out: Tensor) -> None:
+    segments.sum(grad.flatten(2).sum(2), out)

@@ -1,0 +1,80 @@
+"""Any module: called once per task, each time with aliases of the parameters whose gradients are that task's own.
+
+So work modules that look at the whole mini-batch (batch normalisation: its statistics and their running means are then
+those of one pass per task, in order), and those whose parameters take part in ways that no other rule knows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gem_fast.task_gradients.recording import CannotFuse, Recorder
+
+
+def segmented(recorder: Recorder, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The outputs of one call per task, one after the other; each alias's gradient is a task's."""
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    if first is None:
+        raise CannotFuse(f"{type(module).__name__} gets no tensor")
+    dim = recorder.examples_dim(module, first)
+    dims_in, dims_out = _dims(module, dim)
+    total, sizes = recorder.segments.total, recorder.segments.sizes
+    cut = [
+        isinstance(leaf, Tensor) and leaf.dim() > at and leaf.shape[at] == total
+        for leaf, at in zip(leaves, _extended(dims_in, len(leaves)), strict=True)
+    ]
+    wanted = recorder.wanted(module)
+    outputs = []
+    start = 0
+    for segment, size in enumerate(sizes):
+        mine = [
+            leaf.narrow(at, start, size) if is_cut else leaf
+            for leaf, at, is_cut in zip(leaves, _extended(dims_in, len(leaves)), cut, strict=True)
+        ]
+        start += size
+        args_k, kwargs_k = pytree.tree_unflatten(mine, tree)
+        aliases = {parameter: parameter.detach().requires_grad_() for _, _, parameter in wanted}
+        try:
+            for owner, name, parameter in wanted:
+                owner._parameters[name] = aliases[parameter]  # type: ignore[assignment]
+            outputs.append(forward(*args_k, **kwargs_k))
+        finally:
+            for owner, name, parameter in wanted:
+                owner._parameters[name] = parameter
+        for parameter, alias in aliases.items():
+            recorder.use_alias(parameter, alias, segment)
+    return _joined(module, outputs, dims_out)
+
+
+def _dims(module: nn.Module, dim: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The examples' dimension of each input and each output; the last entry stands for all that follow."""
+    if isinstance(module, nn.RNNBase):
+        return (dim, 1), (dim, 1)  # the states are (layers, examples, units) in any case
+    if isinstance(module, nn.MultiheadAttention):
+        return (dim, dim, dim, 0), (dim, 0)
+    return (dim,), (dim,)
+
+
+def _extended(dims: Sequence[int], n: int) -> list[int]:
+    return [dims[min(i, len(dims) - 1)] for i in range(n)]
+
+
+def _joined(module: nn.Module, outputs: list[Any], dims: Sequence[int]) -> Any:
+    if len(outputs) == 1:
+        return outputs[0]
+    flat = [pytree.tree_flatten(output) for output in outputs]
+    tree = flat[0][1]
+    columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
+    joined = []
+    for pieces, dim in zip(columns, _extended(dims, len(columns)), strict=True):
+        if isinstance(pieces[0], Tensor):
+            joined.append(torch.cat(pieces, dim))
+        elif all(piece == pieces[0] for piece in pieces):
+            joined.append(pieces[0])
+        else:
+            raise CannotFuse(f"{type(module).__name__} returns {type(pieces[0]).__name__} that differs between tasks")
+    return pytree.tree_unflatten(joined, tree)
