@@ -5,7 +5,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.state import check_keys, check_plain_task
-from gem_fast.task_gradients import Batch, FusedTaskGradients, RowBuffer, TaskGradients, TaskRows
+from gem_fast.task_gradients import Batch, FusedTaskGradients, RowBuffer, TaskGradients
+from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -60,6 +61,9 @@ class GEM:
         memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper.
         margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper.
         ridge: added to the Gramian's diagonal; 0 is the exact projection, the published code uses 1e-3.
+        gradients: "rows" keeps G whole, t rows of all parameters. "gramian" never does: the same projection for models
+            of which t rows do not fit into memory, at more memory for activations, see
+            `gem_fast.task_gradients.gramian.GramianProjection`.
         task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
@@ -73,7 +77,7 @@ class GEM:
     Raises:
         TypeError: model is no module or optimizer no torch optimizer.
         ValueError: the model has no parameters, the optimizer holds none of them, they differ in dtype or device, its
-            step needs a closure, or margin or ridge is negative.
+            step needs a closure, margin or ridge is negative, or gradients is unknown or given beside task_gradients.
         RuntimeError: the optimizer has a hook already.
     """
 
@@ -86,6 +90,7 @@ class GEM:
         memory: Memory | None = None,
         margin: float = 0.5,
         ridge: float = 0.0,
+        gradients: Literal["rows", "gramian"] = "rows",
         task_gradients: TaskGradients | None = None,
         pass_task: bool | None = None,
         check: bool = False,
@@ -93,6 +98,13 @@ class GEM:
         for name, value in (("margin", margin), ("ridge", ridge)):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if gradients not in ("rows", "gramian"):
+            raise ValueError(f'gradients must be "rows" or "gramian", got {gradients!r}')
+        if gradients == "gramian" and task_gradients is not None:
+            raise ValueError(
+                'task_gradients must be None with gradients="gramian", which needs all tasks in one pass of its own '
+                f"(so there is no tasks_per_pass either), got {type(task_gradients).__name__}"
+            )
         check_attachable(model, optimizer)
         if optimizer in _hooked:
             raise RuntimeError(
@@ -108,6 +120,7 @@ class GEM:
         self.last: Projection | None = None
         self._pass_task = pass_task
         self._task_gradients = task_gradients or FusedTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
         self._buffer = RowBuffer()
         self._current: Hashable = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
@@ -210,9 +223,8 @@ class GEM:
             return
         check_parameters(parameters)
         amp.unscale_(optimizer)
-        G, reached = self._rows(past, parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        projection = project_(grads, G, self.margin, self.ridge)
+        projection, reached = self._project(past, parameters, grads)
         _keep_created(parameters, grads, reached, projection)
         self.last = projection
         if self.check and int(projection.status) != Status.SOLVED:
@@ -221,17 +233,22 @@ class GEM:
                 f"{float(projection.residual):.1e}"
             )
 
-    def _rows(self, past: list[Hashable], parameters: list[Parameter]) -> TaskRows:
+    def _project(
+        self, past: list[Hashable], parameters: list[Parameter], grads: list[Tensor]
+    ) -> tuple[Projection, list[bool]]:
         constraints = self._constraints(past)
         try:
             with _no_autocast(parameters[0].device.type):
-                return self._task_gradients(
+                if self._gramian is not None:
+                    return self._gramian(constraints, parameters, grads, self.margin, self.ridge)
+                G, reached = self._task_gradients(
                     constraints, parameters, out=self._buffer.rows(len(constraints), parameters)
                 )
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
             _check_fit(constraints, parameters[0], error)
             raise
+        return project_(grads, G, self.margin, self.ridge), reached
 
     def _constraints(self, past: list[Hashable]) -> list[list[Batch]]:
         """The examples behind each row of G: here one row per past task."""

@@ -40,7 +40,7 @@ class ExampleCache:
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(
             # The sources are kept alive, so that no other tensor can come to lie where they are.
-            new.data_ptr() == old.data_ptr() and new._version == version and new.shape == old.shape
+            new.data_ptr() == old.data_ptr() and new._version == version and _same_layout(new, old)
             for new, (old, version) in zip(tensors, self._sources, strict=True)
         )
 
@@ -60,3 +60,7 @@ class ExampleCache:
         # An inference tensor has no version, so that a change of it would go unnoticed: it is copied each time.
         tracked = not any(x.is_inference() for x in tensors)
         self._sources = [(x, x._version) for x in tensors] if tracked else []
+
+
+def _same_layout(new: Tensor, old: Tensor) -> bool:
+    return new.shape == old.shape and new.stride() == old.stride() and new.dtype == old.dtype

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gem_fast.task_gradients.pieces import Segments
-from gem_fast.task_gradients.recording import Recorder
+from gem_fast.task_gradients.recording import Recorder, of_features
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -23,8 +23,10 @@ def convolution(
     # Some paddings are not the convolution's own: such inputs are padded first, as the module does.
     pads_itself = isinstance(module.padding, str) or module.padding_mode != "zeros"
     write = partial(_write_weight, module, pads_itself, input.detach())
-    recorder.use(module.weight, output, dim, write, module=module, reads=input)
-    recorder.use(module.bias, output, dim, _write_bias, module=module)
+    # The maps of a group, and those of a transposed convolution, cannot be told apart by the output's alone.
+    cut = None if module.transposed or module.groups > 1 else of_features(write, 1)
+    recorder.use(module.weight, output, dim, write, module=module, reads=input, cut=cut)
+    recorder.use(module.bias, output, dim, _write_bias, module=module, cut=of_features(_write_bias, 1))
     return output
 
 
@@ -40,7 +42,7 @@ def _write_weight(
         _, weight, _ = torch.ops.aten.convolution_backward(
             mine,
             theirs,
-            module.weight,
+            row,  # for its shape
             None,
             list(module.stride),
             list(padding),

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from gem_fast.task_gradients.pieces import Segments
-from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first
+from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first, of_features, own_history
 
 
 def linear(recorder: Recorder, module: nn.Linear, forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     """dL/dW = sum over the examples (and positions) of dL/dy x', dL/db = that of dL/dy."""
     dim = recorder.examples_dim(module, input)
-    output = forward(input)
+    output = own_history(forward(input))
     use_linear(recorder, module, module.weight, module.bias, input, output, dim)
     return output
 
@@ -30,8 +30,10 @@ def use_linear(
 ) -> None:
     """Notes output = input weight[part]' + bias[part], with the examples along dimension `dim` of both."""
     x = examples_first(input.detach(), dim)
-    recorder.use(weight, output, dim, partial(_write_weight, x), module=module, reads=input, part=part)
-    recorder.use(bias, output, dim, _write_bias, module=module, part=part)
+    write = partial(_write_weight, x)
+    cut = of_features(write, -1)
+    recorder.use(weight, output, dim, write, module=module, reads=input, part=part, cut=cut)
+    recorder.use(bias, output, dim, _write_bias, module=module, part=part, cut=of_features(_write_bias, -1))
 
 
 def _write_weight(x: Tensor, grad: Tensor, segments: Segments, out: Tensor) -> None:
