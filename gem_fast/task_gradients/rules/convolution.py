@@ -38,7 +38,9 @@ def _write_weight(
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         padding = [0] * len(module.stride)
-    for mine, theirs, row in zip(segments.split(grad), segments.split(x), out, strict=True):
+    # The transposed convolution's weight is that of the convolution from its outputs back to its inputs.
+    before, after = (grad, x) if module.transposed else (x, grad)
+    for theirs, mine, row in zip(segments.split(before), segments.split(after), out, strict=True):
         _, weight, _ = torch.ops.aten.convolution_backward(
             mine,
             theirs,
@@ -47,8 +49,8 @@ def _write_weight(
             list(module.stride),
             list(padding),
             list(module.dilation),
-            module.transposed,
-            list(module.output_padding),
+            False,
+            [0] * len(module.stride),
             module.groups,
             [False, True, False],
         )
