@@ -98,7 +98,9 @@ def group_norm_net() -> nn.Module:
 class Transformer(nn.Module):
     """An encoder of token sequences (n, 5), vocabulary 11; token 0 is padding where `masked`."""
 
-    def __init__(self, batch_first: bool = True, masked: bool = False, dropout: float = 0.0, tied: bool = False) -> None:
+    def __init__(
+        self, batch_first: bool = True, masked: bool = False, dropout: float = 0.0, tied: bool = False
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(11, 8, padding_idx=0)
         layer = nn.TransformerEncoderLayer(8, 2, 16, dropout, batch_first=batch_first, norm_first=masked)
