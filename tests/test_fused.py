@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from gem_fast import FusedTaskGradients, LoopTaskGradients
 from gem_fast.task_gradients import Batch, Sample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = (4, 3, 4, 5)
 
 
@@ -478,9 +480,10 @@ def test_an_exception_in_the_model_comes_through_and_leaves_no_trace(where: int)
     engine = FusedTaskGradients(model, F.cross_entropy)
     batches = memory(SIZES, rows, classes)
     state = torch.get_rng_state()
+    for _ in range({0: 0, 1: 0, 5: 2}[where]):  # 0, 1: in the first pass, of the loop and fused; 5: in the last one
+        engine(batches, trained(model))
     with log_lines() as lines, pytest.raises(KeyError, match="no such thing"):
-        for _ in range(3):
-            engine(batches, trained(model))
+        engine(batches, trained(model))
     assert lines == []
     assert torch.get_rng_state().equal(state)
     assert_untouched(model)

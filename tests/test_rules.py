@@ -10,6 +10,8 @@ from models import Recurrent, classes
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = (4, 3, 4)
 
 
