@@ -11,7 +11,8 @@ except ImportError as error:
     ) from error
 
 from gem_fast import metrics, ops
-from gem_fast.hook import AGEM, GEM
+from gem_fast.agem import AGEM
+from gem_fast.hook import GEM
 from gem_fast.memory import EpisodicMemory, Memory
 from gem_fast.ops import Status, build_info
 from gem_fast.projection import Projection, project_

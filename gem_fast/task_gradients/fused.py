@@ -77,6 +77,7 @@ class FusedTaskGradients:
         parameters: Sequence[Parameter],
         *,
         out: Tensor | None = None,
+        rows: slice | None = None,
         sample: Sample | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
@@ -85,16 +86,17 @@ class FusedTaskGradients:
             ValueError: the loss is not a scalar.
         """
         G = new_rows(len(constraints), parameters) if out is None else out
+        rows = slice(0, len(constraints)) if rows is None else rows
         # One row is one backward in any case; so are the many batches of A-GEM's one row.
-        if len(constraints) > 1 and all(len(batches) == 1 for batches in constraints):
+        if rows.stop - rows.start > 1 and all(len(batches) == 1 for batches in constraints):
             plan = self._current_plan(parameters)
             try:
                 if not plan.given_up:
-                    return TaskRows(G, self._fused(plan, constraints, G, sample))
+                    return TaskRows(G, self._fused(plan, constraints, G, rows, sample))
             except CannotFuse as reason:
                 plan.given_up = True
                 _log.warning("one backward per past task instead of one for all: %s", reason)
-        return self._loop(constraints, parameters, out=G, sample=sample)
+        return self._loop(constraints, parameters, out=G, rows=rows, sample=sample)
 
     def _current_plan(self, parameters: Sequence[Parameter]) -> Plan:
         modules = list(self._model.modules())
@@ -103,27 +105,26 @@ class FusedTaskGradients:
         return self._plan
 
     def _fused(
-        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, sample: Sample | None
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
     ) -> list[bool]:
         with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
             self._verify_new(plan, constraints)
-            return self._rows(plan, constraints, G, sample)
+            return self._rows(plan, constraints, G, rows, sample)
 
-    def _rows(self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, sample: Sample | None) -> list[bool]:
+    def _rows(
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
+    ) -> list[bool]:
         if self._pass_task:
-            pieces = [
-                Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]), False)
-                for [batch] in chosen(constraints, sample)
-            ]
+            pieces = [_piece(batch) for [batch] in chosen(constraints, sample)[rows]]
         else:
-            pieces = [self._examples([batch for [batch] in constraints], sample)]
+            pieces = [self._examples([batch for [batch] in constraints], sample, rows)]
         sizes = [size for piece in pieces for size in piece.segments.sizes]
         step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
         reached = [False] * len(plan.parameters)
-        for first in range(0, len(G), step):
-            rows = slice(first, first + step)
-            mine = pieces[rows] if self._pass_task else [piece.of_tasks(rows) for piece in pieces]
-            now = self._pass(plan, mine, first, G, learning=False)
+        for first in range(0, len(sizes), step):
+            some = slice(first, min(first + step, len(sizes)))
+            mine = pieces[some] if self._pass_task else [piece.of_tasks(some) for piece in pieces]
+            now = self._pass(plan, mine, rows.start + first, G, learning=False)
             reached = [was or is_now for was, is_now in zip(reached, now, strict=True)]
         return reached
 
@@ -157,9 +158,9 @@ class FusedTaskGradients:
 
     def _verify(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         if self._pass_task:
-            pieces = [Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]), False) for [batch] in constraints]
+            pieces = [_piece(batch) for [batch] in constraints]
         else:
-            pieces = [ExampleCache(self._loss_fn)([batch for [batch] in constraints], None)]
+            pieces = [ExampleCache(self._loss_fn)([batch for [batch] in constraints], None, slice(0, len(constraints)))]
 
         def fused(rows: Tensor) -> None:
             with KeptBytes(plan.parameters) as kept:
@@ -171,3 +172,7 @@ class FusedTaskGradients:
             self._loop(constraints, plan.parameters, out=rows)
 
         verify(self._model, plan.parameters, len(constraints), fused, loop)
+
+
+def _piece(batch: Batch) -> Piece:
+    return Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]))

@@ -59,10 +59,10 @@ class Recorder:
     """What rules talk to during a pass.
 
     Attributes:
-        segments: the tasks whose examples are in the present mini-batch.
+        piece: the present mini-batch, so that a rule can tell that its input is the memory's examples as they are.
+        segments: which of its examples are whose.
         edges: where gradients are needed.
         uses: what to do with them.
-        memory: the mini-batch itself, so that a rule can tell that its input is the memory's examples.
     """
 
     def __init__(self, parameters: set[Parameter], dims: dict[tuple[nn.Module, int], int], learning: bool) -> None:
@@ -76,8 +76,8 @@ class Recorder:
         """
         self.edges: list[Any] = []
         self.uses: list[Use] = []
+        self.piece: Piece | None = None
         self.segments = Segments([])
-        self.memory: Tensor | None = None
         self._first = 0
         self._parameters = parameters
         self._dims = dims
@@ -89,8 +89,8 @@ class Recorder:
 
     def begin(self, first: int, piece: Piece) -> None:
         """Says what goes through the model next, and from which row of G on its tasks' gradients go."""
+        self.piece = piece
         self.segments = piece.segments
-        self.memory = piece.x
         self._first = first
         self._calls.clear()
 

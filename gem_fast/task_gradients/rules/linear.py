@@ -8,11 +8,16 @@ from torch import Tensor, nn
 
 from gem_fast.task_gradients.pieces import Segments
 from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first
+from gem_fast.task_gradients.rules.sparse import is_memory, sparse_linear
+from gem_fast.task_gradients.rules.sums import write_sum
 
 
 def linear(recorder: Recorder, module: nn.Linear, forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     """dL/dW = sum over the examples (and positions) of dL/dy x', dL/db = that of dL/dy."""
     dim = recorder.examples_dim(module, input)
+    piece = recorder.piece
+    if piece is not None and piece.entries is not None and is_memory(input, piece):
+        return sparse_linear(recorder, module, piece, piece.entries)
     output = forward(input)
     use_linear(recorder, module, module.weight, module.bias, input, output, dim)
     return output
@@ -31,7 +36,7 @@ def use_linear(
     """Notes output = input weight[part]' + bias[part], with the examples along dimension `dim` of both."""
     x = examples_first(input.detach(), dim)
     recorder.use(weight, output, dim, partial(_write_weight, x), module=module, reads=input, part=part)
-    recorder.use(bias, output, dim, _write_bias, module=module, part=part)
+    recorder.use(bias, output, dim, write_sum, module=module, part=part)
 
 
 def _write_weight(x: Tensor, grad: Tensor, segments: Segments, out: Tensor) -> None:
@@ -43,9 +48,3 @@ def _write_weight(x: Tensor, grad: Tensor, segments: Segments, out: Tensor) -> N
         return
     for mine, theirs, row in zip(segments.split(grad), segments.split(x), out, strict=True):
         torch.mm(mine.flatten(0, 1).mT, theirs.flatten(0, 1), out=row)
-
-
-def _write_bias(grad: Tensor, segments: Segments, out: Tensor) -> None:
-    if grad.dim() > 2:
-        grad = grad.flatten(1, -2).sum(1)
-    segments.sum(grad, out)
