@@ -41,7 +41,7 @@ class AGEM(GEM):
     ) -> None:
         if options.get("refresh_every", 1) != 1:
             raise ValueError(
-                f"refresh_every must be 1: the one constraint is drawn anew for each step, got {options['refresh_every']}"
+                f"refresh_every must be 1: the constraint is drawn anew for each step, got {options['refresh_every']}"
             )
         super().__init__(model, optimizer, memory_batch=memory_batch, margin=margin, **options)
 
