@@ -195,17 +195,6 @@ def test_gem_forgets_less_than_single():
     assert gem.acc > single.acc
 
 
-def test_the_network_of_the_paper():
-    torch.manual_seed(0)
-    model = mlp(784, 10)
-    linear = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [(784, 100), (100, 100), (100, 10)]
-    for layer in linear:
-        bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
-        assert 0.9 * bound < layer.weight.abs().max() <= bound
-        assert not layer.bias.any()
-
-
 def test_presets_fit_the_learners():
     assert set(PRESETS) == {(stream, learner) for stream in STREAMS for learner in LEARNERS}
     for (_, learner), preset in PRESETS.items():
