@@ -133,7 +133,7 @@ def test_help_explains_every_option(capsys):
         ("--stream shuffles", "--stream: invalid choice"),
         ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
         ("--device meta", "--device must be a device torch can use here, got 'meta'"),
-        ("--data nowhere", "--data must be mnist-5k or a folder"),
+        ("--data nowhere", "--data must be mnist-5k, a folder"),
         ("--task 3", "unrecognized arguments: --task 3"),
     ],
 )
