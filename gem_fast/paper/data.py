@@ -14,7 +14,7 @@ from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.idx import read_idx
 from gem_fast.paper.standin import STAND_IN, make_stand_in
 
-__all__ = ["MNIST_5K", "ImageData", "load_data"]
+__all__ = ["MNIST_5K", "ImageData", "check_grey", "load_data"]
 
 MNIST_5K = "mnist-5k"
 
@@ -48,6 +48,12 @@ class ImageData:
     def n_outputs(self) -> int:
         """The largest label of both sets plus one (EMNIST letters count from 1: their output 0 stays unused)."""
         return int(torch.maximum(self.train_labels.max(), self.test_labels.max())) + 1
+
+
+def check_grey(data: ImageData, stream: str) -> None:
+    """Raises InputError unless the images are grey, as `stream` needs them."""
+    if data.train_images.dim() != 3:
+        raise InputError(f"--data must hold grey images for the stream {stream}, got {data.name} with images in colour")
 
 
 def load_data(source: str) -> ImageData:

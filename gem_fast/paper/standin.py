@@ -42,9 +42,9 @@ def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int 
     for part, per_class in zip(PARTS, (train_per_class, test_per_class), strict=True):
         labels = torch.arange(N_CLASSES).repeat(per_class)[torch.randperm(N_CLASSES * per_class, generator=generator)]
         images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
-        for label, pattern in enumerate(patterns):
-            shown = pattern + 2 * _patterns(per_class, generator)
-            images[labels == label] = (128 + 25 * shown).clamp(0, 255).byte()
+        for mine in torch.arange(len(labels)).split(1000):
+            shown = patterns[labels[mine]] + 2 * _patterns(len(mine), generator)
+            images[mine] = (128 + 25 * shown).clamp(0, 255).byte()
         parts[part] = Part(images.numpy(), labels.numpy(), stand_in=True)
     return parts
 
