@@ -268,6 +268,20 @@ def test_the_hook_takes_every_policy(policy: str) -> None:
     assert gem.last is not None
 
 
+@pytest.mark.cuda
+@every_policy
+def test_a_gpu_keeps_the_same_examples(policy: str) -> None:
+    here, there = make(policy, total=12), make(policy, total=12)
+    for task, first in ((0, 0), (0, 9), (1, 0), (0, 18)):
+        x, y = batch(first, 9)
+        here.observe(x, y, task)
+        there.observe(x.cuda(), y.cuda(), task)
+    for task in (0, 1):
+        x, y = there.examples(task)
+        assert (x.device.type, y.device.type) == ("cuda", "cuda")
+        assert torch.equal(x.cpu(), here.examples(task)[0])
+
+
 def test_the_papers_memory_is_the_default() -> None:
     model = nn.Linear(2, 3)
     assert isinstance(GEM(model, torch.optim.SGD(model.parameters(), lr=0.1)).memory, EpisodicMemory)
