@@ -118,7 +118,7 @@ def test_help_explains_every_option(capsys):
     assert len(set(options)) == 22
     assert text.count("(default: ") == 22
     assert "single 0.003 on rotations / 0.03 on permutations, gem 0.1" in text
-    assert "training examples of each task (default: 1000 on rotations and permutations, all on cifar100" in text
+    assert "training examples of each task (default: 1000 on rotations, permutations; all on cifar100, split)" in text
 
 
 @pytest.mark.parametrize(
