@@ -20,7 +20,7 @@ from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
-from gem_fast.state import check_keys, check_plain_task
+from gem_fast.state import check_generator, check_keys, check_plain_task
 from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
@@ -213,16 +213,12 @@ class GEM:
         """
         check_keys("state", state, ("memory", "current", "rows", "generator"))
         check_plain_task("current", state["current"])
-        rows, generator = GradientRows(self._rows.every), torch.Generator()
+        check_generator(state["generator"])
+        rows = GradientRows(self._rows.every)
         rows.load_state_dict(state["rows"])
-        try:
-            generator.set_state(state["generator"])
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(
-                "generator must be the state of a torch.Generator on the CPU, got another value"
-            ) from error
         self.memory.load_state_dict(state["memory"])
-        self._rows, self._generator, self._current = rows, generator, state["current"]
+        self._generator.set_state(state["generator"])
+        self._rows, self._current = rows, state["current"]
         self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------

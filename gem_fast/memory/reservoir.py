@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.kept import Kept
-from gem_fast.state import check_count, check_keys
+from gem_fast.state import check_count, check_generator, check_keys
 
 MOST_SEEN = 2**53  # what a float64 counts exactly
 
@@ -42,12 +42,7 @@ class ReservoirMemory(PolicyMemory):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As for `EpisodicMemory`."""
         check_keys("state", state, ("per_task", "total", "tasks", "generator"))
-        try:
-            torch.Generator().set_state(state["generator"])
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(
-                "generator must be the state of a torch.Generator on the CPU, got another value"
-            ) from error
+        check_generator(state["generator"])
         super().load_state_dict({name: value for name, value in state.items() if name != "generator"})
         self._generator.set_state(state["generator"])
 
