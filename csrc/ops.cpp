@@ -18,13 +18,10 @@
 #include "cpu/pack.h"
 #include "cpu/project.h"
 #include "cpu/solve.h"
+#include "torch_threads.h"
 
 namespace gem_fast {
 namespace {
-
-const cpu::Executor kTorchThreads{[](int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
-}};
 
 [[noreturn]] void fail_non_finite(const Rows& G, const Segments& g) {
   const int64_t row = cpu::first_non_finite(G, g);

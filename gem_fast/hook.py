@@ -15,11 +15,13 @@ from torch.optim import Optimizer
 
 from gem_fast import amp
 from gem_fast.checks import check_attachable, check_no_closure, check_parameters, trained_parameters
+from gem_fast.gradient_rows import GradientRows
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
-from gem_fast.state import check_keys, check_plain_task
-from gem_fast.task_gradients import Batch, FusedTaskGradients, RowBuffer, TaskGradients
+from gem_fast.sampling import sample_each
+from gem_fast.state import check_generator, check_keys, check_plain_task
+from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
 from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
@@ -61,11 +63,15 @@ class GEM:
         memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper.
         margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper.
         ridge: added to the Gramian's diagonal; 0 is the exact projection, the published code uses 1e-3.
+        memory_batch: m', the number of examples of each past task that count in a step, a fresh random subset each
+            time; default all of them, which is exact.
+        refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
         gradients: "rows" keeps G whole, t rows of all parameters. "gramian" never does: the same projection for models
             of which t rows do not fit into memory, at more memory for activations, see
             `gem_fast.task_gradients.gramian.GramianProjection`.
         task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
+        seed: of the generator that draws the subsets; part of the hook's state, and the only one it touches.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
 
@@ -77,7 +83,8 @@ class GEM:
     Raises:
         TypeError: model is no module or optimizer no torch optimizer.
         ValueError: the model has no parameters, the optimizer holds none of them, they differ in dtype or device, its
-            step needs a closure, margin or ridge is negative, or gradients is unknown or given beside task_gradients.
+            step needs a closure, margin or ridge is negative, memory_batch or refresh_every is smaller than 1, or
+            gradients is unknown or given beside task_gradients or refresh_every.
         RuntimeError: the optimizer has a hook already.
     """
 
@@ -90,21 +97,33 @@ class GEM:
         memory: Memory | None = None,
         margin: float = 0.5,
         ridge: float = 0.0,
+        memory_batch: int | None = None,
+        refresh_every: int = 1,
         gradients: Literal["rows", "gramian"] = "rows",
         task_gradients: TaskGradients | None = None,
         pass_task: bool | None = None,
+        seed: int = 0,
         check: bool = False,
     ) -> None:
         for name, value in (("margin", margin), ("ridge", ridge)):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if memory_batch is not None and memory_batch < 1:
+            raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
+        if refresh_every < 1:
+            raise ValueError(f"refresh_every must be at least 1 step, got {refresh_every}")
         if gradients not in ("rows", "gramian"):
             raise ValueError(f'gradients must be "rows" or "gramian", got {gradients!r}')
-        if gradients == "gramian" and task_gradients is not None:
-            raise ValueError(
-                'task_gradients must be None with gradients="gramian", which needs all tasks in one pass of its own '
-                f"(so there is no tasks_per_pass either), got {type(task_gradients).__name__}"
-            )
+        if gradients == "gramian":
+            if refresh_every != 1:
+                raise ValueError(
+                    f'refresh_every must be 1 with gradients="gramian", which keeps no rows, got {refresh_every}'
+                )
+            if task_gradients is not None:
+                raise ValueError(
+                    'task_gradients must be None with gradients="gramian", which needs all tasks in one pass of its '
+                    f"own (so there is no tasks_per_pass either), got {type(task_gradients).__name__}"
+                )
         check_attachable(model, optimizer)
         if optimizer in _hooked:
             raise RuntimeError(
@@ -116,12 +135,14 @@ class GEM:
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
         self.ridge = ridge
+        self.memory_batch = memory_batch
         self.check = check
         self.last: Projection | None = None
         self._pass_task = pass_task
         self._task_gradients = task_gradients or FusedTaskGradients(model, loss_fn, pass_task=pass_task)
         self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
-        self._buffer = RowBuffer()
+        self._rows = GradientRows(refresh_every)
+        self._generator = torch.Generator().manual_seed(seed)
         self._current: Hashable = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
@@ -188,7 +209,7 @@ class GEM:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory and the current task: what a resumed run needs to go on with the same bits.
+        """The memory, the current task and what draws subsets: a resumed run goes on with the same bits.
 
         Tensors and plain Python values, for torch.load(weights_only=True). Model and optimizer have their own states.
 
@@ -196,7 +217,12 @@ class GEM:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
         check_plain_task("task", self._current)
-        return {"memory": self.memory.state_dict(), "current": self._current}
+        return {
+            "memory": self.memory.state_dict(),
+            "current": self._current,
+            "rows": self._rows.state_dict(),
+            "generator": self._generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
@@ -204,10 +230,14 @@ class GEM:
         Raises:
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
-        check_keys("state", state, ("memory", "current"))
+        check_keys("state", state, ("memory", "current", "rows", "generator"))
         check_plain_task("current", state["current"])
+        check_generator(state["generator"])
+        rows = GradientRows(self._rows.every)
+        rows.load_state_dict(state["rows"])
         self.memory.load_state_dict(state["memory"])
-        self._current = state["current"]
+        self._generator.set_state(state["generator"])
+        self._rows, self._current = rows, state["current"]
         self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
@@ -236,91 +266,34 @@ class GEM:
     def _project(
         self, past: list[Hashable], parameters: list[Parameter], grads: list[Tensor]
     ) -> tuple[Projection, list[bool]]:
-        constraints = self._constraints(past)
+        constraints, sample = self._constraints(past)
         try:
             with _no_autocast(parameters[0].device.type):
                 if self._gramian is not None:
-                    return self._gramian(constraints, parameters, grads, self.margin, self.ridge)
-                G, reached = self._task_gradients(
-                    constraints, parameters, out=self._buffer.rows(len(constraints), parameters)
-                )
+                    return self._gramian(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
+                G = self._compute_rows(constraints, sample, parameters)
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
             _check_fit(constraints, parameters[0], error)
             raise
-        return project_(grads, G, self.margin, self.ridge), reached
+        return project_(grads, G, self.margin, self.ridge), self._rows.reached
 
-    def _constraints(self, past: list[Hashable]) -> list[list[Batch]]:
+    def _compute_rows(
+        self, constraints: list[list[Batch]], sample: Sample | None, parameters: list[Parameter]
+    ) -> Tensor:
+        G, due = self._rows.due([batches[0].task for batches in constraints], parameters)
+        if due.start < due.stop:
+            _, reached = self._task_gradients(constraints, parameters, out=G, rows=due, sample=sample)
+            self._rows.computed(reached)
+        return G
+
+    def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:
         """The examples behind each row of G: here one row per past task."""
-        return [[Batch(task, *self.memory.examples(task))] for task in past]
-
-
-class AGEM(GEM):
-    """Averaged GEM (Chaudhry et al. 2019): one constraint, on the mean loss over a random batch of all past examples.
-
-    With one constraint the projection has a closed form (their Eq. 11): where g . g_ref < 0,
-    g~ = g - (g . g_ref / g_ref . g_ref) g_ref.
-
-    Args:
-        model: as for `GEM`.
-        optimizer: as for `GEM`.
-        memory_batch: number of past examples drawn, without replacement, for each step.
-        margin: lower bound on the multiplier when the constraint is violated; 0 is the published method.
-        seed: of the generator that draws the batches; part of the hook's state, and the only one it touches.
-        **options: the other options of `GEM`.
-
-    Raises:
-        TypeError, RuntimeError: as for `GEM`.
-        ValueError: as for `GEM`, or memory_batch is smaller than 1.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        memory_batch: int = 256,
-        margin: float = 0.0,
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        if memory_batch < 1:
-            raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
-        generator = torch.Generator().manual_seed(seed)
-        super().__init__(model, optimizer, margin=margin, **options)
-        self.memory_batch = memory_batch
-        self._generator = generator
-
-    def state_dict(self) -> dict[str, Any]:
-        """The memory, the current task and the generator's state; errors as for `GEM`."""
-        return {**super().state_dict(), "generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned; errors as for `GEM`."""
-        check_keys("state", state, ("memory", "current", "generator"))
-        generator = torch.Generator()
-        try:
-            generator.set_state(state["generator"])
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(
-                "generator must be the state of a torch.Generator on the CPU, got another value"
-            ) from error
-        super().load_state_dict({name: state[name] for name in ("memory", "current")})
-        self._generator = generator
-
-    def _constraints(self, past: list[Hashable]) -> list[list[Batch]]:
-        examples = [self.memory.examples(task) for task in past]
-        counts = torch.tensor([len(x) for x, _ in examples])
-        drawn = torch.randperm(int(counts.sum()), generator=self._generator)[: self.memory_batch].sort().values
-        batches = []
-        for task, (x, y), end, count in zip(past, examples, counts.cumsum(0), counts, strict=True):
-            mine = drawn[(drawn >= end - count) & (drawn < end)] - (end - count)
-            if len(mine):
-                batches.append(Batch(task, x[mine.to(x.device)], y[mine.to(y.device)]))
-        if not self._pass_task:
-            # One forward for all of them, which for batch normalisation makes them one mini-batch.
-            batches = [Batch(None, torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
-        return [batches]
+        constraints = [[Batch(task, *self.memory.examples(task))] for task in past]
+        if self.memory_batch is None:
+            return constraints, None
+        counts = [len(batch.x) for [batch] in constraints]
+        return constraints, sample_each(counts, self.memory_batch, self._generator)
 
 
 def _takes_task(model: nn.Module) -> bool:

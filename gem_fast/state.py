@@ -35,6 +35,14 @@ def check_plain_tensor(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a dense tensor, got an expanded one of shape {tuple(value.shape)}")
 
 
+def check_generator(state: Any) -> None:
+    """Raises unless `state` is one of a torch.Generator on the CPU."""
+    try:
+        torch.Generator().set_state(state)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError("generator must be the state of a torch.Generator on the CPU, got another value") from error
+
+
 def check_plain_task(name: str, task: Hashable, depth: int = 8) -> None:
     """Raises unless a task's id, tuples up to a depth, can go through a file that is read with weights_only=True."""
     if isinstance(task, tuple) and depth:

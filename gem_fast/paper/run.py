@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gem_fast.paper import report
-from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.models import mlp
+from gem_fast.paper.numbers import real, whole
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import learn_stream
 from gem_fast.paper.resume import Resumable
+from gem_fast.paper.schedule import make_schedule
+from gem_fast.paper.stream_options import add_stream_options, make_stream, stream_config
 from gem_fast.paper.streams import STREAMS
 
 __all__ = ["add_parser"]
 
-EVALUATIONS_PER_TASK = 2
+EVALUATIONS_PER_VISIT = 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,49 +41,15 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_run)
-    whole, positive, not_negative = _whole(1), _real(above_zero=True), _real(above_zero=False)
-
-    stream = parser.add_argument_group("the stream of tasks")
-    stream.add_argument("--stream", choices=STREAMS, default="rotations", help="kind of tasks (default: %(default)s)")
-    stream.add_argument(
-        "--data",
-        default=MNIST_5K,
-        metavar="DATA",
-        help=f"{MNIST_5K}, 5000 real MNIST digits, or a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST "
-        "or EMNIST (default: %(default)s)",
-    )
-    stream.add_argument("--tasks", type=whole, default=20, metavar="T", help="number of tasks (default: %(default)s)")
-    stream.add_argument(
-        "--samples-per-task",
-        type=whole,
-        default=1000,
-        metavar="N",
-        help="training examples of each task (default: %(default)s)",
-    )
-    stream.add_argument(
-        "--batch-size", type=whole, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
-    )
-    stream.add_argument(
-        "--epochs",
-        type=whole,
-        default=1,
-        metavar="N",
-        help="passes over a task's examples before the next task begins (default: %(default)s)",
-    )
-    stream.add_argument(
-        "--seed",
-        type=_whole(0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="seed of the stream, of the order of the examples and of the initial weights (default: %(default)s)",
-    )
+    positive, not_negative = real(above_zero=True), real(above_zero=False)
+    add_stream_options(parser, [name for name in STREAMS if any(stream == name for stream, _ in PRESETS)])
 
     learner = parser.add_argument_group("the learner (defaults depend on the stream)")
     learner.add_argument("--learner", choices=LEARNERS, default="gem", help="method (default: %(default)s)")
     learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
     learner.add_argument(
         "--memory-per-task",
-        type=whole,
+        type=whole(1),
         metavar="M",
         help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
     )
@@ -106,10 +73,10 @@ def add_parser(subparsers: Any) -> None:
     )
     measure.add_argument(
         "--eval-every",
-        type=whole,
+        type=whole(1),
         metavar="N",
-        help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; its time is "
-        "reported apart (default: half of a task's mini-batches)",
+        help="mini-batches between two evaluations on all tasks, besides the one at the end of each visit to a task; "
+        "its time is reported apart (default: half of a visit's mini-batches)",
     )
     measure.add_argument(
         "--out",
@@ -127,7 +94,7 @@ def add_parser(subparsers: Any) -> None:
     )
     again.add_argument(
         "--checkpoint-every",
-        type=whole,
+        type=whole(1),
         metavar="N",
         help="mini-batches between two checkpoints (default: as often as takes 2 %% of the time)",
     )
@@ -151,33 +118,35 @@ def _run(args: argparse.Namespace) -> None:
     if args.out is not None:
         with extra("--out"):
             from gem_fast.paper import plots
+    config = stream_config(args)
     generator = torch.Generator().manual_seed(args.seed)
-    stream = STREAMS[args.stream](load_data(args.data), args.tasks, args.samples_per_task, generator).to(device)
+    stream = make_stream(config, generator).to(device)
+    schedule = make_schedule(stream, args.batch_size, args.epochs, args.rounds)
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
             prepare_folder(f"--{option}", getattr(args, option))
 
-    batches_per_task = args.epochs * math.ceil(args.samples_per_task / args.batch_size)
-    eval_every = args.eval_every or math.ceil(batches_per_task / EVALUATIONS_PER_TASK)
-    names = ("stream", "data", "tasks", "samples_per_task", "batch_size", "epochs", "seed", "device", "learner")
-    config = {name: getattr(args, name) for name in names} | hyper | {"eval_every": eval_every}
+    longest = max(visit.batches for visit in schedule.visits)
+    eval_every = args.eval_every or math.ceil(longest / EVALUATIONS_PER_VISIT)
+    config |= {"data": stream.data, "device": args.device, "learner": args.learner} | hyper | {"eval_every": eval_every}
 
     torch.manual_seed(args.seed)
     model = mlp(stream.n_inputs, stream.n_outputs).to(device)
     learner = LEARNERS[args.learner](model, **hyper)
     run = journal = None
     if args.checkpoint is not None:
-        run = Resumable(args.checkpoint, args.checkpoint_every, config, stream, learner, batches_per_task)
+        run = Resumable(args.checkpoint, args.checkpoint_every, config, stream, learner, schedule)
         journal = run.begin(args.resume)
     print(", ".join(f"{name} {value}" for name, value in config.items()))
     learned = 0 if journal is None else journal.batches
     try:
-        with Progress(args.tasks, batches_per_task, learned) as progress:
+        with Progress(schedule, learned) as progress:
             record = learn_stream(
                 learner,
                 stream,
                 batch_size=args.batch_size,
                 epochs=args.epochs,
+                rounds=args.rounds,
                 eval_every=eval_every,
                 generator=generator,
                 on_batch=progress.on_batch,
@@ -193,8 +162,8 @@ def _run(args: argparse.Namespace) -> None:
         ) from interrupt
     print(f"\n{report.summary(record)}")
     if args.out is not None:
-        tasks = "1 task" if args.tasks == 1 else f"{args.tasks} tasks"
-        title = f"{args.learner} on {args.stream} of {Path(args.data).resolve().name}, {tasks}, seed {args.seed}"
+        tasks = "1 task" if stream.n_tasks == 1 else f"{stream.n_tasks} tasks"
+        title = f"{args.learner} on {args.stream} of {Path(stream.data).resolve().name}, {tasks}, seed {args.seed}"
         # result.json comes last: where it is, the run is complete.
         files = plots.draw_all(record, title) | {"result.json": report.result_json(record, config)}
         report.write_files(args.out, files)
@@ -233,32 +202,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
     return device
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    span = f"of at least {least}" if most is None else f"between {least} and {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be a whole number {span}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _real(above_zero: bool) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and (value > 0 if above_zero else value >= 0)):
-            least = "above 0" if above_zero else "of at least 0"
-            raise argparse.ArgumentTypeError(f"must be a finite number {least}, got {text!r}")
-        return value
-
-    return parse

@@ -3,6 +3,5 @@
 from gem_fast.task_gradients.fused import FusedTaskGradients
 from gem_fast.task_gradients.loop import LoopTaskGradients
 from gem_fast.task_gradients.protocol import Batch, Sample, TaskGradients, TaskRows
-from gem_fast.task_gradients.rows import RowBuffer
 
-__all__ = ["Batch", "FusedTaskGradients", "LoopTaskGradients", "RowBuffer", "Sample", "TaskGradients", "TaskRows"]
+__all__ = ["Batch", "FusedTaskGradients", "LoopTaskGradients", "Sample", "TaskGradients", "TaskRows"]

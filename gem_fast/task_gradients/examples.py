@@ -9,6 +9,7 @@ from gem_fast.task_gradients.losses import is_plain_cross_entropy
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.protocol import Batch, Sample
 from gem_fast.task_gradients.recording import CannotFuse
+from gem_fast.task_gradients.sparse import SparseEntries
 
 
 class ExampleCache:
@@ -22,8 +23,8 @@ class ExampleCache:
         self._sources: list[tuple[Tensor, int]] = []
         self._all: Piece | None = None
 
-    def __call__(self, batches: Sequence[Batch], sample: Sample | None) -> Piece:
-        """The examples that count, of one batch per task.
+    def __call__(self, batches: Sequence[Batch], sample: Sample | None, rows: slice) -> Piece:
+        """The examples that count, of the batches `rows`: one batch per task.
 
         Raises:
             CannotFuse: the tasks' examples differ in shape, dtype or device.
@@ -33,9 +34,12 @@ class ExampleCache:
             self._fill(batches, tensors)
         assert self._all is not None
         if sample is None:
-            return self._all
-        x, y = (kept.index_select(0, sample.positions.to(kept.device)) for kept in (self._all.x, self._all.y))
-        return self._all._replace(x=x, y=y, segments=Segments(sample.sizes))
+            return self._all.of_tasks(rows)
+        start = sum(sample.sizes[: rows.start])
+        sizes = sample.sizes[rows]
+        positions = sample.positions[start : start + sum(sizes)]
+        x, y = (kept.index_select(0, positions.to(kept.device)) for kept in (self._all.x, self._all.y))
+        return self._all._replace(x=x, y=y, segments=Segments(sizes), positions=positions)
 
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(
@@ -49,17 +53,13 @@ class ExampleCache:
             kinds = {(x.shape[1:], x.dtype, x.device) for x in ours}
             if len(kinds) > 1:
                 raise CannotFuse(f"the tasks' {name} differ in shape, dtype or device")
-        y = torch.cat([batch.y for batch in batches])
-        self._all = Piece(
-            x=torch.cat([batch.x for batch in batches]),
-            y=y,
-            task=None,
-            segments=Segments([len(batch.x) for batch in batches]),
-            vectorised=is_plain_cross_entropy(self._loss_fn, y),
-        )
         # An inference tensor has no version, so that a change of it would go unnoticed: it is copied each time.
         tracked = not any(x.is_inference() for x in tensors)
         self._sources = [(x, x._version) for x in tensors] if tracked else []
+        x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
+        segments = Segments([len(batch.x) for batch in batches])
+        entries = SparseEntries.of(x, segments.sizes) if tracked else None
+        self._all = Piece(x, y, None, segments, is_plain_cross_entropy(self._loss_fn, y), entries)
 
 
 def _same_layout(new: Tensor, old: Tensor) -> bool:

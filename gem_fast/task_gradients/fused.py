@@ -68,6 +68,7 @@ class FusedTaskGradients:
         self._pass_task = pass_task
         self._tasks_per_pass = tasks_per_pass
         self._memory_bytes = memory_bytes
+        self._reference = LoopTaskGradients(self._model, loss_fn, pass_task=pass_task)
         self._loop = LoopTaskGradients(model, loss_fn, pass_task=pass_task)
         self._examples = ExampleCache(loss_fn)
         self._plan: Plan | None = None
@@ -78,6 +79,7 @@ class FusedTaskGradients:
         parameters: Sequence[Parameter],
         *,
         out: Tensor | None = None,
+        rows: slice | None = None,
         sample: Sample | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
@@ -87,21 +89,22 @@ class FusedTaskGradients:
         """
         G = new_rows(len(constraints), parameters) if out is None else out
         reason = None
+        rows = slice(0, len(constraints)) if rows is None else rows
         # One row is one backward in any case; so are the many batches of A-GEM's one row.
-        if len(constraints) > 1 and all(len(batches) == 1 for batches in constraints):
+        if rows.stop - rows.start > 1 and all(len(batches) == 1 for batches in constraints):
             plan = self._current_plan(parameters)
             try:
                 if not plan.given_up:
-                    return TaskRows(G, self._fused(plan, constraints, G, sample))
+                    return TaskRows(G, self._fused(plan, constraints, G, rows, sample))
             except CannotVerify:
                 pass
             except CannotFuse as error:
                 reason = error
-        rows = self._loop(constraints, parameters, out=G, sample=sample)
+        result = self._loop(constraints, parameters, out=G, rows=rows, sample=sample)
         if reason is not None:  # and the loop has not failed the same way
             plan.given_up = True
             _log.warning("one backward per past task instead of one for all: %s", reason)
-        return rows
+        return result
 
     def record(
         self, constraints: Sequence[Sequence[Batch]], parameters: Sequence[Parameter], *, sample: Sample | None = None
@@ -122,8 +125,12 @@ class FusedTaskGradients:
             # Gradients that are not finite are the caller's to report.
             with suppress(CannotVerify):
                 self._verify_new(plan, constraints)
+            # Sparse entries are prepared task by task, while parts of G may take several tasks together.
+            pieces = [
+                piece._replace(entries=None) for piece in self._pieces(constraints, slice(0, len(constraints)), sample)
+            ]
             with _undone_on_failure(plan), failures_as_reasons():
-                recorder, grads = self._record(plan, self._pieces(constraints, sample), 0, learning=False)
+                recorder, grads = self._record(plan, pieces, 0, learning=False)
                 recorder.check_unchanged()
                 return recorder, grads
 
@@ -134,30 +141,29 @@ class FusedTaskGradients:
         return self._plan
 
     def _fused(
-        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, sample: Sample | None
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
     ) -> list[bool]:
         with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
             self._verify_new(plan, constraints)
             with _undone_on_failure(plan), failures_as_reasons():
-                return self._rows(plan, constraints, G, sample)
+                return self._rows(plan, constraints, G, rows, sample)
 
-    def _pieces(self, constraints: Sequence[Sequence[Batch]], sample: Sample | None) -> list[Piece]:
+    def _pieces(self, constraints: Sequence[Sequence[Batch]], rows: slice, sample: Sample | None) -> list[Piece]:
         if self._pass_task:
-            return [
-                Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]), False)
-                for [batch] in chosen(constraints, sample)
-            ]
-        return [self._examples([batch for [batch] in constraints], sample)]
+            return [_piece(batch) for [batch] in chosen(constraints, sample)[rows]]
+        return [self._examples([batch for [batch] in constraints], sample, rows)]
 
-    def _rows(self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, sample: Sample | None) -> list[bool]:
-        pieces = self._pieces(constraints, sample)
+    def _rows(
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
+    ) -> list[bool]:
+        pieces = self._pieces(constraints, rows, sample)
         sizes = [size for piece in pieces for size in piece.segments.sizes]
         step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
         reached = [False] * len(plan.parameters)
-        for first in range(0, len(G), step):
-            rows = slice(first, first + step)
-            mine = pieces[rows] if self._pass_task else [piece.of_tasks(rows) for piece in pieces]
-            now = self._pass(plan, mine, first, G, learning=False)
+        for first in range(0, len(sizes), step):
+            some = slice(first, min(first + step, len(sizes)))
+            mine = pieces[some] if self._pass_task else [piece.of_tasks(some) for piece in pieces]
+            now = self._pass(plan, mine, rows.start + first, G, learning=False)
             reached = [was or is_now for was, is_now in zip(reached, now, strict=True)]
         return reached
 
@@ -213,9 +219,9 @@ class FusedTaskGradients:
 
     def _verify(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         if self._pass_task:
-            pieces = [Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]), False) for [batch] in constraints]
+            pieces = [_piece(batch) for [batch] in constraints]
         else:
-            pieces = [ExampleCache(self._loss_fn)([batch for [batch] in constraints], None)]
+            pieces = [ExampleCache(self._loss_fn)([batch for [batch] in constraints], None, slice(0, len(constraints)))]
 
         def fused(rows: Tensor) -> list[bool]:
             with KeptBytes(plan.parameters) as kept:
@@ -225,9 +231,13 @@ class FusedTaskGradients:
             return reached
 
         def loop(rows: Tensor) -> list[bool]:
-            return self._loop(constraints, plan.parameters, out=rows).reached
+            return self._reference(constraints, plan.parameters, out=rows).reached
 
         verify(self._model, plan.parameters, len(constraints), fused, loop)
+
+
+def _piece(batch: Batch) -> Piece:
+    return Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]))
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class LoopTaskGradients:
         parameters: Sequence[Parameter],
         *,
         out: Tensor | None = None,
+        rows: slice | None = None,
         sample: Sample | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over all examples of constraint k's batches (Eq. 5).
@@ -48,7 +49,8 @@ class LoopTaskGradients:
         G = new_rows(len(constraints), parameters) if out is None else out
         reached = [False] * len(parameters)
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
-            for row, batches in zip(G, chosen(constraints, sample), strict=True):
+            computed = slice(None) if rows is None else rows
+            for row, batches in zip(G[computed], chosen(constraints, sample)[computed], strict=True):
                 loss = self._mean_loss(batches)
                 grads = torch.autograd.grad(loss, parameters, allow_unused=True)
                 pack_(row, grads, sizes)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gem_fast.task_gradients.sparse import SparseEntries
+
 
 class Segments:
     """Tasks' examples, one task after the other along the first dimension of a mini-batch.
@@ -54,8 +56,12 @@ class Piece(NamedTuple):
     """The model's second argument, where it takes one; the piece is then one task's."""
     segments: Segments
     """Which examples are whose."""
-    vectorised: bool
+    vectorised: bool = False
     """Whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`."""
+    entries: SparseEntries | None = None
+    """The non-zero entries of x, or of what x was sampled from, where they are few."""
+    positions: Tensor | None = None
+    """(N,) int64: the examples of `entries` that x is made of; None for all of them."""
 
     def of_tasks(self, tasks: slice) -> Piece:
         """The part that belongs to some of the tasks."""
@@ -64,4 +70,11 @@ class Piece(NamedTuple):
             return self
         bounds = [0, *accumulate(self.segments.sizes)]
         examples = slice(bounds[tasks.start], bounds[tasks.start] + sum(sizes))
-        return self._replace(x=self.x[examples], y=self.y[examples], segments=Segments(sizes))
+        positions, entries = self.positions, self.entries
+        if positions is not None:
+            positions = positions[examples]
+        elif entries is not None:
+            entries = entries.of_tasks(tasks, examples, len(self.segments.sizes))
+        return self._replace(
+            x=self.x[examples], y=self.y[examples], segments=Segments(sizes), entries=entries, positions=positions
+        )

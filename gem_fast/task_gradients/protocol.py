@@ -30,7 +30,7 @@ class TaskRows(NamedTuple):
     G: Tensor
     """(t, p): row k is the gradient of constraint k, parameters flattened one after the other."""
     reached: list[bool]
-    """Per parameter: whether any constraint depends on it."""
+    """Per parameter: whether any of the constraints computed depends on it."""
 
 
 class TaskGradients(Protocol):
@@ -42,6 +42,7 @@ class TaskGradients(Protocol):
         parameters: Sequence[Parameter],
         *,
         out: Tensor | None = None,
+        rows: slice | None = None,
         sample: Sample | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
@@ -51,6 +52,7 @@ class TaskGradients(Protocol):
             parameters: whose gradients are wanted, in the order in which they make up a row.
             out: (t, p) of the parameters' dtype and device with contiguous rows, to be written to; by default a new
                 matrix.
+            rows: which rows to compute, start and stop; the others stay as they are in `out`. By default all.
             sample: which examples count; by default all. Each constraint is then one batch.
         """
 

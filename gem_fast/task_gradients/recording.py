@@ -68,10 +68,10 @@ class Recorder:
     """What rules talk to during a pass.
 
     Attributes:
-        segments: the tasks whose examples are in the present mini-batch.
+        piece: the present mini-batch, so that a rule can tell that its input is the memory's examples as they are.
+        segments: which of its examples are whose.
         edges: where gradients are needed.
         uses: what to do with them.
-        memory: the mini-batch itself, so that a rule can tell that its input is the memory's examples.
         ambiguous: whether an input had two dimensions that might run over the examples.
         closed: whether the model's forward has ended.
     """
@@ -87,8 +87,8 @@ class Recorder:
         """
         self.edges: list[Any] = []
         self.uses: list[Use] = []
+        self.piece: Piece | None = None
         self.segments = Segments([])
-        self.memory: Tensor | None = None
         self.ambiguous = False
         self.closed = False
         self._first = 0
@@ -102,8 +102,8 @@ class Recorder:
 
     def begin(self, first: int, piece: Piece) -> None:
         """Says what goes through the model next, and from which row of G on its tasks' gradients go."""
+        self.piece = piece
         self.segments = piece.segments
-        self.memory = piece.x
         self._first = first
         self._calls.clear()
 

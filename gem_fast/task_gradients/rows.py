@@ -1,4 +1,4 @@
-"""The matrix G that engines write to, and the random numbers that they may use up."""
+"""The matrix G that engines write to, and the random numbers that a pass may use up."""
 
 from collections.abc import Sequence
 
@@ -15,25 +15,6 @@ def new_rows(t: int, parameters: Sequence[Parameter]) -> Tensor:
     like, p = parameters[0], sum(parameter.numel() for parameter in parameters)
     per_line = _ALIGNMENT_BYTES // like.element_size()
     return torch.empty((t, -(-p // per_line) * per_line), dtype=like.dtype, device=like.device)[:, :p]
-
-
-class RowBuffer:
-    """One matrix G that is used again in every step, and grows with the number of tasks."""
-
-    def __init__(self) -> None:
-        self._kept: Tensor | None = None
-
-    def rows(self, t: int, parameters: Sequence[Parameter]) -> Tensor:
-        """G (t, p), uninitialised where it is new, else as it was left."""
-        like, p = parameters[0], sum(parameter.numel() for parameter in parameters)
-        kept = self._kept
-        fits = kept is not None and kept.shape[1] == p and (kept.dtype, kept.device) == (like.dtype, like.device)
-        if kept is None or not fits or len(kept) < t:
-            grown = new_rows(t, parameters)
-            if kept is not None and fits:
-                grown[: len(kept)] = kept
-            self._kept = kept = grown
-        return kept[:t]
 
 
 def random_devices(parameters: Sequence[Parameter]) -> list[int]:

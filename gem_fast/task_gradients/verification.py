@@ -121,6 +121,10 @@ def _restored(model: nn.Module) -> Iterator[None]:
 class _NothingDropped(TorchDispatchMode):
     """Dropout keeps everything, so that two passes can be compared."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and importing the compiler to say so takes a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.bernoulli_.float:
             return args[0].fill_(1)
