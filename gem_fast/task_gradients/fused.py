@@ -195,6 +195,7 @@ class FusedTaskGradients:
             grads = torch.autograd.grad(loss, recorder.edges, allow_unused=True, retain_graph=learning)
             if learning:
                 check_every_use_is_known(recorder, grads, loss)
+        recorder.forget_outputs()
         return recorder, list(grads)
 
     def _verify_new(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:

@@ -186,6 +186,11 @@ class Recorder:
         )
         self.edges.append(alias)
 
+    def forget_outputs(self) -> None:
+        """Lets go of what only the backward needed."""
+        self._outputs.clear()
+        self.edges.clear()
+
     def check_unchanged(self) -> None:
         """Raises CannotFuse where a tensor that is about to be read has been changed since it was noted."""
         for module, x, version in self._inputs:
