@@ -241,6 +241,11 @@ def test_an_input_changed_in_place_after_its_use_is_an_error_of_the_model_and_as
         assert_untouched(net)
 
 
+def test_models_that_change_their_input_in_place_are_left_to_the_loop() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3)).double()
+    assert_as_the_loop(model, memory(SIZES, rows, classes), fallback="the model changes its input in place")
+
+
 class Rooted(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -184,9 +184,12 @@ class FusedTaskGradients:
         with recording(recorder, plan.units):
             for piece in pieces:
                 recorder.begin(row, piece)
+                version = piece.x._version
                 output = self._model(piece.x, piece.task) if self._pass_task else self._model(piece.x)
                 if not isinstance(output, Tensor):
                     raise CannotFuse(f"the model returns {type(output).__name__}, not a tensor")
+                if piece.x._version != version:
+                    raise CannotFuse("the model changes its input in place")
                 losses.append(sum_of_means(self._loss_fn, output, piece))
                 row += len(piece.segments.sizes)
             loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
