@@ -36,6 +36,7 @@ lint: $(VENV)/installed $(VENV)/test.tools $(VENV)/lint.tools
 bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && DEVICE=$(DEVICE) ../$(BIN)/python -m pytest --benchmark-json=results/$(DEVICE).json
 	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_growth.py,true)
+	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_memory.py,true)
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
 
 soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools

@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 THREADS = 2
 TASKS_PER_PASS = (1, 5, 20)
 TASKS = (5, 10, 20)
-MEGABYTE = 2**20
+MEGABYTE = 10**6
 
 # Okabe and Ito's colours, told apart by readers of every colour vision.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -106,16 +106,15 @@ def measure_here(name: str, tasks: int, mode: str) -> dict[str, object]:
         G = None
     for _ in range(2):  # the first pass is verified
         if mode == "gramian":
-            projection, _ = project(batches, parameters, grads)
+            project(batches, parameters, grads)
         else:
             G = engine(batches, parameters, out=G).G
-            projection = gem_fast.project_(grads, G)
+            gem_fast.project_(grads, G)
     return {
         "model": name,
         "tasks": tasks,
         "mode": mode,
         "parameters": sum(p.numel() for p in parameters),
-        "violations": int(projection.violations.sum()),
         "bytes": peak_bytes() - before,
     }
 
