@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.recording import Rule
-from gem_fast.task_gradients.rules import units
+from gem_fast.task_gradients.rules import convolution, units
 
 
 class Plan:
@@ -44,6 +44,11 @@ class Plan:
             CannotFuse: parameters are the model's own, not a layer's, or a module is compiled.
         """
         self.units = units(self._modules[0])
+
+    def is_faster_task_by_task(self) -> bool:
+        """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
+        on_cpu = self.parameters[0].device.type == "cpu"
+        return on_cpu and any(rule is convolution for _, rule in self.units)
 
     def serves(self, modules: list[nn.Module], parameters: Sequence[Parameter]) -> bool:
         """Whether the plan still holds."""

@@ -11,7 +11,6 @@ from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first
 from gem_fast.task_gradients.rules.sparse import is_memory, sparse_linear
 from gem_fast.task_gradients.rules.sums import write_sum
 
-
 # Elements of a weight that is copied into G: one batched product takes half the time of one product per row of G, which
 # is what a result that is not contiguous comes to.
 _SMALL = 2**14
