@@ -44,7 +44,7 @@ class ExampleCache:
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(
             # The sources are kept alive, so that no other tensor can come to lie where they are.
-            new.data_ptr() == old.data_ptr() and new._version == version and new.shape == old.shape
+            (new is old or (new.data_ptr() == old.data_ptr() and new.shape == old.shape)) and new._version == version
             for new, (old, version) in zip(tensors, self._sources, strict=True)
         )
 
