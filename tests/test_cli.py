@@ -10,7 +10,7 @@ from idx_files import write_folder
 
 import gem_fast.paper
 from gem_fast import metrics
-from gem_fast.paper import run
+from gem_fast.paper import experiment
 from gem_fast.paper.cli import main
 from gem_fast.paper.presets import PRESETS
 
@@ -183,7 +183,7 @@ def test_ctrl_c(capsys, monkeypatch, tmp_path, small):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "learn_stream", interrupted)
+    monkeypatch.setattr(experiment, "learn_stream", interrupted)
     assert main([*small, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "python -m gem_fast: interrupted\n"
     assert list((tmp_path / "out").iterdir()) == []

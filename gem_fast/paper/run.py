@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gem_fast.paper import report
-from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.arguments import check_device, real, whole
+from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.experiment import FIELDS, Experiment, configuration
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.models import mlp
 from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import learn_stream
 from gem_fast.paper.resume import Resumable
 from gem_fast.paper.streams import STREAMS
 
 __all__ = ["add_parser"]
-
-EVALUATIONS_PER_TASK = 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_run)
-    whole, positive, not_negative = _whole(1), _real(above_zero=True), _real(above_zero=False)
+    count, positive, not_negative = whole(1), real(above_zero=True), real(above_zero=False)
 
     stream = parser.add_argument_group("the stream of tasks")
     stream.add_argument("--stream", choices=STREAMS, default="rotations", help="kind of tasks (default: %(default)s)")
@@ -51,27 +45,27 @@ def add_parser(subparsers: Any) -> None:
         help=f"{MNIST_5K}, 5000 real MNIST digits, or a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST "
         "or EMNIST (default: %(default)s)",
     )
-    stream.add_argument("--tasks", type=whole, default=20, metavar="T", help="number of tasks (default: %(default)s)")
+    stream.add_argument("--tasks", type=count, default=20, metavar="T", help="number of tasks (default: %(default)s)")
     stream.add_argument(
         "--samples-per-task",
-        type=whole,
+        type=count,
         default=1000,
         metavar="N",
         help="training examples of each task (default: %(default)s)",
     )
     stream.add_argument(
-        "--batch-size", type=whole, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
+        "--batch-size", type=count, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
     )
     stream.add_argument(
         "--epochs",
-        type=whole,
+        type=count,
         default=1,
         metavar="N",
         help="passes over a task's examples before the next task begins (default: %(default)s)",
     )
     stream.add_argument(
         "--seed",
-        type=_whole(0, 2**63 - 1),
+        type=whole(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="seed of the stream, of the order of the examples and of the initial weights (default: %(default)s)",
@@ -82,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
     learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
     learner.add_argument(
         "--memory-per-task",
-        type=whole,
+        type=count,
         metavar="M",
         help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
     )
@@ -106,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
     )
     measure.add_argument(
         "--eval-every",
-        type=whole,
+        type=count,
         metavar="N",
         help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; its time is "
         "reported apart (default: half of a task's mini-batches)",
@@ -127,7 +121,7 @@ def add_parser(subparsers: Any) -> None:
     )
     again.add_argument(
         "--checkpoint-every",
-        type=whole,
+        type=count,
         metavar="N",
         help="mini-batches between two checkpoints (default: as often as takes 2 %% of the time)",
     )
@@ -141,45 +135,31 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
-    hyper = _hyper_parameters(args)
+    given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = configuration(**{name: getattr(args, name) for name in (*FIELDS, "eval_every")}, **given)
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
             raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
-    device = _device(args.device)
+    check_device(args.device)
     with extra("the progress bar"):
         from gem_fast.paper.progress import Progress
     if args.out is not None:
         with extra("--out"):
             from gem_fast.paper import plots
-    generator = torch.Generator().manual_seed(args.seed)
-    stream = STREAMS[args.stream](load_data(args.data), args.tasks, args.samples_per_task, generator).to(device)
+    experiment = Experiment(config)
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
             prepare_folder(f"--{option}", getattr(args, option))
-
-    batches_per_task = args.epochs * math.ceil(args.samples_per_task / args.batch_size)
-    eval_every = args.eval_every or math.ceil(batches_per_task / EVALUATIONS_PER_TASK)
-    names = ("stream", "data", "tasks", "samples_per_task", "batch_size", "epochs", "seed", "device", "learner")
-    config = {name: getattr(args, name) for name in names} | hyper | {"eval_every": eval_every}
-
-    torch.manual_seed(args.seed)
-    model = mlp(stream.n_inputs, stream.n_outputs).to(device)
-    learner = LEARNERS[args.learner](model, **hyper)
     run = journal = None
     if args.checkpoint is not None:
-        run = Resumable(args.checkpoint, args.checkpoint_every, config, stream, learner, batches_per_task)
+        run = Resumable(args.checkpoint, args.checkpoint_every, experiment)
         journal = run.begin(args.resume)
     print(", ".join(f"{name} {value}" for name, value in config.items()))
     learned = 0 if journal is None else journal.batches
     try:
-        with Progress(args.tasks, batches_per_task, learned) as progress:
-            record = learn_stream(
-                learner,
-                stream,
-                batch_size=args.batch_size,
-                epochs=args.epochs,
-                eval_every=eval_every,
-                generator=generator,
+        with Progress(args.tasks, experiment.batches_per_task, learned) as progress:
+            record = experiment.run(
                 on_batch=progress.on_batch,
                 on_journal=(lambda journal: None) if run is None else run.after_batch,
                 journal=journal,
@@ -201,17 +181,6 @@ def _run(args: argparse.Namespace) -> None:
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
 
 
-def _hyper_parameters(args: argparse.Namespace) -> dict[str, float]:
-    """The published hyper-parameters of the learner on the stream, overruled by the options given."""
-    preset = PRESETS[args.stream, args.learner]
-    given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in preset:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {args.learner}")
-    return preset | given
-
-
 def _defaults(name: str) -> str:
     """The published values of a hyper-parameter, for --help."""
     values = {key: preset[name] for key, preset in PRESETS.items() if name in preset}
@@ -223,42 +192,3 @@ def _defaults(name: str) -> str:
         elif of_learner:
             texts.append(f"{learner} " + " / ".join(f"{value:g} on {stream}" for stream, value in of_learner.items()))
     return ", ".join(texts)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises many kinds here; whatever it is, this device is of no use
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
-    return device
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    span = f"of at least {least}" if most is None else f"between {least} and {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be a whole number {span}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _real(above_zero: bool) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and (value > 0 if above_zero else value >= 0)):
-            least = "above 0" if above_zero else "of at least 0"
-            raise argparse.ArgumentTypeError(f"must be a finite number {least}, got {text!r}")
-        return value
-
-    return parse
