@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from gem_fast import metrics
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import Diverged
 from gem_fast.paper.learners import Learner
 from gem_fast.paper.streams import Stream
 
@@ -117,7 +117,7 @@ def learn_stream(
         All measurements.
 
     Raises:
-        InputError: The outputs of the model stopped being finite.
+        Diverged: The outputs of the model stopped being finite.
     """
     device = stream.test_images.device
 
@@ -165,7 +165,7 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
         Shape (T,), float64, fractions between 0 and 1.
 
     Raises:
-        InputError: The learner's outputs are not finite.
+        Diverged: The learner's outputs are not finite.
     """
     learner.train(False)
     correct = torch.zeros(len(stream.tasks), dtype=torch.float64, device=stream.test_images.device)
@@ -178,7 +178,7 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
     learner.train(True)
     accuracy: npt.NDArray[np.float64] = (correct / len(stream.test_labels)).cpu().numpy()
     if not np.isfinite(accuracy).all():
-        raise InputError("training diverged: the model's outputs are not finite any more; try a smaller --lr")
+        raise Diverged("training diverged: the model's outputs are not finite any more; try a smaller --lr")
     return accuracy
 
 
