@@ -43,7 +43,7 @@ soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools
 	cd tests && ../$(BIN)/python -m soak.leak --steps $(STEPS)
 	cd tests && ../$(BIN)/python -m soak.large
 	cd tests && SANITIZER_ROUNDS=1000 ../$(BIN)/python -m pytest test_sanitizers.py
-	cd tests && for target in operators idx checkpoint; do \
+	cd tests && for target in operators idx checkpoint cifar; do \
 	    ../$(BIN)/python -m fuzz.run $$target -seed=$$(($(SEED) + 1)) -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean:

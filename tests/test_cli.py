@@ -83,6 +83,18 @@ def test_the_seed_decides(tmp_path, small):
     assert curves[0] == curves[1] != curves[2]
 
 
+def test_tasks_in_another_order_that_come_back(capsys, tmp_path, small):
+    results = [
+        result_of([*small, "--lr", "0.3", *more.split()], tmp_path / "out")
+        for more in ("", "--shuffle-tasks", "--shuffle-tasks --rounds 2 --batch-size 5")
+    ]
+    assert results[0]["R"] != results[1]["R"]
+    assert [result["config"]["shuffle_tasks"] for result in results] == [False, True, True]
+    assert results[2]["curves"]["task"] == [0, 0, 1, 1, 2, 2] * 2
+    assert results[2]["curves"]["batch"] == list(range(1, 13))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("task 3/3 learned, accuracy ")
+
+
 def test_the_table_of_20_tasks_fits_a_terminal(capsys, data):
     assert main(["run", "--learner", "single", "--data", str(data), "--samples-per-task", "10"]) == 0
     table = capsys.readouterr().out.split("\n\n")[1:]
@@ -103,9 +115,10 @@ def test_help_explains_every_option(capsys):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     options = [word for word in text.split() if word.startswith("--") and word != "--help"]
-    assert len(set(options)) == 18
-    assert text.count("(default: ") == 18
+    assert len(set(options)) == 22
+    assert text.count("(default: ") == 22
     assert "single 0.003 on rotations / 0.03 on permutations, gem 0.1" in text
+    assert "training examples of each task (default: 1000 on rotations and permutations, all on cifar100" in text
 
 
 @pytest.mark.parametrize(
@@ -133,7 +146,11 @@ def test_help_explains_every_option(capsys):
         ("--stream shuffles", "--stream: invalid choice"),
         ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
         ("--device meta", "--device must be a device torch can use here, got 'meta'"),
-        ("--data nowhere", "--data must be mnist-5k or a folder"),
+        ("--data nowhere", "--data must be mnist-5k, a folder"),
+        ("--rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
+        ("--rounds 21", "--rounds must be at most 20, the training examples of task 1, got 21"),
+        ("--head shared", "--head is not an option of the stream rotations"),
+        ("--class-order random", "--class-order is not an option of the stream rotations"),
         ("--task 3", "unrecognized arguments: --task 3"),
     ],
 )

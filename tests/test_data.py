@@ -92,7 +92,7 @@ def test_bad_folders(tmp_path, change, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(InputError, match=r"--data must be mnist-5k or a folder.*mnist-6k.*No such file"):
+    with pytest.raises(InputError, match=r"--data must be mnist-5k, a folder.*mnist-6k.*No such file"):
         load_data("mnist-6k")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Not a directory"):

@@ -11,7 +11,9 @@ from torch import Tensor
 from gem_fast import project_
 
 
-@pytest.mark.parametrize(("target", "runs"), [("operators", 30000), ("idx", 15000), ("checkpoint", 5000)])
+@pytest.mark.parametrize(
+    ("target", "runs"), [("operators", 30000), ("idx", 15000), ("checkpoint", 5000), ("cifar", 15000)]
+)
 def test_random_inputs(target: str, runs: int) -> None:
     check = importlib.import_module(f"fuzz.{target}").target
     rng = np.random.default_rng(0)

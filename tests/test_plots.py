@@ -39,5 +39,11 @@ def test_one_evaluation_per_task_is_enough():
     assert draw_all(make_record(3, rows_per_task=1), "a title")
 
 
+def test_tasks_that_come_back_and_differ_in_size():
+    rng = np.random.default_rng(0)
+    batch = np.array([4, 9, 11, 20, 24])
+    assert draw_all(Record(rng.random(3), rng.random((5, 3)), batch, np.array([0, 1, 2, 0, 1]), 1.0, 2.0), "a title")
+
+
 def test_the_same_record_gives_the_same_bytes():
     assert draw_all(make_record(3), "a title") == draw_all(make_record(3), "a title")

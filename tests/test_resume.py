@@ -21,6 +21,7 @@ from gem_fast.paper import checkpoint
 from gem_fast.paper.checkpoint import Checkpoints, read_checkpoint
 from gem_fast.paper.cli import main
 from gem_fast.paper.learners.gem import Gem
+from gem_fast.paper.presets import PRESETS
 
 
 @pytest.fixture
@@ -100,6 +101,37 @@ def test_ctrl_c_and_resume(data, tmp_path, capsys, monkeypatch, uninterrupted, b
     name = f"checkpoint-{batch - 1:09d}.gem"
     assert f"resumed from {folder / name}, after {batch - 1} of 60 mini-batches" in capsys.readouterr().err
     assert_same(end_of(folder), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--shuffle-tasks --epochs 2",
+        "--rounds 3",
+        "--rounds 2 --shuffle-tasks --epochs 3 --batch-size 3",
+        "--stream split --tasks 3 --head shared --class-order random --rounds 2",  # tasks of different sizes
+    ],
+)
+def test_every_kind_of_schedule_resumes(data, tmp_path, capsys, monkeypatch, more: str) -> None:
+    for learner in ("single", "gem"):
+        monkeypatch.setitem(PRESETS, ("split", learner), PRESETS["rotations", learner])
+    write_folder(data, n_train=37)
+    arguments = command(data, tmp_path / "one", *more.split())
+    if "split" in more:
+        at = arguments.index("--samples-per-task")
+        del arguments[at : at + 2]
+    assert main(arguments) == 0
+    end = end_of(tmp_path / "one")
+    n = end["journal"]["batches"]
+    for batch in sorted({2, n // 3, n // 2 + 1, n - 1}):
+        folder = tmp_path / str(batch)
+        arguments[arguments.index("--checkpoint") + 1] = str(folder)
+        with monkeypatch.context() as patch:
+            interrupt(patch, batch)
+            assert main(arguments) == 130
+        assert main([*arguments, "--resume"]) == 0
+        assert f"after {batch - 1} of {n} mini-batches" in capsys.readouterr().err
+        assert_same(end_of(folder), end)
 
 
 def test_results_of_a_resumed_run(data, tmp_path, monkeypatch) -> None:
@@ -195,6 +227,7 @@ def test_options_that_do_not_fit(data, tmp_path, capsys, monkeypatch) -> None:
         (["--resume", "--lr", "0.5"], "which had --lr 0.1 and not 0.5\n"),
         (["--resume", "--lr", "0.5"], same_options),
         (["--resume", "--seed", "1", "--epochs", "2"], "which had --epochs 1 and not 2, --seed 0 and not 1\n"),
+        (["--resume", "--rounds", "2"], "which had --rounds 1 and not 2\n"),
         (["--resume", "--stream", "permutations"], "which had --stream rotations and not permutations\n"),
     ):
         assert message in fails(capsys, command(data, folder, *more))
@@ -228,7 +261,7 @@ def test_options_that_do_not_fit(data, tmp_path, capsys, monkeypatch) -> None:
         ({"batches": "ten"}, "batches must be an integer between 1 and 60, got 'ten'"),
         ({"rows": 1}, "rows must be a list, got int"),
         ({"rows": [1]}, "rows must hold the mini-batches, the task and the accuracies each"),
-        ({"rows": []}, "rows must have one after each of the 1 tasks learned, got 0 others"),
+        ({"rows": []}, "rows must have one after each of the 1 visits so far, got 0 others"),
         ({"rows": [(20, 1, torch.zeros(3).double())]}, "the task of a row must be an integer between 0 and 0, got 1"),
         ({"rows": [(20, 0, torch.zeros(3))]}, r"a row must have shape \(3,\), float64, got \(3,\), torch.float32"),
         ({"baseline": torch.zeros(4).double()}, r"baseline must have shape \(3,\), float64, got \(4,\)"),

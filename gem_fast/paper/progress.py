@@ -9,28 +9,29 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from gem_fast.paper.schedule import Schedule
+
 __all__ = ["Progress"]
 
 
 class Progress:
     """Counts mini-batches on stderr, with the running accuracy: the mean over the tasks seen so far."""
 
-    def __init__(self, n_tasks: int, batches_per_task: int, learned: int = 0, title: str = "") -> None:
+    def __init__(self, schedule: Schedule, learned: int = 0, title: str = "") -> None:
         """Starts the display.
 
         Args:
-            n_tasks: Tasks in the stream.
-            batches_per_task: Mini-batches of each task.
+            schedule: The visits of the tasks.
             learned: Mini-batches that a resumed run has learned already.
             title: Which run of several this is.
         """
-        self.n_tasks = n_tasks
-        self.batches_per_task = batches_per_task
+        self.visits = schedule.visits
+        self.ends = set(schedule.ends)
         self.batch = learned
         self.title = title
+        self.visit = schedule.visit_of(learned + 1)
         # disable=None: no bar unless stderr is a terminal.
-        total = n_tasks * batches_per_task
-        self.bar = tqdm(total=total, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(total=schedule.n_batches, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
 
     def on_batch(self, task: int, accuracy: npt.NDArray[np.float64] | None) -> None:
         """Notes one more mini-batch learned.
@@ -43,18 +44,16 @@ class Progress:
         self.bar.update()
         if accuracy is None:
             return
-        running = f"accuracy {100 * accuracy[: task + 1].mean():.1f} %"
-        where = f"{self.title}, " if self.title else ""
-        self.bar.set_description(f"{where}task {task + 1}/{self.n_tasks}, {running}")
-        if self.bar.disable and self.title and self.batch == self.n_tasks * self.batches_per_task:
-            print(f"{self.title}: {running}", file=sys.stderr, flush=True)
-        elif self.bar.disable and not self.title and self.batch % self.batches_per_task == 0:
-            print(f"task {task + 1}/{self.n_tasks} learned, {running}", file=sys.stderr, flush=True)
-
-    def skip(self, learned: int) -> None:
-        """Notes mini-batches that a resumed run has learned already."""
-        self.batch += learned
-        self.bar.update(learned)
+        seen = 1 + max(visit.task for visit in self.visits[: self.visit + 1])
+        place = f"task {task + 1}/{len(accuracy)}"
+        running = f"accuracy {100 * accuracy[:seen].mean():.1f} %"
+        self.bar.set_description(", ".join(filter(None, [self.title, place, running])))
+        if self.batch in self.ends:
+            self.visit += 1
+            if self.bar.disable and not self.title:
+                print(f"{place} learned, {running}", file=sys.stderr, flush=True)
+            elif self.bar.disable and self.visit == len(self.visits):
+                print(f"{self.title}: {running}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         """Returns itself."""

@@ -14,6 +14,7 @@ import torch
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
 from gem_fast.paper.learners import Learner
+from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.streams import Stream
 
 __all__ = ["Journal", "Record", "evaluate", "learn_stream"]
@@ -41,7 +42,11 @@ class Record:
 
     @property
     def R(self) -> npt.NDArray[np.float64]:
-        """R, shape (T, T): accuracy on task j (column) after learning task i (row)."""
+        """R, shape (T, T): accuracy on task j (column) after learning task i (row), to the end of its last visit.
+
+        With tasks that come back, all but the last visits are earlier experience: FWT then also counts what a task's
+        own earlier visits have left of it.
+        """
         return metrics.r_matrix(self.accuracy, self.task)
 
     @property
@@ -94,19 +99,21 @@ def learn_stream(
     epochs: int,
     eval_every: int,
     generator: torch.Generator,
+    rounds: int = 1,
     on_batch: Callable[[int, npt.NDArray[np.float64] | None], None] = lambda task, accuracy: None,
     on_journal: Callable[[Journal], None] = lambda journal: None,
     journal: Journal | None = None,
 ) -> Record:
-    """Trains a learner on every task in turn.
+    """Trains a learner on every task in turn, once or in several rounds.
 
     Args:
         learner: The learner, on the stream's device.
         stream: The tasks.
         batch_size: Examples per mini-batch.
-        epochs: Passes over a task's examples before the next task begins.
-        eval_every: Mini-batches between two evaluations within a task; each task ends with one in any case.
+        epochs: Passes over a visit's examples before the next task begins.
+        eval_every: Mini-batches between two evaluations within a visit; each visit ends with one in any case.
         generator: A CPU generator, source of the order of the examples.
+        rounds: How often each task comes, each time with another part of its examples.
         on_batch: Called after every mini-batch with the task's number and the accuracy on each task, shape (T,),
             where this mini-batch was followed by an evaluation, else None.
         on_journal: Called after that with the run so far, which is not to be changed.
@@ -118,8 +125,10 @@ def learn_stream(
 
     Raises:
         Diverged: The outputs of the model stopped being finite.
+        InputError: A task has fewer examples than there are rounds.
     """
-    device = stream.test_images.device
+    device = stream.device
+    schedule = make_schedule(stream, batch_size, epochs, rounds)
 
     def timed_evaluation() -> tuple[npt.NDArray[np.float64], float]:
         start = _now(device)
@@ -129,12 +138,12 @@ def learn_stream(
         baseline, seconds = timed_evaluation()
         journal = Journal(baseline, eval_seconds=seconds)
     learned = journal.batches
-    for task, examples in enumerate(stream.tasks):
-        n_batches = epochs * -(-len(examples.labels) // batch_size)
+    for visit in schedule.visits:
+        task = visit.task
         # What was learned before is passed over, but drawn, so that the order of the rest is what it would have been.
-        skip = min(n_batches, learned)
+        skip = min(visit.batches, learned)
         learned -= skip
-        batches = enumerate(stream.batches(task, batch_size, epochs, generator), start=1)
+        batches = enumerate(schedule.batches(stream, visit, generator), start=1)
         for i, (x, y) in itertools.islice(batches, skip, None):
             start = _now(device)
             try:
@@ -145,7 +154,7 @@ def learn_stream(
             journal.train_seconds += _now(device) - start
             journal.batches += 1
             accuracy = None
-            if i % eval_every == 0 or i == n_batches:
+            if i % eval_every == 0 or i == visit.batches:
                 accuracy, seconds = timed_evaluation()
                 journal.eval_seconds += seconds
                 journal.rows.append((journal.batches, task, accuracy))
@@ -168,15 +177,17 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
         Diverged: The learner's outputs are not finite.
     """
     learner.train(False)
-    correct = torch.zeros(len(stream.tasks), dtype=torch.float64, device=stream.test_images.device)
+    correct = torch.zeros(stream.n_tasks, dtype=torch.float64, device=stream.device)
+    examples = np.zeros(stream.n_tasks)
     with torch.inference_mode():
-        for task in range(len(stream.tasks)):
+        for task in range(stream.n_tasks):
             for x, y in stream.test_batches(task):
                 logits = learner.predict(x, task)
                 # One number that is not finite makes the sum so: the check costs no transfer of its own.
                 correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
+                examples[task] += len(y)
     learner.train(True)
-    accuracy: npt.NDArray[np.float64] = (correct / len(stream.test_labels)).cpu().numpy()
+    accuracy: npt.NDArray[np.float64] = correct.cpu().numpy() / examples
     if not np.isfinite(accuracy).all():
         raise Diverged("training diverged: the model's outputs are not finite any more; try a smaller --lr")
     return accuracy

@@ -1,7 +1,7 @@
 """Numbers that others published, beside which the tables put ours.
 
-PAPER_*: the paper's, on the whole MNIST and CIFAR-100. THEIR_CODE: what the paper's own code gives on the 5000 digits of
-mnist-5k, seed 0, run on two cores of the machine whose results are in bench/results.
+PAPER_*: the paper's, on the whole MNIST and CIFAR-100. THEIR_CODE: what the paper's own code gives on the 5000 digits
+of mnist-5k, seed 0, run on two cores of the machine whose results are in bench/results.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.files import write_file
 from gem_fast.paper.protocol import Record
 
-__all__ = ["record_of", "result_json", "summary", "write_files"]
+__all__ = ["record_of", "result_of", "summary", "to_json", "write_files"]
 
 
 def summary(record: Record) -> str:
@@ -40,18 +40,18 @@ def summary(record: Record) -> str:
     return "\n".join(lines)
 
 
-def result_json(record: Record, config: dict[str, Any]) -> bytes:
-    """The contents of result.json; tasks count from 0, the rows of R and the lists of curves are in order of time.
+def result_of(record: Record, config: dict[str, Any]) -> dict[str, Any]:
+    """What result.json holds; tasks count from 0, the rows of R and the lists of curves are in order of time.
 
     Args:
         record: The measurements of a run.
         config: Every option of the run by name.
 
     Returns:
-        JSON, UTF-8. Accuracies are fractions between 0 and 1, `curves.batch` counts the mini-batches learned before
+        Plain values. Accuracies are fractions between 0 and 1, `curves.batch` counts the mini-batches learned before
         each evaluation.
     """
-    result = {
+    return {
         "acc": record.acc,
         "bwt": record.bwt,
         "fwt": record.fwt,
@@ -72,7 +72,11 @@ def result_json(record: Record, config: dict[str, Any]) -> bytes:
             "accuracy": record.accuracy.tolist(),
         },
     }
-    return json.dumps(result, indent=1).encode() + b"\n"
+
+
+def to_json(value: Any) -> bytes:
+    """Plain values as a JSON file, UTF-8."""
+    return json.dumps(value, indent=1).encode() + b"\n"
 
 
 def record_of(result: Any) -> Record:

@@ -17,6 +17,7 @@ from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiment import Experiment
 from gem_fast.paper.protocol import Journal
+from gem_fast.paper.schedule import Schedule
 from gem_fast.paper.streams import Stream
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
@@ -48,11 +49,11 @@ class Resumable:
         self._every = every
         self._config = experiment.config
         self._fingerprint = _fingerprint(experiment.stream)
-        self._n_tasks = len(experiment.stream.tasks)
-        self._device = experiment.stream.test_images.device
+        self._n_tasks = experiment.stream.n_tasks
+        self._device = experiment.stream.device
         self._learner = experiment.learner
-        self._batches_per_task = experiment.batches_per_task
-        self._total = self._n_tasks * self._batches_per_task
+        self._schedule = experiment.schedule
+        self._total = experiment.schedule.n_batches
         self._cost = 0.0
         self._done = time.perf_counter()
 
@@ -84,7 +85,7 @@ class Resumable:
             _say(f"{complaint}; the one before it is used")
         self._check_same_run(loaded.path, loaded.state)
         try:
-            journal = _journal_of_state(loaded.state["journal"], self._n_tasks, self._batches_per_task)
+            journal = _journal_of_state(loaded.state["journal"], self._n_tasks, self._schedule)
             self._learner.load_state_dict(loaded.state["learner"])
             self._set_generators(loaded.state["generators"])
         except ValueError as error:
@@ -165,8 +166,8 @@ class Resumable:
             raise ValueError("generators must be the states of torch's global generators, got other values") from error
 
 
-def _journal_of_state(state: dict[str, Any], n_tasks: int, batches_per_task: int) -> Journal:
-    check_count("batches", state["batches"], 1, n_tasks * batches_per_task)
+def _journal_of_state(state: dict[str, Any], n_tasks: int, schedule: Schedule) -> Journal:
+    check_count("batches", state["batches"], 1, schedule.n_batches)
     for name in ("train_seconds", "eval_seconds"):
         if type(state[name]) is not float:
             raise ValueError(f"{name} must be a float, got {type(state[name]).__name__}")
@@ -177,13 +178,13 @@ def _journal_of_state(state: dict[str, Any], n_tasks: int, batches_per_task: int
         if not isinstance(row, tuple) or len(row) != 3:
             raise ValueError("rows must hold the mini-batches, the task and the accuracies each, got another row")
         check_count("the mini-batches of a row", row[0], rows[-1][0] + 1 if rows else 1, state["batches"])
-        task = (row[0] - 1) // batches_per_task
+        task = schedule.visits[schedule.visit_of(row[0])].task
         check_count("the task of a row", row[1], task, task)
         rows.append((row[0], task, _accuracies("a row", row[2], n_tasks)))
-    # R is made of the rows at the ends of tasks.
-    ends = range(batches_per_task, state["batches"] + 1, batches_per_task)
+    # R is made of the rows at the ends of visits.
+    ends = [end for end in schedule.ends if end <= state["batches"]]
     if not {row[0] for row in rows}.issuperset(ends):
-        raise ValueError(f"rows must have one after each of the {len(ends)} tasks learned, got {len(rows)} others")
+        raise ValueError(f"rows must have one after each of the {len(ends)} visits so far, got {len(rows)} others")
     baseline = _accuracies("baseline", state["baseline"], n_tasks)
     return Journal(baseline, state["batches"], rows, state["train_seconds"], state["eval_seconds"])
 
@@ -199,10 +200,7 @@ def _accuracies(name: str, value: Any, n_tasks: int) -> npt.NDArray[np.float64]:
 def _fingerprint(stream: Stream) -> str:
     """SHA-256 of all examples, in order."""
     digest = hashlib.sha256()
-    tensors = [stream.test_images, stream.test_labels]
-    for task in stream.tasks:
-        tensors += [task.images, task.labels, task.pixel_map]
-    for tensor in tensors:
+    for tensor in stream.tensors():
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gem_fast.paper import report
-from gem_fast.paper.arguments import check_device, real, whole
-from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import InputError, extra
-from gem_fast.paper.experiment import FIELDS, Experiment, configuration
+from gem_fast.paper.experiment import Experiment, check_device, hyper_parameters
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.numbers import real, whole
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.resume import Resumable
+from gem_fast.paper.stream_options import add_stream_options, stream_config
 from gem_fast.paper.streams import STREAMS
 
 __all__ = ["add_parser"]
@@ -34,49 +34,15 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_run)
-    count, positive, not_negative = whole(1), real(above_zero=True), real(above_zero=False)
-
-    stream = parser.add_argument_group("the stream of tasks")
-    stream.add_argument("--stream", choices=STREAMS, default="rotations", help="kind of tasks (default: %(default)s)")
-    stream.add_argument(
-        "--data",
-        default=MNIST_5K,
-        metavar="DATA",
-        help=f"{MNIST_5K}, 5000 real MNIST digits, or a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST "
-        "or EMNIST (default: %(default)s)",
-    )
-    stream.add_argument("--tasks", type=count, default=20, metavar="T", help="number of tasks (default: %(default)s)")
-    stream.add_argument(
-        "--samples-per-task",
-        type=count,
-        default=1000,
-        metavar="N",
-        help="training examples of each task (default: %(default)s)",
-    )
-    stream.add_argument(
-        "--batch-size", type=count, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
-    )
-    stream.add_argument(
-        "--epochs",
-        type=count,
-        default=1,
-        metavar="N",
-        help="passes over a task's examples before the next task begins (default: %(default)s)",
-    )
-    stream.add_argument(
-        "--seed",
-        type=whole(0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="seed of the stream, of the order of the examples and of the initial weights (default: %(default)s)",
-    )
+    positive, not_negative = real(above_zero=True), real(above_zero=False)
+    add_stream_options(parser, [name for name in STREAMS if any(stream == name for stream, _ in PRESETS)])
 
     learner = parser.add_argument_group("the learner (defaults depend on the stream)")
     learner.add_argument("--learner", choices=LEARNERS, default="gem", help="method (default: %(default)s)")
     learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
     learner.add_argument(
         "--memory-per-task",
-        type=count,
+        type=whole(1),
         metavar="M",
         help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
     )
@@ -100,10 +66,10 @@ def add_parser(subparsers: Any) -> None:
     )
     measure.add_argument(
         "--eval-every",
-        type=count,
+        type=whole(1),
         metavar="N",
-        help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; its time is "
-        "reported apart (default: half of a task's mini-batches)",
+        help="mini-batches between two evaluations on all tasks, besides the one at the end of each visit to a task; "
+        "its time is reported apart (default: half of a visit's mini-batches)",
     )
     measure.add_argument(
         "--out",
@@ -121,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
     )
     again.add_argument(
         "--checkpoint-every",
-        type=count,
+        type=whole(1),
         metavar="N",
         help="mini-batches between two checkpoints (default: as often as takes 2 %% of the time)",
     )
@@ -136,8 +102,7 @@ def add_parser(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
     given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
-    given = {name: value for name, value in given.items() if value is not None}
-    config = configuration(**{name: getattr(args, name) for name in (*FIELDS, "eval_every")}, **given)
+    hyper = hyper_parameters(args.stream, args.learner, given)
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
             raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
@@ -147,7 +112,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.out is not None:
         with extra("--out"):
             from gem_fast.paper import plots
-    experiment = Experiment(config)
+    options = stream_config(args) | {"device": args.device, "learner": args.learner}
+    experiment = Experiment(options | hyper | {"eval_every": args.eval_every})
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
             prepare_folder(f"--{option}", getattr(args, option))
@@ -155,10 +121,10 @@ def _run(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         run = Resumable(args.checkpoint, args.checkpoint_every, experiment)
         journal = run.begin(args.resume)
-    print(", ".join(f"{name} {value}" for name, value in config.items()))
+    print(", ".join(f"{name} {value}" for name, value in experiment.config.items()))
     learned = 0 if journal is None else journal.batches
     try:
-        with Progress(args.tasks, experiment.batches_per_task, learned) as progress:
+        with Progress(experiment.schedule, learned) as progress:
             record = experiment.run(
                 on_batch=progress.on_batch,
                 on_journal=(lambda journal: None) if run is None else run.after_batch,
@@ -173,10 +139,13 @@ def _run(args: argparse.Namespace) -> None:
         ) from interrupt
     print(f"\n{report.summary(record)}")
     if args.out is not None:
-        tasks = "1 task" if args.tasks == 1 else f"{args.tasks} tasks"
-        title = f"{args.learner} on {args.stream} of {Path(args.data).resolve().name}, {tasks}, seed {args.seed}"
+        stream = experiment.stream
+        tasks = "1 task" if stream.n_tasks == 1 else f"{stream.n_tasks} tasks"
+        title = f"{args.learner} on {args.stream} of {Path(stream.data).resolve().name}, {tasks}, seed {args.seed}"
         # result.json comes last: where it is, the run is complete.
-        files = plots.draw_all(record, title) | {"result.json": report.result_json(record, config)}
+        files = plots.draw_all(record, title) | {
+            "result.json": report.to_json(report.result_of(record, experiment.config))
+        }
         report.write_files(args.out, files)
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
 

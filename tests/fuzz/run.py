@@ -12,7 +12,7 @@ import atheris
 
 # A target is a module of this folder with a function target(data: bytes) that raises on a failure. The readers of
 # other files that strangers may hand us get theirs here, and in tests/test_fuzz.py.
-TARGETS = ("operators", "idx", "checkpoint")
+TARGETS = ("operators", "idx", "checkpoint", "cifar")
 
 
 def main() -> None:

@@ -1,0 +1,82 @@
+"""A stand-in for CIFAR-100, where the real archive is not at hand: made-up images in the same format.
+
+The images are no photographs and numbers on them say nothing about CIFAR-100; they show that everything runs. Each
+class is a smooth random pattern of colours, and each image shows that of its class under a stronger one of its own, so
+that classes can be told apart to some degree.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gem_fast.paper.cifar import FOLDER, IMAGE_SHAPE, N_CLASSES, PARTS, STAND_IN_LABEL, Part
+from gem_fast.paper.files import write_file
+
+__all__ = ["STAND_IN", "make_stand_in", "write_stand_in"]
+
+STAND_IN = "cifar100-stand-in"
+
+
+def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> dict[str, Part]:
+    """Makes images of 100 classes.
+
+    Args:
+        seed: Of the patterns, the noise and the order.
+        train_per_class: Training examples of each class; CIFAR-100 has 500.
+        test_per_class: Test examples of each class; CIFAR-100 has 100.
+
+    Returns:
+        Both parts, train and test.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    patterns = _patterns(N_CLASSES, generator)
+    parts: dict[str, Part] = {}
+    for part, per_class in zip(PARTS, (train_per_class, test_per_class), strict=True):
+        labels = torch.arange(N_CLASSES).repeat(per_class)[torch.randperm(N_CLASSES * per_class, generator=generator)]
+        images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
+        for mine in torch.arange(len(labels)).split(1000):
+            shown = patterns[labels[mine]] + 2 * _patterns(len(mine), generator)
+            images[mine] = (128 + 25 * shown).clamp(0, 255).byte()
+        parts[part] = Part(images.numpy(), labels.numpy(), stand_in=True)
+    return parts
+
+
+def _patterns(n: int, generator: torch.Generator) -> Tensor:
+    """Smooth random patterns, shape (n, 3, 32, 32), about of mean 0 and variance 1."""
+    return F.interpolate(torch.randn(n, IMAGE_SHAPE[0], 4, 4, generator=generator), IMAGE_SHAPE[1:], mode="bicubic")
+
+
+def write_stand_in(path: Path, seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> None:
+    """Writes an archive in the format of CIFAR-100's, cifar-100-python.tar.gz, whose batch_label says what it is.
+
+    Args:
+        path: The file. Its name should say that it is a stand-in, too.
+        seed: As make_stand_in.
+        train_per_class: As make_stand_in.
+        test_per_class: As make_stand_in.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    archive = io.BytesIO()
+    # Without times, so that the same seed gives the same bytes.
+    with gzip.GzipFile(fileobj=archive, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        for part, (images, labels, _) in make_stand_in(seed, train_per_class, test_per_class).items():
+            state = {
+                b"batch_label": STAND_IN_LABEL,
+                b"fine_labels": labels.tolist(),
+                b"data": images.reshape(len(images), -1),
+            }
+            contents = pickle.dumps(state, protocol=4)
+            member = tarfile.TarInfo(f"{FOLDER}/{part}")
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+    write_file(path, archive.getvalue())

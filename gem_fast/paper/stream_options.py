@@ -1,0 +1,149 @@
+"""The options of the command line that say which stream of tasks is learned, and how it goes by."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.numbers import whole
+from gem_fast.paper.standin import STAND_IN
+from gem_fast.paper.streams import STREAMS, Stream
+
+__all__ = ["add_stream_options", "make_stream", "stream_config"]
+
+# What may be chosen for each stream, and what is taken otherwise. None stands for all examples of a task.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "rotations": {"tasks": 20, "samples_per_task": 1000},
+    "permutations": {"tasks": 20, "samples_per_task": 1000},
+    "cifar100": {"tasks": 20, "samples_per_task": None, "class_order": "natural"},
+    "split": {"tasks": 5, "samples_per_task": None, "class_order": "natural", "head": "task"},
+}
+# Options of all streams.
+COMMON = ("stream", "data", "batch_size", "epochs", "rounds", "shuffle_tasks", "seed")
+
+
+def add_stream_options(parser: argparse.ArgumentParser, streams: Iterable[str] = tuple(STREAMS)) -> None:
+    """Adds the options to a command.
+
+    Args:
+        parser: The command's parser.
+        streams: Names of streams to choose from, of STREAMS.
+    """
+    group = parser.add_argument_group("the stream of tasks")
+    group.add_argument(
+        "--stream", choices=list(streams), default="rotations", help="kind of tasks (default: %(default)s)"
+    )
+    group.add_argument(
+        "--data",
+        default=MNIST_5K,
+        metavar="DATA",
+        help=f"{MNIST_5K}, 5000 real MNIST digits; a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST or "
+        "EMNIST; for cifar100 the folder cifar-100-python or its .tar.gz, or "
+        f"{STAND_IN}, made-up images (default: %(default)s)",
+    )
+    group.add_argument("--tasks", type=whole(1), metavar="T", help=f"number of tasks (default: {_defaults('tasks')})")
+    group.add_argument(
+        "--samples-per-task",
+        type=whole(1),
+        metavar="N",
+        help=f"training examples of each task (default: {_defaults('samples_per_task')})",
+    )
+    group.add_argument(
+        "--class-order",
+        choices=("natural", "random"),
+        help="whether the tasks are dealt the classes as they are numbered or in a random order "
+        f"(default: {_defaults('class_order')})",
+    )
+    group.add_argument(
+        "--head",
+        choices=("task", "shared"),
+        help="task: each task is answered with a slice of the outputs of its own; shared: with all outputs, without "
+        f"the task's number (default: {_defaults('head')})",
+    )
+    group.add_argument(
+        "--batch-size", type=whole(1), default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
+    )
+    group.add_argument(
+        "--epochs",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="passes over a task's examples before the next task begins (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rounds",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="how often all tasks come, one after another; each time a task brings another part of its examples "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--shuffle-tasks", action="store_true", help="learn the tasks in a random order (default: in their own order)"
+    )
+    group.add_argument(
+        "--seed",
+        type=whole(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="seed of the stream, of the order of the examples and of the initial weights (default: %(default)s)",
+    )
+
+
+def stream_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Every option of the stream by name, with its default where it was not given.
+
+    Args:
+        args: The parsed options.
+
+    Raises:
+        InputError: An option is not one of this stream.
+    """
+    defaults = DEFAULTS[args.stream]
+    config = {name: getattr(args, name) for name in COMMON}
+    for name in ("tasks", "samples_per_task", "class_order", "head"):
+        given = getattr(args, name)
+        if name in defaults:
+            config[name] = defaults[name] if given is None else given
+        elif given is not None:
+            raise InputError(f"--{name.replace('_', '-')} is not an option of the stream {args.stream}")
+    return config
+
+
+def make_stream(config: dict[str, Any], generator: torch.Generator) -> Stream:
+    """Loads the data and makes the stream.
+
+    Args:
+        config: As stream_config returned it.
+        generator: A CPU generator, source of all that is random about the tasks.
+
+    Returns:
+        The stream, on the CPU.
+
+    Raises:
+        InputError: The data cannot be loaded or are not for this stream, or a number is too large for them.
+    """
+    options = {name: config[name] for name in ("class_order", "head") if name in config}
+    stream = STREAMS[config["stream"]](
+        load_data(config["data"]), config["tasks"], config["samples_per_task"], generator, **options
+    )
+    if config["shuffle_tasks"]:
+        stream = stream.in_order(torch.randperm(stream.n_tasks, generator=generator).tolist())
+    return stream
+
+
+def _defaults(name: str) -> str:
+    """The defaults of an option, for --help."""
+    streams: dict[str, list[str]] = {}
+    for stream, defaults in DEFAULTS.items():
+        if name in defaults:
+            value = "all" if defaults[name] is None else str(defaults[name])
+            streams.setdefault(value, []).append(stream)
+    if len(streams) == 1 and len(DEFAULTS) == len(next(iter(streams.values()))):
+        return next(iter(streams))
+    return ", ".join(f"{value} on {' and '.join(names)}" for value, names in streams.items())

@@ -1,0 +1,21 @@
+"""Streams of tasks (section 5 of the paper), one file each, registered here under the name the command line uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gem_fast.paper.streams.base import Stream, Task
+from gem_fast.paper.streams.cifar100 import cifar100
+from gem_fast.paper.streams.permutations import permutations
+from gem_fast.paper.streams.rotations import rotations
+from gem_fast.paper.streams.split import split
+
+__all__ = ["STREAMS", "Stream", "Task", "cifar100", "permutations", "rotations", "split"]
+
+# Each takes an ImageData, the number of tasks, the training examples of each task and a generator.
+STREAMS: dict[str, Callable[..., Stream]] = {
+    "rotations": rotations,
+    "permutations": permutations,
+    "cifar100": cifar100,
+    "split": split,
+}

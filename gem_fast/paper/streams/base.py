@@ -1,0 +1,118 @@
+"""What all streams have in common: tasks with training examples, and mini-batches of them."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Stream", "Task", "to_unit"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stream.
+
+    Attributes:
+        images: Shape (n, ...), uint8: the training examples as the task shows them, in a random order.
+        labels: Shape (n,), int64, counted from 0 within `outputs`.
+        outputs: The outputs of the model that are the task's classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    outputs: range
+
+
+@dataclass(frozen=True)
+class Stream(abc.ABC):
+    """Tasks, numbered in the order in which they are learned.
+
+    Attributes:
+        tasks: The T tasks.
+        n_outputs: Outputs of a model for all tasks.
+        data: The name of the data set.
+        architecture: The network of the paper for such inputs.
+    """
+
+    tasks: Sequence[Task]
+    n_outputs: int
+    data: str
+    architecture: Literal["mlp", "resnet18"]
+
+    @property
+    def n_tasks(self) -> int:
+        """The number of tasks T."""
+        return len(self.tasks)
+
+    @property
+    def outputs(self) -> tuple[range, ...]:
+        """For each task the outputs of the model that are its classes; labels count from 0 within them."""
+        return tuple(task.outputs for task in self.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.tasks[0].images.shape[1:])
+
+    @property
+    def n_inputs(self) -> int:
+        """The numbers in one input."""
+        return math.prod(self.input_shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tasks[0].images.device
+
+    def in_order(self, order: Sequence[int]) -> Stream:
+        """The same tasks in another order, numbered anew.
+
+        Args:
+            order: For each new task the number of the old one: a permutation of 0 ... T - 1.
+        """
+        return replace(self, tasks=tuple(self.tasks[task] for task in order))
+
+    def batches(
+        self, task: int, batch_size: int, epochs: int, generator: torch.Generator, examples: range | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mini-batches of a task's training examples, in a new random order in every epoch.
+
+        Args:
+            task: Number of the task, 0 ... T - 1.
+            batch_size: Examples per mini-batch; the last one of an epoch may be shorter.
+            epochs: Passes over the examples.
+            generator: A CPU generator, source of the order.
+            examples: The places of the examples that are meant; all of the task's by default.
+
+        Yields:
+            x, shape (batch, ...), float32 in [0, 1], and y, shape (batch,), int64.
+        """
+        images, labels = self.tasks[task].images, self.tasks[task].labels
+        examples = range(len(labels)) if examples is None else examples
+        for _ in range(epochs):
+            for index in torch.randperm(len(examples), generator=generator).split(batch_size):
+                index = (index + examples.start).to(labels.device)
+                yield to_unit(images[index]), labels[index]
+
+    @abc.abstractmethod
+    def test_batches(self, task: int, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+        """The task's whole test set, in a fixed order; x and y as in `batches`."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device) -> Stream:
+        """The same stream with all its tensors on `device`."""
+
+    @abc.abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """All examples, in an order that is always the same: what makes this stream differ from others."""
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1], which is all the normalisation of the published code."""
+    return images.float().div_(255)

@@ -1,0 +1,116 @@
+"""Streams that show one data set through a map of pixels for each task.
+
+Each pixel of a task's image is some pixel of the original one, or blank: nearest-neighbour rotations and permutations
+are both such maps. So a task keeps its map and its own training examples, and all tasks share one copy of the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gem_fast.paper.data import ImageData
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.streams.base import Stream, Task, to_unit
+
+__all__ = ["PixelStream", "PixelTask", "make_pixel_stream"]
+
+
+@dataclass(frozen=True)
+class PixelTask(Task):
+    """A task with its map.
+
+    Attributes:
+        pixel_map: Shape (pixels,), int64: which pixel of the original each pixel of this task shows; the number
+            `pixels`, one past the last, stands for a blank pixel. `images` are already seen through it.
+    """
+
+    pixel_map: Tensor
+
+
+@dataclass(frozen=True)
+class PixelStream(Stream):
+    """Tasks that share a test set and all outputs.
+
+    Attributes:
+        test_images: Shape (m, pixels + 1), float32 in [0, 1]: the original test images and one blank pixel.
+        test_labels: Shape (m,), int64.
+    """
+
+    tasks: Sequence[PixelTask]
+    test_images: Tensor
+    test_labels: Tensor
+
+    def test_batches(self, task: int, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole test set as the task shows it, in a fixed order; x and y as in `batches`."""
+        pixel_map = self.tasks[task].pixel_map
+        for images, labels in zip(self.test_images.split(batch_size), self.test_labels.split(batch_size), strict=True):
+            yield images.index_select(1, pixel_map), labels
+
+    def to(self, device: torch.device) -> PixelStream:
+        """The same stream with all its tensors on `device`."""
+        tasks = tuple(
+            replace(
+                task,
+                images=task.images.to(device),
+                labels=task.labels.to(device),
+                pixel_map=task.pixel_map.to(device),
+            )
+            for task in self.tasks
+        )
+        return replace(
+            self, tasks=tasks, test_images=self.test_images.to(device), test_labels=self.test_labels.to(device)
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The test set, and the training examples and the map of each task."""
+        yield from (self.test_images, self.test_labels)
+        for task in self.tasks:
+            yield from (task.images, task.labels, task.pixel_map)
+
+
+def make_pixel_stream(
+    data: ImageData,
+    n_tasks: int,
+    samples_per_task: int,
+    generator: torch.Generator,
+    pixel_map: Callable[[int], Tensor],
+) -> PixelStream:
+    """Makes a stream.
+
+    Args:
+        data: The data set, of grey images.
+        n_tasks: The number of tasks T >= 1.
+        samples_per_task: Training examples of each task, drawn without replacement for each task anew.
+        generator: A CPU generator, source of the examples.
+        pixel_map: Makes the map of a task, 0 ... T - 1; called once for each, in order.
+
+    Returns:
+        The stream, on the CPU.
+
+    Raises:
+        InputError: More examples are asked for than there are.
+    """
+    n_train = len(data.train_labels)
+    if samples_per_task > n_train:
+        raise InputError(
+            f"--samples-per-task must be at most {n_train}, the training examples of {data.name}, "
+            f"got {samples_per_task}"
+        )
+
+    def make_task(task: int) -> PixelTask:
+        pixels = pixel_map(task)
+        sample = torch.randperm(n_train, generator=generator)[:samples_per_task]
+        images = _with_blank(data.train_images[sample])[:, pixels]
+        return PixelTask(images, data.train_labels[sample], range(data.n_outputs), pixels)
+
+    tasks = tuple(make_task(task) for task in range(n_tasks))
+    test_images = to_unit(_with_blank(data.test_images))
+    return PixelStream(tasks, data.n_outputs, data.name, "mlp", test_images, data.test_labels)
+
+
+def _with_blank(images: Tensor) -> Tensor:
+    return torch.nn.functional.pad(images.flatten(1), (0, 1))

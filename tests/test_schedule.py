@@ -1,0 +1,46 @@
+"""Schedules: every example of a task comes in one visit, and mini-batches are numbered without a gap."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gem_fast.paper.data import ImageData
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.schedule import make_schedule
+from gem_fast.paper.streams import split
+
+
+def stream_of(sizes):
+    """A stream whose tasks have these numbers of training examples."""
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    test = torch.arange(len(sizes))
+    return split(
+        ImageData("sizes", torch.zeros(len(labels), 1, 1).byte(), labels, torch.zeros(len(sizes), 1, 1), test),
+        len(sizes),
+    )
+
+
+@given(st.lists(st.integers(3, 12), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
+def test_visits(sizes, batch_size, epochs, rounds):
+    stream = stream_of(sizes)
+    schedule = make_schedule(stream, batch_size, epochs, rounds)
+    assert [visit.task for visit in schedule.visits] == list(range(len(sizes))) * rounds
+    for task, size in enumerate(sizes):
+        mine = [visit.examples for visit in schedule.visits if visit.task == task]
+        assert [place for examples in mine for place in examples] == list(range(size))
+        assert max(map(len, mine)) - min(map(len, mine)) <= 1
+    number = 0
+    for place, (visit, end) in enumerate(zip(schedule.visits, schedule.ends, strict=True)):
+        batches = list(schedule.batches(stream, visit, torch.Generator()))
+        assert len(batches) == visit.batches
+        for _ in batches:
+            number += 1
+            assert schedule.visit_of(number) == place
+        assert number == end
+    assert number == schedule.n_batches
+
+
+def test_more_rounds_than_examples():
+    with pytest.raises(InputError, match="--rounds must be at most 3, the training examples of task 2, got 4"):
+        make_schedule(stream_of([5, 3]), 1, 1, rounds=4)
