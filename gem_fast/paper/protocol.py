@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gem_fast import metrics
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import Learner
+from gem_fast.paper.mixture import mixed_batches
 from gem_fast.paper.streams import Stream
 
 __all__ = ["Journal", "Record", "evaluate", "learn_stream"]
@@ -100,6 +103,9 @@ def learn_stream(
 ) -> Record:
     """Trains a learner on every task in turn.
 
+    A learner that mixes tasks gets as many mini-batches of the shuffled union of all tasks instead: its row i of R is
+    measured after the part (i + 1) / T of them, and only the last row is that of the trained learner.
+
     Args:
         learner: The learner, on the stream's device.
         stream: The tasks.
@@ -120,6 +126,7 @@ def learn_stream(
         InputError: The outputs of the model stopped being finite.
     """
     device = stream.test_images.device
+    per_epoch = [-(-len(task.labels) // batch_size) for task in stream.tasks]
 
     def timed_evaluation() -> tuple[npt.NDArray[np.float64], float]:
         start = _now(device)
@@ -129,16 +136,21 @@ def learn_stream(
         baseline, seconds = timed_evaluation()
         journal = Journal(baseline, eval_seconds=seconds)
     learned = journal.batches
-    for task, examples in enumerate(stream.tasks):
-        n_batches = epochs * -(-len(examples.labels) // batch_size)
+    mixed = mixed_batches(stream, sum(per_epoch), epochs, generator) if learner.mixes_tasks else None
+    for task, batches_per_epoch in enumerate(per_epoch):
+        n_batches = epochs * batches_per_epoch
+        batches: Iterator[tuple[Tensor, Tensor, Any]]
+        if mixed is None:
+            batches = ((x, y, task) for x, y in stream.batches(task, batch_size, epochs, generator))
+        else:
+            batches = itertools.islice(mixed, n_batches)
         # What was learned before is passed over, but drawn, so that the order of the rest is what it would have been.
         skip = min(n_batches, learned)
         learned -= skip
-        batches = enumerate(stream.batches(task, batch_size, epochs, generator), start=1)
-        for i, (x, y) in itertools.islice(batches, skip, None):
+        for i, (x, y, task_of) in itertools.islice(enumerate(batches, start=1), skip, None):
             start = _now(device)
             try:
-                learner.observe(x, y, task)
+                learner.observe(x, y, task_of)
             except RuntimeError:
                 evaluate(learner, stream)  # if the model has diverged, this says so; any other failure goes on as it is
                 raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.models import mlp
-from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.options import add_learner_options, hyper_parameters, whole
+from gem_fast.paper.presets import ARCHITECTURE
 from gem_fast.paper.protocol import learn_stream
 from gem_fast.paper.resume import Resumable
+from gem_fast.paper.setting import Setting
 from gem_fast.paper.streams import STREAMS
 
 __all__ = ["add_parser"]
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_run)
-    whole, positive, not_negative = _whole(1), _real(above_zero=True), _real(above_zero=False)
+    positive = whole(1)
 
     stream = parser.add_argument_group("the stream of tasks")
     stream.add_argument("--stream", choices=STREAMS, default="rotations", help="kind of tasks (default: %(default)s)")
@@ -51,54 +51,35 @@ def add_parser(subparsers: Any) -> None:
         help=f"{MNIST_5K}, 5000 real MNIST digits, or a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST "
         "or EMNIST (default: %(default)s)",
     )
-    stream.add_argument("--tasks", type=whole, default=20, metavar="T", help="number of tasks (default: %(default)s)")
+    stream.add_argument(
+        "--tasks", type=positive, default=20, metavar="T", help="number of tasks (default: %(default)s)"
+    )
     stream.add_argument(
         "--samples-per-task",
-        type=whole,
+        type=positive,
         default=1000,
         metavar="N",
         help="training examples of each task (default: %(default)s)",
     )
     stream.add_argument(
-        "--batch-size", type=whole, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
+        "--batch-size", type=positive, default=10, metavar="N", help="examples per mini-batch (default: %(default)s)"
     )
     stream.add_argument(
         "--epochs",
-        type=whole,
+        type=positive,
         default=1,
         metavar="N",
         help="passes over a task's examples before the next task begins (default: %(default)s)",
     )
     stream.add_argument(
         "--seed",
-        type=_whole(0, 2**63 - 1),
+        type=whole(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="seed of the stream, of the order of the examples and of the initial weights (default: %(default)s)",
     )
 
-    learner = parser.add_argument_group("the learner (defaults depend on the stream)")
-    learner.add_argument("--learner", choices=LEARNERS, default="gem", help="method (default: %(default)s)")
-    learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
-    learner.add_argument(
-        "--memory-per-task",
-        type=whole,
-        metavar="M",
-        help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
-    )
-    learner.add_argument(
-        "--margin",
-        type=not_negative,
-        metavar="GAMMA",
-        help="lower bound of the dual variables v, 0 or more; larger favours backward transfer "
-        f"(default: {_defaults('margin')})",
-    )
-    learner.add_argument(
-        "--ridge",
-        type=not_negative,
-        metavar="EPS",
-        help=f"added to the diagonal of the Gramian, 0 or more; 0 is exact (default: {_defaults('ridge')})",
-    )
+    add_learner_options(parser.add_argument_group("the learner (defaults depend on the stream)"))
 
     measure = parser.add_argument_group("running and measuring")
     measure.add_argument(
@@ -106,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
     )
     measure.add_argument(
         "--eval-every",
-        type=whole,
+        type=positive,
         metavar="N",
         help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; its time is "
         "reported apart (default: half of a task's mini-batches)",
@@ -127,7 +108,7 @@ def add_parser(subparsers: Any) -> None:
     )
     again.add_argument(
         "--checkpoint-every",
-        type=whole,
+        type=positive,
         metavar="N",
         help="mini-batches between two checkpoints (default: as often as takes 2 %% of the time)",
     )
@@ -141,7 +122,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
-    hyper = _hyper_parameters(args)
+    hyper = hyper_parameters(args)
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
             raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
@@ -163,8 +144,7 @@ def _run(args: argparse.Namespace) -> None:
     config = {name: getattr(args, name) for name in names} | hyper | {"eval_every": eval_every}
 
     torch.manual_seed(args.seed)
-    model = mlp(stream.n_inputs, stream.n_outputs).to(device)
-    learner = LEARNERS[args.learner](model, **hyper)
+    learner = LEARNERS[args.learner](Setting.of(stream, ARCHITECTURE[args.stream]), device, **hyper)
     run = journal = None
     if args.checkpoint is not None:
         run = Resumable(args.checkpoint, args.checkpoint_every, config, stream, learner, batches_per_task)
@@ -201,30 +181,6 @@ def _run(args: argparse.Namespace) -> None:
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
 
 
-def _hyper_parameters(args: argparse.Namespace) -> dict[str, float]:
-    """The published hyper-parameters of the learner on the stream, overruled by the options given."""
-    preset = PRESETS[args.stream, args.learner]
-    given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in preset:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {args.learner}")
-    return preset | given
-
-
-def _defaults(name: str) -> str:
-    """The published values of a hyper-parameter, for --help."""
-    values = {key: preset[name] for key, preset in PRESETS.items() if name in preset}
-    texts = []
-    for learner in LEARNERS:
-        of_learner = {stream: value for (stream, owner), value in values.items() if owner == learner}
-        if len(set(of_learner.values())) == 1:
-            texts.append(f"{learner} {next(iter(of_learner.values())):g}")
-        elif of_learner:
-            texts.append(f"{learner} " + " / ".join(f"{value:g} on {stream}" for stream, value in of_learner.items()))
-    return ", ".join(texts)
-
-
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -233,32 +189,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
     return device
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    span = f"of at least {least}" if most is None else f"between {least} and {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be a whole number {span}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _real(above_zero: bool) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and (value > 0 if above_zero else value >= 0)):
-            least = "above 0" if above_zero else "of at least 0"
-            raise argparse.ArgumentTypeError(f"must be a finite number {least}, got {text!r}")
-        return value
-
-    return parse

@@ -57,6 +57,16 @@ class Stream:
         """The number of pixels of an image."""
         return self.test_images.shape[1] - 1
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an example."""
+        return (self.n_inputs,)
+
+    @property
+    def outputs(self) -> tuple[range, ...]:
+        """The outputs that are each task's classes: all of them."""
+        return (range(self.n_outputs),) * len(self.tasks)
+
     def to(self, device: torch.device) -> Stream:
         """The same stream with all its tensors on `device`."""
         tasks = tuple(

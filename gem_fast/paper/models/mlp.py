@@ -1,4 +1,4 @@
-"""The networks of the paper's experiments."""
+"""The network of the MNIST experiments."""
 
 from __future__ import annotations
 
