@@ -9,12 +9,12 @@ import torch
 from gradients import BATCH, DEVICE, LR, MARGIN, MEMORY, RIDGE
 from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
+from torch import Tensor
 
 from gem_fast import EpisodicMemory
 from gem_fast.paper.data import MNIST_5K, load_data
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.models import mlp
+from gem_fast.paper.learners import LEARNERS, Learner
+from gem_fast.paper.setting import Setting
 from gem_fast.paper.streams import Stream, rotations
 from gem_fast.reference import PurePythonGEM
 
@@ -27,24 +27,29 @@ def bench_training_time(benchmark: BenchmarkFixture) -> None:
     batches = [(x, y, task) for task in range(TASKS) for x, y in stream.batches(task, BATCH, 1, order)]
 
     def ours() -> None:
-        train(LEARNERS["gem"](fresh(stream), LR, MEMORY, MARGIN, RIDGE), batches)
+        train(fresh(stream, "gem", LR, MEMORY, MARGIN, RIDGE), batches)
 
     def pure_python() -> None:
-        model = fresh(stream)
+        torch.manual_seed(0)
+        model = setting(stream).new_model().to(DEVICE)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
         train(PurePythonGEM(model, optimizer, EpisodicMemory(per_task=MEMORY), margin=MARGIN, ridge=RIDGE), batches)
 
     def single() -> None:
-        train(LEARNERS["single"](fresh(stream), LR), batches)
+        train(fresh(stream, "single", LR), batches)
 
     interleave(benchmark, ours, {"pure Python": pure_python, "no memory (single)": single}, rounds=3, ready=False)
 
 
-def train(learner: object, batches: list[tuple[Tensor, Tensor, int]]) -> None:
+def train(learner: Learner | PurePythonGEM, batches: list[tuple[Tensor, Tensor, int]]) -> None:
     for x, y, task in batches:
-        learner.observe(x, y, task)  # type: ignore[attr-defined]
+        learner.observe(x, y, task)
 
 
-def fresh(stream: Stream) -> nn.Module:
+def fresh(stream: Stream, name: str, *hyper: float) -> Learner:
     torch.manual_seed(0)
-    return mlp(stream.n_inputs, stream.n_outputs).to(DEVICE)
+    return LEARNERS[name](setting(stream), DEVICE, *hyper)
+
+
+def setting(stream: Stream) -> Setting:
+    return Setting.of(stream, "mlp")

@@ -13,10 +13,10 @@ import torch
 from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.models import mlp
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
 from gem_fast.paper.schedule import make_schedule
+from gem_fast.paper.setting import Setting
 from gem_fast.paper.stream_options import DEFAULTS, make_stream
 
 __all__ = ["Config", "Experiment", "check_device", "configuration", "hyper_parameters"]
@@ -124,8 +124,7 @@ class Experiment:
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
         torch.manual_seed(config["seed"])
-        model = mlp(self.stream.n_inputs, self.stream.n_outputs).to(device)
-        self.learner = LEARNERS[config["learner"]](model, **hyper)
+        self.learner = LEARNERS[config["learner"]](Setting.of(self.stream), device, **hyper)
 
     def run(
         self,

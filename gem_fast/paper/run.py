@@ -10,12 +10,10 @@ from gem_fast.paper import report
 from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.experiment import Experiment, check_device, hyper_parameters
 from gem_fast.paper.files import prepare_folder
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.numbers import real, whole
-from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.numbers import whole
+from gem_fast.paper.options import add_learner_options, learner_options
 from gem_fast.paper.resume import Resumable
 from gem_fast.paper.stream_options import add_stream_options, stream_config
-from gem_fast.paper.streams import STREAMS
 
 __all__ = ["add_parser"]
 
@@ -34,31 +32,8 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_run)
-    positive, not_negative = real(above_zero=True), real(above_zero=False)
-    add_stream_options(parser, [name for name in STREAMS if any(stream == name for stream, _ in PRESETS)])
-
-    learner = parser.add_argument_group("the learner (defaults depend on the stream)")
-    learner.add_argument("--learner", choices=LEARNERS, default="gem", help="method (default: %(default)s)")
-    learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
-    learner.add_argument(
-        "--memory-per-task",
-        type=whole(1),
-        metavar="M",
-        help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
-    )
-    learner.add_argument(
-        "--margin",
-        type=not_negative,
-        metavar="GAMMA",
-        help="lower bound of the dual variables v, 0 or more; larger favours backward transfer "
-        f"(default: {_defaults('margin')})",
-    )
-    learner.add_argument(
-        "--ridge",
-        type=not_negative,
-        metavar="EPS",
-        help=f"added to the diagonal of the Gramian, 0 or more; 0 is exact (default: {_defaults('ridge')})",
-    )
+    add_stream_options(parser)
+    add_learner_options(parser.add_argument_group("the learner (defaults depend on the stream)"))
 
     measure = parser.add_argument_group("running and measuring")
     measure.add_argument(
@@ -101,8 +76,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
-    given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
-    hyper = hyper_parameters(args.stream, args.learner, given)
+    hyper = hyper_parameters(args.stream, args.learner, learner_options(args))
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
             raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
@@ -148,16 +122,3 @@ def _run(args: argparse.Namespace) -> None:
         }
         report.write_files(args.out, files)
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
-
-
-def _defaults(name: str) -> str:
-    """The published values of a hyper-parameter, for --help."""
-    values = {key: preset[name] for key, preset in PRESETS.items() if name in preset}
-    texts = []
-    for learner in LEARNERS:
-        of_learner = {stream: value for (stream, owner), value in values.items() if owner == learner}
-        if len(set(of_learner.values())) == 1:
-            texts.append(f"{learner} {next(iter(of_learner.values())):g}")
-        elif of_learner:
-            texts.append(f"{learner} " + " / ".join(f"{value:g} on {stream}" for stream, value in of_learner.items()))
-    return ", ".join(texts)
