@@ -12,7 +12,14 @@ except ImportError as error:
 
 from gem_fast import metrics, ops
 from gem_fast.hook import AGEM, GEM
-from gem_fast.memory import EpisodicMemory, Memory
+from gem_fast.memory import (
+    MEMORY_POLICIES,
+    ClassBalancedMemory,
+    EpisodicMemory,
+    HerdingMemory,
+    Memory,
+    ReservoirMemory,
+)
 from gem_fast.ops import Status, build_info
 from gem_fast.projection import Projection, project_
 from gem_fast.task_gradients import LoopTaskGradients
@@ -22,10 +29,14 @@ __version__: str = _C.build_info()["version"]
 __all__ = [
     "AGEM",
     "GEM",
+    "MEMORY_POLICIES",
+    "ClassBalancedMemory",
     "EpisodicMemory",
+    "HerdingMemory",
     "LoopTaskGradients",
     "Memory",
     "Projection",
+    "ReservoirMemory",
     "Status",
     "build_info",
     "metrics",

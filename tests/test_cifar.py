@@ -182,10 +182,11 @@ def test_a_stand_in_is_in_the_format_and_says_what_it_is(tmp_path):
     assert path.read_bytes() != before
 
 
-def test_a_stand_in_can_be_learned_to_some_degree():
+def test_a_stand_in_can_be_learned():
     data = load_data("cifar100-stand-in")
     assert data.name == "cifar100-stand-in (a stand-in, not CIFAR-100)"
     images, labels = data.train_images.flatten(1).float(), data.train_labels
     means = torch.stack([images[labels == label].mean(0) for label in range(100)])
     answers = torch.cdist(data.test_images.flatten(1).float(), means).argmin(1)
-    assert 0.2 < (answers == data.test_labels).float().mean() < 0.9
+    assert (answers == data.test_labels).float().mean() > 0.9
+    assert images[labels == 0].std(0).mean() > 10  # from examples, since those of a class differ

@@ -1,8 +1,8 @@
 """A stand-in for CIFAR-100, where the real archive is not at hand: made-up images in the same format.
 
 The images are no photographs and numbers on them say nothing about CIFAR-100; they show that everything runs. Each
-class is a smooth random pattern of colours, and each image shows that of its class under a stronger one of its own, so
-that classes can be told apart to some degree.
+class is a smooth random pattern of colours, and each image shows that of its class under one of its own, so that
+classes can be told apart, though only by learning what the images of a class have in common.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int 
         labels = torch.arange(N_CLASSES).repeat(per_class)[torch.randperm(N_CLASSES * per_class, generator=generator)]
         images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
         for mine in torch.arange(len(labels)).split(1000):
-            shown = patterns[labels[mine]] + 2 * _patterns(len(mine), generator)
+            shown = patterns[labels[mine]] + _patterns(len(mine), generator)
             images[mine] = (128 + 25 * shown).clamp(0, 255).byte()
         parts[part] = Part(images.numpy(), labels.numpy(), stand_in=True)
     return parts
