@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from gem_fast.paper.plots import INK, figure_of_size, png
 from gem_fast.paper.sheets import TITLES, Row, Sheet, Spread
@@ -44,16 +44,15 @@ def _table1(sheet: Sheet) -> Figure:
         for y, row in enumerate(rows):
             seconds = row.ours["seconds"]
             axes.barh(y, seconds.mean, height=0.6, color=LOOKS[row.of["learner"]][0], xerr=seconds.std, ecolor=INK)
-            end = seconds.mean + (seconds.std or 0)
-            axes.annotate(_duration(seconds.mean), (end, y), xytext=(5, 0), textcoords="offset points", va="center")
             if "seconds" in row.paper:
-                axes.plot(row.paper["seconds"], y + 0.4, "o", markerfacecolor="white", markeredgecolor=INK, zorder=3)
-        axes.set_yticks(range(len(rows)), [LOOKS[row.of["learner"]][2] for row in rows])
+                axes.plot(row.paper["seconds"], y, "o", markerfacecolor="white", markeredgecolor=INK, zorder=3)
+        names = [f"{LOOKS[row.of['learner']][2]}\n{_duration(row.ours['seconds'].mean)}" for row in rows]
+        axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ends = [row.ours["seconds"].mean for row in rows] + [row.paper.get("seconds", 1) for row in rows]
-        axes.set_xlim(min(ends) / 2, max(ends) * 4)  # room for the numbers at the ends of the bars
+        axes.set_xlim(min(ends) / 2, max(ends) * 2)
         axes.set_xlabel("training time (s)")
         axes.set_title(stream)
         _light(axes, "x")
@@ -152,6 +151,7 @@ def _curves(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlim(0, max(row.curve[0][-1] for row in rows if row.curve is not None))
     axes.set_ylim(0, 1)
     axes.set_xlabel("tasks learned")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _light(axes, "y")
 
 

@@ -64,3 +64,5 @@ PRESETS: dict[tuple[str, str], dict[str, float]] = {
     ("cifar100", "joint"): {"lr": 0.1},
     ("split", "joint"): {"lr": 0.1},
 }
+# The same method, in Python alone.
+PRESETS |= {(stream, "gem_pure_python"): preset for (stream, learner), preset in PRESETS.items() if learner == "gem"}

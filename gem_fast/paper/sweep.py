@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,12 @@ import numpy as np
 
 from gem_fast.paper import report
 from gem_fast.paper.cells import run_cells
-from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.data import MNIST_5K, SAYS_STAND_IN, load_data
 from gem_fast.paper.experiment import Config, check_device
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.protocol import Record
 from gem_fast.paper.published import MEASURES, Numbers
 from gem_fast.paper.sheets import Row, Sheet, spreads
-from gem_fast.paper.standin import STAND_IN
 
 __all__ = ["Line", "add_data_option", "add_options", "is_stand_in", "labels", "make_rows", "prepare", "seeds", "write"]
 
@@ -187,9 +187,10 @@ def labels(args: argparse.Namespace, lines: Sequence[Line]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+@functools.cache
 def is_stand_in(data: str) -> bool:
     """Whether data are made up, by what they say of themselves."""
-    return data == STAND_IN or (data != MNIST_5K and "stand-in" in load_data(data).name)
+    return data != MNIST_5K and load_data(data).name.endswith(SAYS_STAND_IN)
 
 
 def _measure(record: Record, name: str) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.errors import extra
 from gem_fast.paper.experiment import Config, configuration
+from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.published import (
     MEASURES,
@@ -23,17 +24,26 @@ from gem_fast.paper.published import (
     Numbers,
 )
 from gem_fast.paper.sheets import Sheet
-from gem_fast.paper.standin import STAND_IN
+from gem_fast.paper.standin import write_stand_in
 from gem_fast.paper.sweep import Line, add_data_option, add_options, is_stand_in, labels, make_rows, prepare, write
 
 __all__ = ["add_parser"]
 
 # Less of everything, for a check that all works.
 QUICK = {"tasks": 4, "samples_per_task": 200}
-# The paper's sizes on CIFAR-100, and sizes that two cores manage in minutes for the stand-in.
+# The paper's sizes on CIFAR-100; for the stand-in less of everything, so that two cores need minutes.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
-STAND_IN_SIZE = {"tasks": 10, "samples_per_task": 100}
+STAND_IN_FILE = "cifar100-stand-in.tar.gz"
+STAND_IN_CLASSES = 20
+STAND_IN_SIZE = {"tasks": 4, "samples_per_task": 200}
 STAND_IN_QUICK = {"tasks": 4, "samples_per_task": 30}
+STAND_IN_HYPER: dict[str, dict[str, int]] = {
+    "gem": {"memory_per_task": 20},
+    "agem": {"memory_per_task": 20, "memory_batch": 20},
+    "icarl": {"memory": 80},
+}
+# Table 2: the paper's examples in memory, all tasks together, and those of the stand-in in their place.
+MEMORIES = {200: 20, 1280: 40, 2560: 80, 5120: 160}
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
@@ -76,21 +86,22 @@ def add_parser(subparsers: Any) -> None:
         if name in ("table2", "figure1"):
             parser.add_argument(
                 "--cifar",
-                default=STAND_IN,
                 metavar="PATH",
-                help="the folder cifar-100-python or its .tar.gz (default: made-up images of the same shape and "
-                "format, few of them)",
+                help="the folder cifar-100-python or its .tar.gz (default: a stand-in of made-up images in the same "
+                "format, 20 classes of them)",
             )
 
 
 def _run(name: str, plan: Callable[[argparse.Namespace], Plan], args: argparse.Namespace) -> None:
     with extra("the picture"):
         from gem_fast.paper import figures
+    prepare(args)
+    if getattr(args, "cifar", STAND_IN_FILE) is None:
+        args.cifar = _make_stand_in(args.out)
     planned = plan(args)
     for data in {line.config["data"] for line in planned.lines}:
         load_data(data)  # says what is wrong with it before any work
     said = labels(args, planned.lines)
-    prepare(args)
     rows = make_rows(planned.lines, args)
     notes = planned.notes
     if any(line.config["data"] == MNIST_5K for line in planned.lines):
@@ -100,6 +111,14 @@ def _run(name: str, plan: Callable[[argparse.Namespace], Plan], args: argparse.N
     facts = {"quick": args.quick, "stand_in": any(sentence.startswith("STAND-IN") for sentence in said)}
     sheet = Sheet(name, planned.title, said, notes, args.seeds, tuple(rows), facts)
     write(sheet, figures.DRAWINGS[name](sheet), args.out)
+
+
+def _make_stand_in(folder: Path) -> str:
+    """Writes the archive that stands in for CIFAR-100, and returns its path."""
+    path = folder / "cells" / STAND_IN_FILE
+    prepare_folder("--out", path.parent)
+    write_stand_in(path, train_per_class=50, test_per_class=10, n_classes=STAND_IN_CLASSES)
+    return str(path)
 
 
 def _table1(args: argparse.Namespace) -> Plan:
@@ -112,7 +131,7 @@ def _table1(args: argparse.Namespace) -> Plan:
             _theirs(args, stream, learner, ("seconds",)),
         )
         for stream in ("permutations", "rotations")
-        for learner in ("single", "independent", "multimodal", "ewc", "gem", "agem", "gem_pure_python")
+        for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
         if (stream, learner) in PRESETS
     ]
     notes = ("Seconds of training without evaluation; the code's are with it.",)
@@ -120,18 +139,15 @@ def _table1(args: argparse.Namespace) -> Plan:
 
 
 def _table2(args: argparse.Namespace) -> Plan:
-    size = _cifar_size(args)
-    share = size["tasks"] * size["samples_per_task"] / (CIFAR["tasks"] * CIFAR["samples_per_task"])
     lines = []
     for learner in ("gem", "icarl"):
-        for (of, papers), numbers in PAPER_TABLE2.items():
-            if of != learner:
-                continue
-            per_task = max(1, round(papers * share / size["tasks"]))
-            memory = {"memory_per_task": per_task} if learner == "gem" else {"memory": per_task * size["tasks"]}
-            config = _cifar(args, learner, **memory)
-            paper = {"memory": papers, **numbers}
-            lines.append(Line({"learner": learner, "memory": per_task * size["tasks"]}, config, ("acc",), paper))
+        for papers, small in MEMORIES.items():
+            memory = small if is_stand_in(args.cifar) else papers
+            per_task = max(1, memory // _cifar_size(args)["tasks"])
+            options = {"memory_per_task": per_task} if learner == "gem" else {"memory": memory}
+            config = _cifar(args, learner, **options)
+            paper = {"memory": papers, **PAPER_TABLE2[learner, papers]}
+            lines.append(Line({"learner": learner, "memory": memory}, config, ("acc",), paper))
     return Plan(f"Table 2: ACC on {_cifar_name(args)} by the examples in memory", lines)
 
 
@@ -161,7 +177,7 @@ def _figure1(args: argparse.Namespace) -> Plan:
             else:
                 config, theirs = _digits(args, stream, learner), _theirs(args, stream, learner, MEASURES)
             shown = _cifar_name(args) if stream == "cifar100" else stream
-            paper = PAPER_FIGURE1.get((stream, learner), {})
+            paper = {} if stream == "cifar100" and is_stand_in(args.cifar) else PAPER_FIGURE1.get((stream, learner), {})
             lines.append(Line({"stream": shown, "learner": learner}, config, MEASURES, paper, theirs))
     notes = (DIVIDED, "The paper's figure prints no numbers: its are of the matrices of its Appendix B, divided by T.")
     return Plan("Figure 1: ACC, BWT and FWT, and the first task along the stream", lines, notes)
@@ -181,14 +197,9 @@ def _digits(args: argparse.Namespace, stream: str, learner: str, **options: Any)
 
 
 def _cifar(args: argparse.Namespace, learner: str, **options: Any) -> Config:
-    """On the stand-in the memory has the same share of the examples as in the paper, unless it is given."""
-    size = _cifar_size(args)
-    preset = PRESETS["cifar100", learner]
-    share = size["samples_per_task"] / CIFAR["samples_per_task"]
-    for name, whole in (("memory_per_task", share), ("memory_batch", share), ("memory", share * size["tasks"] / 20)):
-        if name in preset and name not in options:
-            options[name] = max(1, round(preset[name] * whole))
-    return configuration("cifar100", learner, data=args.cifar, device=args.device, **size, **options)
+    small = STAND_IN_HYPER.get(learner, {}) if is_stand_in(args.cifar) else {}
+    options = _cifar_size(args) | small | options
+    return configuration("cifar100", learner, data=args.cifar, device=args.device, **options)
 
 
 def _cifar_size(args: argparse.Namespace) -> dict[str, int]:

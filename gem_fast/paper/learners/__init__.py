@@ -10,6 +10,7 @@ from torch import Tensor
 from gem_fast.paper.learners.agem import Agem
 from gem_fast.paper.learners.ewc import Ewc
 from gem_fast.paper.learners.gem import Gem
+from gem_fast.paper.learners.gem_pure_python import GemPurePython
 from gem_fast.paper.learners.icarl import Icarl
 from gem_fast.paper.learners.independent import Independent
 from gem_fast.paper.learners.joint import Joint
@@ -55,6 +56,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "ewc": Ewc,
     "icarl": Icarl,
     "gem": Gem,
+    "gem_pure_python": GemPurePython,
     "agem": Agem,
     "joint": Joint,
 }
