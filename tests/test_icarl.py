@@ -95,13 +95,14 @@ def test_examples_seen_again_are_candidates_once() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_distillation(kind: str) -> None:
     learner = learn(make("icarl", kind, strength=2.0), batches(kind))
-    past = [c for c in learner.exemplars.of if c[0] != 2]
+    past = learner._past(2)
+    classes = [c for c in learner.exemplars.of if c[0] != 2]
     state = learner.draws.state_dict()
     loss = learner._distillation(past)
     learner.draws.load_state_dict(state)
-    rows = learner.draws.below([len(learner.exemplars.of[c][0]) for c in past])
+    rows = learner.draws.below(torch.tensor([len(learner.exemplars.of[c][0]) for c in classes])).tolist()
     expected = torch.zeros(())
-    for c, row in zip(past, rows, strict=True):
+    for c, row in zip(classes, rows, strict=True):
         x, target = (part[row : row + 1] for part in learner.exemplars.of[c])
         outputs = setting(kind).outputs[c[0]]
         old = target[:, outputs.start : outputs.stop].softmax(1)
