@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from gem_fast.paper.models import mlp, resnet18
@@ -58,6 +59,11 @@ class Setting:
     def sliced(self) -> bool:
         """Whether tasks have outputs of their own; where they have not, each has all of them."""
         return any(outputs != range(self.n_outputs) for outputs in self.outputs)
+
+    def foreign_outputs(self) -> Tensor:
+        """Shape (T, n_outputs), bool, on the CPU: which outputs are not those of each task."""
+        every = torch.arange(self.n_outputs)
+        return torch.stack([(every < outputs.start) | (every >= outputs.stop) for outputs in self.outputs])
 
     def new_network(self, n_outputs: int, thinner: int = 1) -> nn.Module:
         """A network of the setting's architecture.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,19 +62,21 @@ class Icarl(SgdLearner):
         self.visit = Visit(setting.n_tasks)
         self.exemplars = Exemplars(setting)
         self.draws = _Draws(int(torch.randint(2**62, ())))
-        self._means: dict[Class, Tensor] | None = None  # until the next step
+        self._foreign = setting.foreign_outputs().to(device)
+        self._of_past: _Past | None = None  # follows from the exemplars and the current task
+        self._means: dict[Class, Tensor] | None = None  # follows from the exemplars and the model, until the next step
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Takes one step on the mini-batch (x, y); if it is the first of a task, the one before gets its exemplars."""
         self._means = None
         if self.visit.ends_with(task):
             self.exemplars.of = {c: (kept, self._evaluate(kept)) for c, kept in self.chosen().items()}
+            self._of_past = self._past(task)
         self.visit.observe(x, y, task)
         self.optimizer.zero_grad()
         loss = self.loss(x, y, task)
-        past = [c for c in self.exemplars.of if c[0] != task]
-        if past:
-            loss = loss + self.strength * self._distillation(past)
+        if self._of_past is not None:
+            loss = loss + self.strength * self._distillation(self._of_past)
         loss.backward()
         self.optimizer.step()
 
@@ -110,23 +112,32 @@ class Icarl(SgdLearner):
         with torch.no_grad(), self.evaluation_mode():
             return torch.cat([self.all_outputs(part) for part in x.split(1000)])
 
-    def _distillation(self, past: list[Class]) -> Tensor:
-        kept = [self.exemplars.of[c] for c in past]
-        rows = self.draws.below([len(x) for x, _ in kept])
-        outputs = self.all_outputs(torch.stack([x[row] for (x, _), row in zip(kept, rows, strict=True)]))
-        targets = torch.stack([target[row] for (_, target), row in zip(kept, rows, strict=True)])
-        loss = outputs.new_zeros(())
-        for task in dict.fromkeys(task for task, _ in past):
-            mine = [i for i, c in enumerate(past) if c[0] == task]
-            columns = slice(self.setting.outputs[task].start, self.setting.outputs[task].stop)
-            new, old = (part[mine][:, columns].log_softmax(1) for part in (outputs, targets))
-            loss = loss + F.kl_div(new, old, reduction="batchmean", log_target=True)
-        return loss
+    def _distillation(self, past: _Past) -> Tensor:
+        rows = (past.first + self.draws.below(past.sizes)).to(past.x.device)
+        outputs, targets = self.all_outputs(past.x[rows]), past.outputs[rows]
+        new, old = (
+            logits.masked_fill(past.foreign, -torch.inf).log_softmax(1).masked_fill(past.foreign, 0.0)
+            for logits in (outputs, targets)
+        )
+        divergence = F.kl_div(new, old, reduction="none", log_target=True).sum(1)
+        return divergence @ past.share
+
+    def _past(self, task: int) -> _Past | None:
+        """The exemplars of all tasks but one, ready for the steps of that one."""
+        of = {c: kept for c, kept in self.exemplars.of.items() if c[0] != task}
+        if not of:
+            return None
+        x, outputs = (torch.cat(part) for part in zip(*of.values(), strict=True))
+        sizes = torch.tensor([len(kept) for kept, _ in of.values()])
+        tasks = torch.tensor([of_task for of_task, _ in of])
+        share = 1 / tasks.bincount()[tasks].to(outputs)
+        return _Past(x, outputs, sizes.cumsum(0) - sizes, sizes, self._foreign[tasks], share)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Gives the parts their states."""
         super().set_extra_state(state)
         self._means = None
+        self._of_past = None if self.visit.task is None else self._past(self.visit.task)
 
     def parts(self) -> dict[str, Any]:
         """The optimizer, the current task's examples, the exemplars, and the generator that draws from them."""
@@ -190,17 +201,32 @@ class Exemplars:
         self.of = of
 
 
+class _Past(NamedTuple):
+    """The exemplars that distillation draws from, those of one class after the other."""
+
+    x: Tensor
+    """Shape (n, ...): the exemplars."""
+    outputs: Tensor
+    """Shape (n, outputs): what they are compared with."""
+    first: Tensor
+    """Shape (classes,), int64, on the CPU: where a class begins."""
+    sizes: Tensor
+    """Shape (classes,), int64, on the CPU: the exemplars of a class."""
+    foreign: Tensor
+    """Shape (classes, outputs), bool: the outputs that are not of the class's task."""
+    share: Tensor
+    """Shape (classes,): 1 over the number of classes of its task."""
+
+
 class _Draws:
     """Random numbers of its own, whose state goes into a file."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def below(self, sizes: list[int]) -> list[int]:
-        """For each size a number from 0 to below it."""
-        uniform = torch.rand(len(sizes), generator=self._generator, dtype=torch.float64)
-        drawn: list[int] = (uniform * torch.tensor(sizes)).long().tolist()
-        return drawn
+    def below(self, sizes: Tensor) -> Tensor:
+        """For each size, int64, a number from 0 to below it."""
+        return (torch.rand(len(sizes), generator=self._generator, dtype=torch.float64) * sizes).long()
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}

@@ -26,11 +26,8 @@ class Joint(SgdLearner):
     def __init__(self, setting: Setting, device: torch.device, lr: float) -> None:
         """Makes a new model; arguments as for SgdLearner."""
         super().__init__(setting, device, lr)
-        offsets = [outputs.start for outputs in setting.outputs]
-        self._offsets = torch.tensor(offsets, device=device)
-        classes = torch.arange(setting.n_outputs)
-        foreign = [(classes < outputs.start) | (classes >= outputs.stop) for outputs in setting.outputs]
-        self._foreign = torch.stack(foreign).to(device)
+        self._first = torch.tensor([outputs.start for outputs in setting.outputs], device=device)
+        self._foreign = setting.foreign_outputs().to(device)
 
     def observe(self, x: Tensor, y: Tensor, task: int | Tensor) -> None:
         """Takes one step on the mini-batch (x, y); `task` is one for all, or one for each example, (batch,), int64."""
@@ -38,8 +35,9 @@ class Joint(SgdLearner):
         if isinstance(task, int):
             loss = self.loss(x, y, task)
         else:
+            task = task.to(x.device)
             # One pass for all tasks: a class of another task gets no part of the softmax.
             logits = self.all_outputs(x).masked_fill(self._foreign[task], -torch.inf)
-            loss = F.cross_entropy(logits, y + self._offsets[task])
+            loss = F.cross_entropy(logits, y + self._first[task])
         loss.backward()
         self.optimizer.step()
