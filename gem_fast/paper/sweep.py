@@ -32,6 +32,7 @@ class Line:
         of: What the line is of, by name.
         config: The configuration, but for the seed.
         measures: Which of acc, bwt, fwt and seconds are told.
+        first_task: Whether the curve of the first task is told.
         paper: As in Row.
         published_code: As in Row.
     """
@@ -39,6 +40,7 @@ class Line:
     of: dict[str, Any]
     config: Config
     measures: Sequence[str] = MEASURES
+    first_task: bool = False
     paper: Numbers = field(default_factory=dict)
     published_code: Numbers = field(default_factory=dict)
 
@@ -142,7 +144,7 @@ def make_rows(lines: Sequence[Line], args: argparse.Namespace, *, may_diverge: b
         ours, curve = {}, None
         if len(mine) == len(args.seeds):
             ours = spreads([{name: _measure(record, name) for name in line.measures} for record in mine])
-            curve = _first_task(mine)
+            curve = _first_task(mine) if line.first_task else None
         rows.append(Row(line.of, ours, line.paper, line.published_code, curve))
     return rows
 

@@ -34,7 +34,7 @@ QUICK = {"tasks": 4, "samples_per_task": 200}
 # The paper's sizes on CIFAR-100; for the stand-in less of everything, so that two cores need minutes.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
 STAND_IN_FILE = "cifar100-stand-in.tar.gz"
-STAND_IN_CLASSES = 20
+STAND_IN_MADE = {"train_per_class": 50, "test_per_class": 10, "n_classes": 20}
 STAND_IN_SIZE = {"tasks": 4, "samples_per_task": 200}
 STAND_IN_QUICK = {"tasks": 4, "samples_per_task": 30}
 STAND_IN_HYPER: dict[str, dict[str, int]] = {
@@ -117,7 +117,7 @@ def _make_stand_in(folder: Path) -> str:
     """Writes the archive that stands in for CIFAR-100, and returns its path."""
     path = folder / "cells" / STAND_IN_FILE
     prepare_folder("--out", path.parent)
-    write_stand_in(path, train_per_class=50, test_per_class=10, n_classes=STAND_IN_CLASSES)
+    write_stand_in(path, **STAND_IN_MADE)
     return str(path)
 
 
@@ -127,8 +127,8 @@ def _table1(args: argparse.Namespace) -> Plan:
             {"stream": stream, "learner": learner},
             _digits(args, stream, learner),
             ("seconds",),
-            PAPER_TABLE1.get((stream, learner), {}),
-            _theirs(args, stream, learner, ("seconds",)),
+            paper=PAPER_TABLE1.get((stream, learner), {}),
+            published_code=_theirs(args, stream, learner, ("seconds",)),
         )
         for stream in ("permutations", "rotations")
         for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
@@ -147,21 +147,20 @@ def _table2(args: argparse.Namespace) -> Plan:
             options = {"memory_per_task": per_task} if learner == "gem" else {"memory": memory}
             config = _cifar(args, learner, **options)
             paper = {"memory": papers, **PAPER_TABLE2[learner, papers]}
-            lines.append(Line({"learner": learner, "memory": memory}, config, ("acc",), paper))
+            lines.append(Line({"learner": learner, "memory": memory}, config, ("acc",), paper=paper))
     return Plan(f"Table 2: ACC on {_cifar_name(args)} by the examples in memory", lines)
 
 
 def _table3(args: argparse.Namespace) -> Plan:
     lines = []
     for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
-        if ("rotations", learner) not in PRESETS:
-            continue
         for epochs in (1, 2, 5):
             measures = ("acc",) if learner == "joint" else ("acc", "bwt")
             theirs = _theirs(args, "rotations", learner, measures) if epochs == 1 else {}
             paper = {name: PAPER_TABLE3[learner, epochs][name] for name in measures}
             config = _digits(args, "rotations", learner, epochs=epochs)
-            lines.append(Line({"learner": learner, "epochs": epochs}, config, measures, paper, theirs))
+            of = {"learner": learner, "epochs": epochs}
+            lines.append(Line(of, config, measures, paper=paper, published_code=theirs))
     note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
     return Plan(f"Table 3: ACC and BWT on rotations of {_name(args.data)} by epochs per task", lines, (note, DIVIDED))
 
@@ -172,13 +171,15 @@ def _figure1(args: argparse.Namespace) -> Plan:
         for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
             if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
                 continue
-            if stream == "cifar100":
-                config, theirs = _cifar(args, learner), {}
-            else:
+            paper = PAPER_FIGURE1.get((stream, learner), {})
+            if stream != "cifar100":
                 config, theirs = _digits(args, stream, learner), _theirs(args, stream, learner, MEASURES)
-            shown = _cifar_name(args) if stream == "cifar100" else stream
-            paper = {} if stream == "cifar100" and is_stand_in(args.cifar) else PAPER_FIGURE1.get((stream, learner), {})
-            lines.append(Line({"stream": shown, "learner": learner}, config, MEASURES, paper, theirs))
+                of = {"stream": stream, "learner": learner}
+            else:
+                config, theirs = _cifar(args, learner), {}
+                of = {"stream": _cifar_name(args), "learner": learner}
+                paper = {} if is_stand_in(args.cifar) else paper
+            lines.append(Line(of, config, first_task=True, paper=paper, published_code=theirs))
     notes = (DIVIDED, "The paper's figure prints no numbers: its are of the matrices of its Appendix B, divided by T.")
     return Plan("Figure 1: ACC, BWT and FWT, and the first task along the stream", lines, notes)
 
