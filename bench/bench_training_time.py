@@ -52,4 +52,4 @@ def fresh(stream: Stream, name: str, *hyper: float) -> Learner:
 
 
 def setting(stream: Stream) -> Setting:
-    return Setting.of(stream, "mlp")
+    return Setting.of(stream)
