@@ -121,7 +121,7 @@ def test_help_explains_every_option(capsys):
     assert len(options) == text.count("(default: ") == 28
     assert "single 0.003 on rotations / 0.03 on permutations, split / 1 on cifar100; independent 0.1 on rota" in text
     assert "clone of the last one, or at random (default: independent yes)" in text
-    assert "training examples of each task (default: 1000 on rotations and permutations, all on cifar100" in text
+    assert "training examples of each task (default: 1000 on rotations, permutations; all on cifar100, split)" in text
 
 
 @pytest.mark.parametrize(

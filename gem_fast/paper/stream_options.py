@@ -144,4 +144,4 @@ def _defaults(name: str) -> str:
             streams.setdefault(value, []).append(stream)
     if len(streams) == 1 and len(DEFAULTS) == len(next(iter(streams.values()))):
         return next(iter(streams))
-    return ", ".join(f"{value} on {' and '.join(names)}" for value, names in streams.items())
+    return "; ".join(f"{value} on {', '.join(names)}" for value, names in streams.items())

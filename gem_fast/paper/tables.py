@@ -36,7 +36,7 @@ CIFAR = {"tasks": 20, "samples_per_task": 2500}
 STAND_IN_FILE = "cifar100-stand-in.tar.gz"
 STAND_IN_MADE = {"train_per_class": 50, "test_per_class": 10, "n_classes": 20}
 STAND_IN_SIZE = {"tasks": 4, "samples_per_task": 200}
-STAND_IN_QUICK = {"tasks": 4, "samples_per_task": 30}
+STAND_IN_QUICK = {"tasks": 4, "samples_per_task": 20}
 STAND_IN_HYPER: dict[str, dict[str, int]] = {
     "gem": {"memory_per_task": 20},
     "agem": {"memory_per_task": 20, "memory_batch": 20},
