@@ -1,5 +1,6 @@
 """The command line, from arguments to files and exit codes."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import gem_fast.paper
 from gem_fast import metrics
 from gem_fast.paper import run
 from gem_fast.paper.cli import main
+from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.options import hyper_parameters
 from gem_fast.paper.presets import PRESETS
 
 
@@ -107,7 +110,10 @@ def test_help_explains_every_option(capsys):
     options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
     options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
     assert len(options) == text.count("(default: ") == 24
-    assert "single 0.003 on rotations / 0.03 on permutations, split / 1 on cifar100; independent 0.1 on rota" in text
+    assert (
+        "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
+        in text
+    )
     assert "clone of the last one, or at random (default: independent yes)" in text
 
 
@@ -148,6 +154,11 @@ def test_help_explains_every_option(capsys):
 )
 def test_bad_arguments(capsys, small, arguments, message):
     assert message in fails(capsys, [*small, *arguments.split()])
+
+
+def test_a_learner_that_is_not_for_the_stream():
+    with pytest.raises(InputError, match="--learner multimodal is not for the stream cifar100"):
+        hyper_parameters(argparse.Namespace(stream="cifar100", learner="multimodal"))
 
 
 def test_no_command(capsys):
