@@ -12,6 +12,7 @@ import gem_fast.paper
 from gem_fast import metrics
 from gem_fast.paper import experiment
 from gem_fast.paper.cli import main
+from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 
@@ -119,7 +120,10 @@ def test_help_explains_every_option(capsys):
     options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
     options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
     assert len(options) == text.count("(default: ") == 28
-    assert "single 0.003 on rotations / 0.03 on permutations, split / 1 on cifar100; independent 0.1 on rota" in text
+    assert (
+        "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
+        in text
+    )
     assert "clone of the last one, or at random (default: independent yes)" in text
     assert "training examples of each task (default: 1000 on rotations, permutations; all on cifar100, split)" in text
 
@@ -165,6 +169,11 @@ def test_help_explains_every_option(capsys):
 )
 def test_bad_arguments(capsys, small, arguments, message):
     assert message in fails(capsys, [*small, *arguments.split()])
+
+
+def test_a_learner_that_is_not_for_the_stream():
+    with pytest.raises(InputError, match="--learner multimodal is not for the stream cifar100"):
+        experiment.hyper_parameters("cifar100", "multimodal", {})
 
 
 def test_no_command(capsys):

@@ -159,7 +159,17 @@ def _line(axes: Axes, learner: str, x: Sequence[float], spreads: Sequence[Spread
     color, marker, _ = LOOKS[learner]
     error = [spread.std or 0 for spread in spreads] if any(spread.std for spread in spreads) else None
     means = [spread.mean for spread in spreads]
-    axes.errorbar(x, means, error, color=color, marker=marker, markersize=7, linewidth=1.5, capsize=3, capthick=1)
+    axes.errorbar(
+        x,
+        means,
+        error,
+        color=color,
+        marker=marker,
+        markersize=11 if marker == "*" else 7,
+        linewidth=1.5,
+        capsize=3,
+        capthick=1,
+    )
 
 
 def _panels(sheet: Sheet, width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -6,12 +6,14 @@ __all__ = ["PRESETS"]
 
 # (stream, learner) -> hyper-parameters of the learner's constructor. `ridge` is the diagonal term of the published
 # solver. There are no published runs of agem and joint, of icarl on rotations and permutations, and of anything on
-# split: what stands there are choices of this project, made with a few values on seed 0.
+# split: there the learning rate is a choice of this project, the best or no worse than its noise among a few from 0.01
+# to 0.3 on the 5000 digits, mean of seeds 0-2 (split: pairs of digits in 5 tasks); the rest is as in the learner's
+# published runs. agem and joint on cifar100 have gem's learning rate, untried.
 PRESETS: dict[tuple[str, str], dict[str, float]] = {
     ("rotations", "single"): {"lr": 0.003},
     ("permutations", "single"): {"lr": 0.03},
     ("cifar100", "single"): {"lr": 1.0},
-    ("split", "single"): {"lr": 0.03},
+    ("split", "single"): {"lr": 0.1},
     ("rotations", "independent"): {"lr": 0.1, "clone": True},
     ("permutations", "independent"): {"lr": 0.03, "clone": True},
     ("cifar100", "independent"): {"lr": 0.3, "clone": True},
@@ -41,7 +43,7 @@ PRESETS: dict[tuple[str, str], dict[str, float]] = {
         "per_example": False,
     },
     ("split", "ewc"): {
-        "lr": 0.03,
+        "lr": 0.1,
         "memory_per_task": 10,
         "strength": 3.0,
         "consolidated": True,
@@ -55,8 +57,8 @@ PRESETS: dict[tuple[str, str], dict[str, float]] = {
     ("permutations", "gem"): {"lr": 0.1, "memory_per_task": 256, "margin": 0.5, "ridge": 1e-3},
     ("cifar100", "gem"): {"lr": 0.1, "memory_per_task": 256, "margin": 0.5, "ridge": 1e-3},
     ("split", "gem"): {"lr": 0.1, "memory_per_task": 256, "margin": 0.5, "ridge": 1e-3},
-    ("rotations", "agem"): {"lr": 0.1, "memory_per_task": 256, "memory_batch": 256, "margin": 0.0},
-    ("permutations", "agem"): {"lr": 0.1, "memory_per_task": 256, "memory_batch": 256, "margin": 0.0},
+    ("rotations", "agem"): {"lr": 0.01, "memory_per_task": 256, "memory_batch": 256, "margin": 0.0},
+    ("permutations", "agem"): {"lr": 0.03, "memory_per_task": 256, "memory_batch": 256, "margin": 0.0},
     ("cifar100", "agem"): {"lr": 0.1, "memory_per_task": 256, "memory_batch": 256, "margin": 0.0},
     ("split", "agem"): {"lr": 0.1, "memory_per_task": 256, "memory_batch": 256, "margin": 0.0},
     ("rotations", "joint"): {"lr": 0.1},

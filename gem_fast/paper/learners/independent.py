@@ -15,7 +15,11 @@ __all__ = ["Independent"]
 
 
 class Independent(Single):
-    """Plain SGD on the current mini-batch, with the network of its task alone."""
+    """Plain SGD on the current mini-batch, with the network of its task alone.
+
+    With 20 tasks five units a layer are left, of which some die: on the 5000 digits ACC differs from seed to seed by 5
+    points on rotations and by 8 to 10 on permutations (standard deviation), here and in the published code alike.
+    """
 
     def __init__(self, setting: Setting, device: torch.device, lr: float, clone: bool) -> None:
         """Makes T new networks.

@@ -15,7 +15,12 @@ __all__ = ["Multimodal"]
 
 
 class Multimodal(Single):
-    """Plain SGD on the current mini-batch, through the input layer of its task and the layers that all tasks share."""
+    """Plain SGD on the current mini-batch, through the input layer of its task and the layers that all tasks share.
+
+    The initial weights are Glorot's, as in all other networks here. The published code starts this one network from
+    smaller weights, uniform within 1 / sqrt(inputs), which on the 5000 digits, mean of seeds 0-9, takes 3 points of ACC
+    on both streams (rotations .748 instead of .779, permutations .755 instead of .786).
+    """
 
     def __init__(self, setting: Setting, device: torch.device, lr: float) -> None:
         """Makes a new model.
