@@ -1,6 +1,6 @@
 """Where the time of one GEM step goes at 19 past tasks, and how far its parts are from this machine's limits.
 
-    python bench/step_profile.py        prints Markdown, and writes bench/results/step_profile.json
+python bench/step_profile.py        prints Markdown, and writes bench/results/step_profile.json
 """
 
 import json

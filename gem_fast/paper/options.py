@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from gem_fast import MEMORY_POLICIES
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.numbers import real, whole
 from gem_fast.paper.presets import PRESETS
@@ -13,8 +14,14 @@ from gem_fast.paper.presets import PRESETS
 __all__ = ["OPTIONS", "add_learner_options", "learner_options"]
 
 
+def _policy(text: str) -> str:
+    if text not in MEMORY_POLICIES:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(MEMORY_POLICIES)}, got {text!r}")
+    return text
+
+
 # hyper-parameter -> how it is read (None: a switch, with its --no- form), what it is called in --help, what it does
-OPTIONS: dict[str, tuple[Callable[[str], float] | None, str | None, str]] = {
+OPTIONS: dict[str, tuple[Callable[[str], Any] | None, str | None, str]] = {
     "lr": (real(above_zero=True), "LR", "learning rate of SGD"),
     "memory_per_task": (
         whole(1),
@@ -23,7 +30,13 @@ OPTIONS: dict[str, tuple[Callable[[str], float] | None, str | None, str]] = {
         "information is computed from",
     ),
     "memory": (whole(1), "K", "exemplars of all classes together"),
-    "memory_batch": (whole(1), "N", "examples of past tasks drawn for each step"),
+    "memory_policy": (_policy, "P", f"which examples of each task gem keeps: {', '.join(MEMORY_POLICIES)}"),
+    "memory_batch": (
+        whole(1),
+        "N",
+        "examples drawn anew for each step: for gem of each past task, for agem of all past tasks together",
+    ),
+    "refresh_every": (whole(1), "R", "steps in which each past task's gradient is computed once, in turns"),
     "margin": (
         real(above_zero=False),
         "GAMMA",
@@ -61,6 +74,12 @@ def learner_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in OPTIONS}
 
 
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "all" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -73,8 +92,7 @@ def _defaults(name: str) -> str:
         streams: dict[str, list[str]] = {}
         for (stream, owner), value in values.items():
             if owner == learner:
-                text = ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}"
-                streams.setdefault(text, []).append(stream)
+                streams.setdefault(_text(value), []).append(stream)
         if len(streams) == 1:
             texts.append(f"{learner} {next(iter(streams))}")
         elif streams:
