@@ -2,7 +2,7 @@
 
 A cell's file is named after its configuration, and holds what `report.result_of` returns. A command that was
 interrupted goes on with the cells that are missing, and within the cell that it was busy with, from that one's last
-checkpoint.
+checkpoint. Data are known by name: other data under an old name need a folder of their own.
 """
 
 from __future__ import annotations
