@@ -1,5 +1,6 @@
 # make demo   install and train GEM on the rotated digits      make lint    formatting, style and types
 # make test   install and run the tests                        make bench   install and run the benchmarks
+# make paper  install and reproduce the paper's tables and its figure into bench/results/paper: hours, resumable
 # make soak   hours of hard inputs: SEED, PROBLEMS, FUZZ_SECONDS and STEPS on the command line change what is run
 PYTHON ?= python3
 # The torch that gem_fast is developed with; any torch >= 2.10 runs it.
@@ -10,6 +11,10 @@ PROBLEMS ?= 1000000
 STEPS ?= 100000
 FUZZ_SECONDS ?= 600
 
+# What `make paper` is run with: SEEDS=0 is a fifth of the work, CIFAR=cifar-100-python.tar.gz takes the real archive.
+SEEDS ?= 0-4
+CIFAR ?=
+
 # Where `make bench` measures: cpu or cuda.
 DEVICE ?= cpu
 
@@ -19,7 +24,7 @@ BIN := $(VENV)/bin
 BUILD := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/simt/* tests/native/*)
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench paper soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m gem_fast run --stream rotations --learner gem --out out/rotations
@@ -38,6 +43,13 @@ bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_growth.py,true)
 	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_memory.py,true)
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
+
+# Its cells are kept in bench/results/paper/cells, which git ignores: remove them to compute all anew.
+paper: $(VENV)/installed
+	$(BIN)/python -m gem_fast table1 --seeds $(SEEDS) --out bench/results/paper
+	$(BIN)/python -m gem_fast table3 --seeds $(SEEDS) --out bench/results/paper
+	$(BIN)/python -m gem_fast table2 --seeds $(SEEDS) --out bench/results/paper $(CIFAR:%=--cifar %)
+	$(BIN)/python -m gem_fast figure1 --seeds $(SEEDS) --out bench/results/paper $(CIFAR:%=--cifar %)
 
 soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools
 	cd tests && OPENBLAS_NUM_THREADS=1 ../$(BIN)/python -m soak.solver --seed $(SEED) --problems $(PROBLEMS)

@@ -5,6 +5,7 @@ cd bench && python bench_memory.py --draw     draws the picture again
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -49,7 +50,7 @@ class Transformer(nn.Module):
 def mlp(tasks: int) -> tuple[nn.Module, list[list[Batch]]]:
     """A small network with 256 examples of each task."""
     sizes = (784, 400, 400, 10)
-    layers = [nn.Sequential(nn.Linear(*ends), nn.ReLU()) for ends in zip(sizes[:-2], sizes[1:-1], strict=True)]
+    layers = [nn.Sequential(nn.Linear(*ends), nn.ReLU()) for ends in itertools.pairwise(sizes[:-1])]
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:])), memory(tasks, 256, lambda n: torch.randn(n, 784))
 
 
@@ -58,7 +59,7 @@ def conv(tasks: int) -> tuple[nn.Module, list[list[Batch]]]:
     widths = (3, 32, 64, 64)
     layers = [
         nn.Sequential(nn.Conv2d(*ends, 3, padding=1), nn.GroupNorm(8, ends[1]), nn.ReLU())
-        for ends in zip(widths, widths[1:], strict=False)
+        for ends in itertools.pairwise(widths)
     ]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     return model, memory(tasks, 64, lambda n: torch.randn(n, 3, 32, 32))
@@ -157,9 +158,9 @@ def draw(result: dict[str, object]) -> None:
     line(right, rows, "tasks", 'gradients="rows"', BLUE, "o")
     line(right, [p for p in points if p["mode"] == "gramian"], "tasks", 'gradients="gramian"', GREEN, "^")
     G = [p["tasks"] * p["parameters"] * 4 / MEGABYTE for p in rows]
-    right.plot(TASKS, G, color="#777777", linestyle="--", linewidth=1, label="G alone, t × p × 4 bytes")
+    right.plot(TASKS, G, color="#777777", linestyle="--", linewidth=1, label="G alone, 4 t p bytes")
     right.set(xlabel=f"past tasks t   (transformer encoder, p = {millions:.1f} million)", xticks=TASKS)
-    right.set_title("Without rows of G the peak does not grow with t × p", fontsize=10)
+    right.set_title("Without rows of G the peak does not grow with t p", fontsize=10)
     for axes in (left, right):
         axes.set_ylim(bottom=0)
         axes.grid(which="major", color="#dddddd", linewidth=0.6)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,10 @@ class Recorder:
         self.engine = engine
         self.G = torch.empty(0)
 
-    def __call__(self, constraints: Sequence[Sequence[Batch]], parameters: Sequence[Parameter]) -> TaskRows:
-        rows = self.engine(constraints, parameters)
+    def __call__(
+        self, constraints: Sequence[Sequence[Batch]], parameters: Sequence[Parameter], **options: Any
+    ) -> TaskRows:
+        rows = self.engine(constraints, parameters, **options)
         self.G = rows.G
         return rows
 

@@ -27,6 +27,7 @@ def main() -> None:
     for result in results["benchmarks"]:
         if "times_as_fast" in result["extra_info"]:
             tables[result["name"].partition("[")[0]].append(result)
+    table1(tables.pop("bench_table1", []))
     for name, rows in tables.items():
         rivals = list(rows[0]["extra_info"]["times_as_fast"])
         print(f"| {TITLES.get(name, name)} | gem_fast | {' | '.join(f'than {rival}' for rival in rivals)} |")
@@ -37,6 +38,19 @@ def main() -> None:
             ratios = [f"{short(ratio)}x" for ratio in row["extra_info"]["times_as_fast"].values()]
             print(f"| {case} | {duration(ours)} | {' | '.join(ratios)} |")
         print()
+
+
+def table1(rows: list[dict[str, Any]]) -> None:
+    """Training times, and how many times that of `single` they are."""
+    if not rows:
+        return
+    seconds = {re.findall(r"\[(.*)\]", row["name"])[0]: row["extra_info"]["median_seconds"] for row in rows}
+    print(f"| training time | {' | '.join(f'{stream} | x single' for stream in seconds)} |")
+    print("|---" * (1 + 2 * len(seconds)) + "|")
+    for name in next(iter(seconds.values())):
+        cells = [f"{duration(of[name])} | {short(of[name] / of['single'])}" for of in seconds.values()]
+        print(f"| {'GEM' if name == 'ours' else name} | {' | '.join(cells)} |")
+    print()
 
 
 def duration(seconds: float) -> str:

@@ -37,8 +37,17 @@ std::vector<int64_t> starts(const std::vector<int64_t>& sizes) {
   return start;
 }
 
-const int64_t* positions_of(const std::optional<Tensor>& positions) {
-  return positions.has_value() ? static_cast<const int64_t*>(positions->const_data_ptr()) : nullptr;
+// The numbers of the rows that are meant, each within those of `row_start`; null for all of them.
+const int64_t* positions_of(const std::optional<Tensor>& positions, const Tensor& row_start) {
+  if (!positions.has_value()) return nullptr;
+  check(positions->scalar_type() == ScalarType::Long && positions->dim() == 1 && positions->is_contiguous(),
+        "positions must be int64, contiguous and of shape (n,), got ", shape_of(*positions));
+  const auto* numbers = static_cast<const int64_t*>(positions->const_data_ptr());
+  const int64_t most = row_start.size(0) - 2;
+  for (int64_t i = 0; i < positions->size(0); ++i) {
+    check(numbers[i] >= 0 && numbers[i] <= most, "positions must be from 0 to ", most, ", got ", numbers[i]);
+  }
+  return numbers;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sparse_entries(const Tensor& x,
@@ -76,9 +85,10 @@ Tensor sparse_linear_cpu(const Tensor& row_start, const Tensor& columns, const T
   Tensor y = new_like(values, {n, outputs});
   Tensor scratch = new_like(values, {cpu::sparse_scratch(d, outputs)});
   const std::optional<Tensor> b = bias.has_value() ? std::optional(as_contiguous(*bias)) : std::nullopt;
-  cpu::sparse_linear({ints(row_start), ints(columns), values.const_data_ptr(), d}, dtype, positions_of(positions), n,
-                     dense.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr, outputs,
-                     y.mutable_data_ptr(), scratch.mutable_data_ptr(), kTorchThreads);
+  cpu::sparse_linear({ints(row_start), ints(columns), values.const_data_ptr(), d}, dtype,
+                     positions_of(positions, row_start), n, dense.const_data_ptr(),
+                     b.has_value() ? b->const_data_ptr() : nullptr, outputs, y.mutable_data_ptr(),
+                     scratch.mutable_data_ptr(), kTorchThreads);
   return y;
 }
 
@@ -103,8 +113,8 @@ void sparse_gradient_cpu(const Tensor& out, const Tensor& grad, const std::vecto
   const cpu::Tasks tasks{start.data(), t};
   if (positions.has_value()) {
     cpu::sparse_gradient_of_sample({ints(row_start), ints(columns), values.const_data_ptr(), d}, dtype,
-                                   positions_of(positions), tasks, dense.const_data_ptr(), outputs, rows_of_g,
-                                   scratch.mutable_data_ptr(), kTorchThreads);
+                                   positions_of(positions, row_start), tasks, dense.const_data_ptr(), outputs,
+                                   rows_of_g, scratch.mutable_data_ptr(), kTorchThreads);
   } else {
     cpu::sparse_gradient({ints(column_start), ints(rows), column_values.const_data_ptr(), d}, dtype, tasks,
                          dense.const_data_ptr(), outputs, rows_of_g, scratch.mutable_data_ptr(), kTorchThreads);

@@ -101,10 +101,11 @@ class PurePythonGEM:
     projection is `project_columns_`.
 
     Args:
-        model: called as model(x); every parameter gets a gradient from every example.
+        model: every parameter gets a gradient from every example.
         optimizer: a torch optimizer over the model's parameters.
         memory: the examples of past tasks.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
+        forward: forward(x, task) -> output; model(x) by default.
         margin: lower bound on every v_k when a constraint is violated.
         ridge: added to the Gramian's diagonal.
     """
@@ -116,6 +117,7 @@ class PurePythonGEM:
         memory: Memory,
         *,
         loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        forward: Callable[[Tensor, Any], Tensor] | None = None,
         margin: float = 0.5,
         ridge: float = 1e-3,
     ) -> None:
@@ -123,6 +125,7 @@ class PurePythonGEM:
         self.optimizer = optimizer
         self.memory = memory
         self.loss_fn = loss_fn
+        self.forward = forward or (lambda x, task: model(x))
         self.margin = margin
         self.ridge = ridge
 
@@ -132,15 +135,15 @@ class PurePythonGEM:
         past = [other for other in self.memory.tasks if other != task]
         columns = torch.zeros(sum(p.numel() for p in self.model.parameters()), len(past) + 1, device=x.device)
         for k, other in enumerate(past):
-            copy_gradient_(columns, k, self._gradient(*self.memory.examples(other)))
-        grads = self._gradient(x, y)
+            copy_gradient_(columns, k, self._gradient(*self.memory.examples(other), other))
+        grads = self._gradient(x, y, task)
         if past:
             project_columns_(grads, columns, self.margin, self.ridge)
         self.optimizer.step()
 
-    def _gradient(self, x: Tensor, y: Tensor) -> list[Tensor]:
+    def _gradient(self, x: Tensor, y: Tensor, task: Hashable) -> list[Tensor]:
         self.model.zero_grad()
-        self.loss_fn(self.model(x), y).backward()
+        self.loss_fn(self.forward(x, task), y).backward()
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
 

@@ -10,8 +10,10 @@ from idx_files import write_folder
 
 import gem_fast.paper
 from gem_fast import metrics
-from gem_fast.paper import run
+from gem_fast.paper import experiment
 from gem_fast.paper.cli import main
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 
 
@@ -49,7 +51,7 @@ def fails(capsys, arguments):
 
 
 @pytest.mark.parametrize("stream", ["rotations", "permutations"])
-@pytest.mark.parametrize("learner", ["single", "gem"])
+@pytest.mark.parametrize("learner", LEARNERS)
 def test_a_run_from_start_to_end(capsys, tmp_path, small, stream, learner):
     out = tmp_path / "new" / "out"
     arguments = [*small, "--stream", stream, "--learner", learner, "--eval-every", "1", "--seed", "3", "--epochs", "2"]
@@ -114,10 +116,15 @@ def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    options = [word for word in text.split() if word.startswith("--") and word != "--help"]
-    assert len(set(options)) == 22
-    assert text.count("(default: ") == 22
-    assert "single 0.003 on rotations / 0.03 on permutations, gem 0.1" in text
+    usage = text.split("Trains one learner")[0]
+    options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
+    options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
+    assert len(options) == text.count("(default: ") == 28
+    assert (
+        "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
+        in text
+    )
+    assert "clone of the last one, or at random (default: independent yes)" in text
     assert "training examples of each task (default: 1000 on rotations, permutations; all on cifar100, split)" in text
 
 
@@ -142,6 +149,12 @@ def test_help_explains_every_option(capsys):
         ("--learner gem --ridge -1", "--ridge: must be"),
         ("--margin 0.5", "--margin is not an option of the learner single"),
         ("--memory-per-task 9", "--memory-per-task is not an option of the learner single"),
+        ("--memory 9", "--memory is not an option of the learner single"),
+        ("--learner gem --no-clone", "--clone is not an option of the learner gem"),
+        ("--learner gem --strength 1", "--strength is not an option of the learner gem"),
+        ("--learner ewc --strength -1", "--strength: must be a finite number of at least 0, got '-1'"),
+        ("--learner icarl --memory 0", "--memory: must be a whole number of at least 1, got '0'"),
+        ("--learner icarl --memory 11", "--memory must be at least one exemplar of each class, 12 here, got 11"),
         ("--learner sgd", "--learner: invalid choice"),
         ("--stream shuffles", "--stream: invalid choice"),
         ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
@@ -156,6 +169,11 @@ def test_help_explains_every_option(capsys):
 )
 def test_bad_arguments(capsys, small, arguments, message):
     assert message in fails(capsys, [*small, *arguments.split()])
+
+
+def test_a_learner_that_is_not_for_the_stream():
+    with pytest.raises(InputError, match="--learner multimodal is not for the stream cifar100"):
+        experiment.hyper_parameters("cifar100", "multimodal", {})
 
 
 def test_no_command(capsys):
@@ -200,7 +218,7 @@ def test_ctrl_c(capsys, monkeypatch, tmp_path, small):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "learn_stream", interrupted)
+    monkeypatch.setattr(experiment, "learn_stream", interrupted)
     assert main([*small, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "python -m gem_fast: interrupted\n"
     assert list((tmp_path / "out").iterdir()) == []

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from gem_fast.paper import checkpoint
 from gem_fast.paper.checkpoint import Checkpoints, read_checkpoint
 from gem_fast.paper.cli import main
+from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.learners.gem import Gem
-from gem_fast.paper.presets import PRESETS
 
 
 @pytest.fixture
@@ -71,19 +71,19 @@ def uninterrupted(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     return end
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+def interrupt(monkeypatch: pytest.MonkeyPatch, batch: int, learner: type[Any] = Gem) -> None:
     """Ctrl-C in the middle of a step, the given number of mini-batches from now."""
-    observe = Gem.observe
+    observe = learner.observe
     calls = 0
 
-    def interrupted(self: Gem, x: Tensor, y: Tensor, task: int) -> None:
+    def interrupted(self: Any, x: Tensor, y: Tensor, task: int) -> None:
         nonlocal calls
         calls += 1
         observe(self, x, y, task)
         if calls == batch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Gem, "observe", interrupted)
+    monkeypatch.setattr(learner, "observe", interrupted)
 
 
 @pytest.mark.parametrize("batch", [2, 20, 21, 45])
@@ -113,8 +113,6 @@ def test_ctrl_c_and_resume(data, tmp_path, capsys, monkeypatch, uninterrupted, b
     ],
 )
 def test_every_kind_of_schedule_resumes(data, tmp_path, capsys, monkeypatch, more: str) -> None:
-    for learner in ("single", "gem"):
-        monkeypatch.setitem(PRESETS, ("split", learner), PRESETS["rotations", learner])
     write_folder(data, n_train=37)
     arguments = command(data, tmp_path / "one", *more.split())
     if "split" in more:
@@ -132,6 +130,21 @@ def test_every_kind_of_schedule_resumes(data, tmp_path, capsys, monkeypatch, mor
         assert main([*arguments, "--resume"]) == 0
         assert f"after {batch - 1} of {n} mini-batches" in capsys.readouterr().err
         assert_same(end_of(folder), end)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("batch", [2, 20, 21, 22, 45])
+def test_every_learner_resumes(data, tmp_path, monkeypatch, learner: str, batch: int) -> None:
+    fixed = "run --tasks 3 --samples-per-task 20 --batch-size 1 --eval-every 7 --checkpoint-every 1"
+    arguments = [*fixed.split(), "--learner", learner, "--data", str(data)]
+    alone, folder = tmp_path / "alone", tmp_path / "checkpoints"
+    assert main([*arguments, "--checkpoint", str(alone)]) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, batch, LEARNERS[learner])
+        assert main([*arguments, "--checkpoint", str(folder)]) == 130
+    torch.rand(3)
+    assert main([*arguments, "--checkpoint", str(folder), "--resume"]) == 0
+    assert_same(end_of(folder), end_of(alone))
 
 
 def test_results_of_a_resumed_run(data, tmp_path, monkeypatch) -> None:

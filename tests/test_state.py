@@ -14,9 +14,13 @@ from torch import Tensor
 
 from gem_fast import AGEM, GEM, EpisodicMemory
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.learners.single import Single
+from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.setting import Setting
 
-HYPER = {"single": {"lr": 0.1}, "gem": {"lr": 0.1, "memory_per_task": 8, "margin": 0.5, "ridge": 0.0}}
+HYPER = {name: PRESETS["split", name] | {"lr": 0.1} for name in LEARNERS}
+HYPER["gem"] |= {"memory_per_task": 8}
+HYPER["agem"] |= {"memory_per_task": 8, "memory_batch": 4}
+HYPER["icarl"] |= {"memory": 20}
 
 
 def through_a_file(state: Any) -> Any:
@@ -51,9 +55,11 @@ def hook(rule: type[GEM] = GEM) -> GEM:
     return rule(model, torch.optim.SGD(model.parameters(), lr=0.1), memory=EpisodicMemory(per_task=6))
 
 
-def learner(name: str, batches: int = 0) -> Any:
+def learner(name: str, batches: int = 0, sliced: bool = False) -> Any:
     torch.manual_seed(0)
-    made = LEARNERS[name](mlp(), **HYPER[name])
+    outputs = tuple(range(3 * task, 3 * task + 3) if sliced else range(3) for task in range(3))
+    setting = Setting(3, outputs, 9 if sliced else 3, (6,), "mlp")
+    made = LEARNERS[name](setting, torch.device("cpu"), **HYPER[name])
     for x, y, task in list(stream(3))[:batches]:
         made.observe(x, y, task)
     return made
@@ -97,13 +103,31 @@ def test_hook_through_a_file(rule: type[GEM]) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_learner_through_a_file(name: str) -> None:
-    one, two = learner(name, batches=7), learner(name)
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("batches", [0, 1, 7, 9])
+def test_learner_through_a_file(name: str, sliced: bool, batches: int) -> None:
+    one, two = learner(name, batches, sliced), learner(name, 2, sliced)
     two.load_state_dict(through_a_file(one.state_dict()))
-    for x, y, task in list(stream(3))[7:]:
+    assert same(one.state_dict(), two.state_dict())
+    for x, y, task in list(stream(3))[batches:]:
         one.observe(x, y, task)
         two.observe(x, y, task)
     assert same(one.state_dict(), two.state_dict())
+    for task in range(3):
+        assert one.predict(x, task).equal(two.predict(x, task))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learners_state_holds_copies(name: str) -> None:
+    """What was saved stays as it was, whatever the learner does next."""
+    one = learner(name, batches=9)
+    state = through_a_file(one.state_dict())
+    two = learner(name)
+    two.load_state_dict(state)
+    kept = copy.deepcopy(state)
+    for x, y, task in list(stream(3))[9:]:
+        two.observe(x, y, task)
+    assert same(state, kept)
 
 
 class Season(enum.Enum):
@@ -205,7 +229,7 @@ def spoil_lr(state: dict[str, Any]) -> dict[str, Any]:
 
 BAD_LEARNERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no dictionary": (lambda s: 3, "Expected state_dict to be dict-like"),
-    "missing": (lambda s: {k: v for k, v in s.items() if k != "model.2.bias"}, 'Missing key.*"model.2.bias"'),
+    "missing": (lambda s: {k: v for k, v in s.items() if k != "model.4.bias"}, 'Missing key.*"model.4.bias"'),
     "shape": (lambda s: {**s, "model.0.weight": torch.zeros(2, 2)}, "size mismatch for model.0.weight"),
     "no tensor": (lambda s: {**s, "model.0.weight": "w"}, "model.0.weight"),
     "foreign": (lambda s: {"weight": torch.zeros(1)}, "Missing key"),
@@ -244,4 +268,4 @@ def test_a_learners_state_is_not_anothers() -> None:
     with pytest.raises(
         ValueError, match=r"state_dict must be of a Single learner .* keys optimizer, got gem, optimizer"
     ):
-        Single(mlp(), lr=0.1).load_state_dict(learner("gem", batches=7).state_dict())
+        learner("single").load_state_dict(learner("gem", batches=7).state_dict())

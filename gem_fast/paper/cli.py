@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gem_fast.paper import run
+from gem_fast.paper import grid, run, tables
 from gem_fast.paper.errors import InputError
 
 __all__ = ["main"]
 
 # Each adds itself to the subparsers and sets the default `command` to what runs it.
-SUBCOMMANDS = (run,)
+SUBCOMMANDS = (run, tables, grid)
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,9 +14,11 @@ from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.idx import read_idx
 from gem_fast.paper.standin import STAND_IN, make_stand_in
 
-__all__ = ["MNIST_5K", "ImageData", "check_grey", "load_data"]
+__all__ = ["MNIST_5K", "SAYS_STAND_IN", "ImageData", "check_grey", "load_data"]
 
 MNIST_5K = "mnist-5k"
+# The end of the names of made-up data.
+SAYS_STAND_IN = " (a stand-in, not CIFAR-100)"
 
 # The names as MNIST, Fashion-MNIST and KMNIST ship (train, t10k; some unpack to a dot before idx) and as EMNIST ships
 # (emnist-letters-train, emnist-letters-test).
@@ -87,7 +89,7 @@ def load_data(source: str) -> ImageData:
 
 def _cifar100(name: str, parts: dict[str, cifar.Part]) -> ImageData:
     if any(part.stand_in for part in parts.values()):
-        name = f"{name} (a stand-in, not CIFAR-100)"
+        name += SAYS_STAND_IN
     train, test = ((torch.tensor(parts[part].images), torch.tensor(parts[part].labels)) for part in cifar.PARTS)
     return ImageData(name, *train, *test)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["InputError", "extra"]
+__all__ = ["Diverged", "InputError", "extra"]
 
 
 class InputError(ValueError):
     """Bad input, told in one sentence; the command line prints that sentence and exits with code 2."""
+
+
+class Diverged(InputError):
+    """Training came to outputs that are not finite."""
 
 
 @contextmanager

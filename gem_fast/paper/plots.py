@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from gem_fast.paper.protocol import Record
 
-__all__ = ["draw_all"]
+__all__ = ["INK", "draw_all", "figure_of_size", "png"]
 
 INK = "#222222"
 DOTS_PER_INCH = 150
@@ -36,9 +36,9 @@ def draw_all(record: Record, title: str) -> dict[str, bytes]:
         PNG files by name: r_matrix.png, first_task.png, curves.png.
     """
     return {
-        "r_matrix.png": _png(_r_matrix(record, title)),
-        "first_task.png": _png(_first_task(record, title)),
-        "curves.png": _png(_curves(record, title)),
+        "r_matrix.png": png(_r_matrix(record, title)),
+        "first_task.png": png(_first_task(record, title)),
+        "curves.png": png(_curves(record, title)),
     }
 
 
@@ -48,7 +48,7 @@ def _r_matrix(record: Record, title: str) -> Figure:
     rows = 100 * np.vstack([record.baseline, record.R])
     with_numbers = n_tasks <= 30
     cell = 0.4 if with_numbers else 0.12  # inches
-    figure = _figure(width=2.4 + max(3.0, cell * n_tasks), height=1.5 + max(2.0, cell * (n_tasks + 1)))
+    figure = figure_of_size(width=2.4 + max(3.0, cell * n_tasks), height=1.5 + max(2.0, cell * (n_tasks + 1)))
     axes = figure.add_subplot()
     image = axes.imshow(rows, cmap=COLORS, vmin=0, vmax=100, aspect="auto")
     if with_numbers:
@@ -75,7 +75,7 @@ def _r_matrix(record: Record, title: str) -> Figure:
 
 def _first_task(record: Record, title: str) -> Figure:
     """Accuracy of the first task along the stream, as in Figure 1 of the paper."""
-    figure = _figure(width=8, height=4)
+    figure = figure_of_size(width=8, height=4)
     axes = figure.add_subplot()
     x, accuracy = _along_stream(record)
     ends = np.append(True, _ends(record))
@@ -92,7 +92,7 @@ def _first_task(record: Record, title: str) -> Figure:
 def _curves(record: Record, title: str) -> Figure:
     """The accuracy of every task along the stream: faint until its own turn, strong from there on."""
     n_tasks = len(record.baseline)
-    figure = _figure(width=11, height=5.5)
+    figure = figure_of_size(width=11, height=5.5)
     axes = figure.add_subplot()
     x, accuracy = _along_stream(record)
     _stream_axes(axes, int(_ends(record).sum()))
@@ -145,13 +145,15 @@ def _tick_step(n_tasks: int) -> int:
     return -(-n_tasks // 30)
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of_size(width: float, height: float) -> Figure:
+    """An empty figure; the sizes are in inches."""
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

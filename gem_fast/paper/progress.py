@@ -1,4 +1,4 @@
-"""Shows how far a run has come: a bar on a terminal, one line per task in a log."""
+"""Shows how far a run has come: a bar on a terminal, one line per task or, with a title, per run in a log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ __all__ = ["Progress"]
 class Progress:
     """Counts mini-batches on stderr, with the running accuracy: the mean over the tasks seen so far."""
 
-    def __init__(self, schedule: Schedule, learned: int = 0) -> None:
+    def __init__(self, schedule: Schedule, learned: int = 0, title: str = "") -> None:
         """Starts the display.
 
         Args:
             schedule: The visits of the tasks.
             learned: Mini-batches that a resumed run has learned already.
+            title: Which run of several this is.
         """
         self.visits = schedule.visits
         self.ends = set(schedule.ends)
         self.batch = learned
+        self.title = title
         self.visit = schedule.visit_of(learned + 1)
         # disable=None: no bar unless stderr is a terminal.
         self.bar = tqdm(total=schedule.n_batches, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
@@ -45,11 +47,13 @@ class Progress:
         seen = 1 + max(visit.task for visit in self.visits[: self.visit + 1])
         place = f"task {task + 1}/{len(accuracy)}"
         running = f"accuracy {100 * accuracy[:seen].mean():.1f} %"
-        self.bar.set_description(f"{place}, {running}")
+        self.bar.set_description(", ".join(filter(None, [self.title, place, running])))
         if self.batch in self.ends:
             self.visit += 1
-            if self.bar.disable:
+            if self.bar.disable and not self.title:
                 print(f"{place} learned, {running}", file=sys.stderr, flush=True)
+            elif self.bar.disable and self.visit == len(self.visits):
+                print(f"{self.title}: {running}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         """Returns itself."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gem_fast import metrics
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import Diverged
 from gem_fast.paper.learners import Learner
+from gem_fast.paper.mixture import mixed_batches
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.streams import Stream
 
@@ -106,6 +109,9 @@ def learn_stream(
 ) -> Record:
     """Trains a learner on every task in turn, once or in several rounds.
 
+    A learner that mixes tasks gets as many mini-batches of the shuffled union of all tasks instead: its row i of R is
+    measured after the part (i + 1) / T of them, and only the last row is that of the trained learner.
+
     Args:
         learner: The learner, on the stream's device.
         stream: The tasks.
@@ -124,7 +130,8 @@ def learn_stream(
         All measurements.
 
     Raises:
-        InputError: The outputs of the model stopped being finite, or a task has fewer examples than there are rounds.
+        Diverged: The outputs of the model stopped being finite.
+        InputError: A task has fewer examples than there are rounds.
     """
     device = stream.device
     schedule = make_schedule(stream, batch_size, epochs, rounds)
@@ -137,16 +144,21 @@ def learn_stream(
         baseline, seconds = timed_evaluation()
         journal = Journal(baseline, eval_seconds=seconds)
     learned = journal.batches
+    mixed = mixed_batches(stream, schedule.n_batches // epochs, epochs, generator) if learner.mixes_tasks else None
     for visit in schedule.visits:
         task = visit.task
+        batches: Iterator[tuple[Tensor, Tensor, Any]]
+        if mixed is None:
+            batches = ((x, y, task) for x, y in schedule.batches(stream, visit, generator))
+        else:
+            batches = itertools.islice(mixed, visit.batches)
         # What was learned before is passed over, but drawn, so that the order of the rest is what it would have been.
         skip = min(visit.batches, learned)
         learned -= skip
-        batches = enumerate(schedule.batches(stream, visit, generator), start=1)
-        for i, (x, y) in itertools.islice(batches, skip, None):
+        for i, (x, y, task_of) in itertools.islice(enumerate(batches, start=1), skip, None):
             start = _now(device)
             try:
-                learner.observe(x, y, task)
+                learner.observe(x, y, task_of)
             except RuntimeError:
                 evaluate(learner, stream)  # if the model has diverged, this says so; any other failure goes on as it is
                 raise
@@ -173,7 +185,7 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
         Shape (T,), float64, fractions between 0 and 1.
 
     Raises:
-        InputError: The learner's outputs are not finite.
+        Diverged: The learner's outputs are not finite.
     """
     learner.train(False)
     correct = torch.zeros(stream.n_tasks, dtype=torch.float64, device=stream.device)
@@ -188,7 +200,7 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
     learner.train(True)
     accuracy: npt.NDArray[np.float64] = correct.cpu().numpy() / examples
     if not np.isfinite(accuracy).all():
-        raise InputError("training diverged: the model's outputs are not finite any more; try a smaller --lr")
+        raise Diverged("training diverged: the model's outputs are not finite any more; try a smaller --lr")
     return accuracy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.files import write_file
 from gem_fast.paper.protocol import Record
 
-__all__ = ["result_json", "summary", "write_files"]
+__all__ = ["record_of", "result_of", "summary", "to_json", "write_files"]
 
 
 def summary(record: Record) -> str:
@@ -39,18 +40,18 @@ def summary(record: Record) -> str:
     return "\n".join(lines)
 
 
-def result_json(record: Record, config: dict[str, Any]) -> bytes:
-    """The contents of result.json; tasks count from 0, the rows of R and the lists of curves are in order of time.
+def result_of(record: Record, config: dict[str, Any]) -> dict[str, Any]:
+    """What result.json holds; tasks count from 0, the rows of R and the lists of curves are in order of time.
 
     Args:
         record: The measurements of a run.
         config: Every option of the run by name.
 
     Returns:
-        JSON, UTF-8. Accuracies are fractions between 0 and 1, `curves.batch` counts the mini-batches learned before
+        Plain values. Accuracies are fractions between 0 and 1, `curves.batch` counts the mini-batches learned before
         each evaluation.
     """
-    result = {
+    return {
         "acc": record.acc,
         "bwt": record.bwt,
         "fwt": record.fwt,
@@ -71,7 +72,49 @@ def result_json(record: Record, config: dict[str, Any]) -> bytes:
             "accuracy": record.accuracy.tolist(),
         },
     }
-    return json.dumps(result, indent=1).encode() + b"\n"
+
+
+def to_json(value: Any) -> bytes:
+    """Plain values as a JSON file, UTF-8."""
+    return json.dumps(value, indent=1).encode() + b"\n"
+
+
+def record_of(result: Any) -> Record:
+    """The measurements that a result.json holds.
+
+    Args:
+        result: What json.loads makes of it, perhaps of a damaged file.
+
+    Returns:
+        The record that it was written from.
+
+    Raises:
+        ValueError: A part is missing or not what it should be.
+    """
+    try:
+        curves, seconds = result["curves"], result["seconds"]
+        record = Record(
+            baseline=np.array(result["baseline"], dtype=np.float64),
+            accuracy=np.array(curves["accuracy"], dtype=np.float64),
+            batch=np.array(curves["batch"], dtype=np.int64),
+            task=np.array(curves["task"], dtype=np.int64),
+            train_seconds=float(seconds["train"]),
+            eval_seconds=float(seconds["eval"]),
+        )
+        fractions = np.concatenate([record.baseline, record.accuracy.ravel()])
+        whole = (
+            record.R.shape[1:] == record.baseline.shape
+            and record.batch.shape == record.task.shape
+            and fractions.min() >= 0
+            and fractions.max() <= 1
+            and math.isfinite(record.train_seconds + record.eval_seconds)
+            and record.acc == result["acc"]
+        )
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"a part is missing or of another type ({error})") from error
+    if not whole:
+        raise ValueError("its parts do not fit together")
+    return record
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners import Learner
+from gem_fast.paper.experiment import Experiment
 from gem_fast.paper.protocol import Journal
 from gem_fast.paper.schedule import Schedule
 from gem_fast.paper.streams import Stream
@@ -34,31 +34,26 @@ class Resumable:
         self,
         folder: Path,
         every: int | None,
-        config: dict[str, Any],
-        stream: Stream,
-        learner: Learner,
-        schedule: Schedule,
+        experiment: Experiment,
     ) -> None:
         """Prepares for a run; reads and writes nothing.
 
         Args:
             folder: An existing folder, for this run alone.
             every: Mini-batches between two checkpoints; None: as often as takes the SHARE of the time.
-            config: Every option of the run by name. All but `data` must be the same to resume; what the data hold must.
-            stream: The tasks.
-            learner: The learner, on the stream's device.
-            schedule: The visits of the tasks.
+            experiment: What is run. All of its configuration but `data` must be the same to resume; what the data hold
+                must.
         """
         self.saved: int | None = None  # mini-batches learned at the last checkpoint
         self._checkpoints = Checkpoints(folder)
         self._every = every
-        self._config = config
-        self._fingerprint = _fingerprint(stream)
-        self._n_tasks = stream.n_tasks
-        self._device = stream.device
-        self._learner = learner
-        self._schedule = schedule
-        self._total = schedule.n_batches
+        self._config = experiment.config
+        self._fingerprint = _fingerprint(experiment.stream)
+        self._n_tasks = experiment.stream.n_tasks
+        self._device = experiment.stream.device
+        self._learner = experiment.learner
+        self._schedule = experiment.schedule
+        self._total = experiment.schedule.n_batches
         self._cost = 0.0
         self._done = time.perf_counter()
 

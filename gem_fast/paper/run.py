@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gem_fast.paper import report
 from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.experiment import Experiment, check_device, hyper_parameters
 from gem_fast.paper.files import prepare_folder
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.models import mlp
-from gem_fast.paper.numbers import real, whole
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import learn_stream
+from gem_fast.paper.numbers import whole
+from gem_fast.paper.options import add_learner_options, learner_options
 from gem_fast.paper.resume import Resumable
-from gem_fast.paper.schedule import make_schedule
-from gem_fast.paper.stream_options import add_stream_options, make_stream, stream_config
-from gem_fast.paper.streams import STREAMS
+from gem_fast.paper.stream_options import add_stream_options, stream_config
 
 __all__ = ["add_parser"]
-
-EVALUATIONS_PER_VISIT = 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,31 +32,8 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_run)
-    positive, not_negative = real(above_zero=True), real(above_zero=False)
-    add_stream_options(parser, [name for name in STREAMS if any(stream == name for stream, _ in PRESETS)])
-
-    learner = parser.add_argument_group("the learner (defaults depend on the stream)")
-    learner.add_argument("--learner", choices=LEARNERS, default="gem", help="method (default: %(default)s)")
-    learner.add_argument("--lr", type=positive, metavar="LR", help=f"learning rate of SGD (default: {_defaults('lr')})")
-    learner.add_argument(
-        "--memory-per-task",
-        type=whole(1),
-        metavar="M",
-        help=f"examples of each task kept in the episodic memory (default: {_defaults('memory_per_task')})",
-    )
-    learner.add_argument(
-        "--margin",
-        type=not_negative,
-        metavar="GAMMA",
-        help="lower bound of the dual variables v, 0 or more; larger favours backward transfer "
-        f"(default: {_defaults('margin')})",
-    )
-    learner.add_argument(
-        "--ridge",
-        type=not_negative,
-        metavar="EPS",
-        help=f"added to the diagonal of the Gramian, 0 or more; 0 is exact (default: {_defaults('ridge')})",
-    )
+    add_stream_options(parser)
+    add_learner_options(parser.add_argument_group("the learner (defaults depend on the stream)"))
 
     measure = parser.add_argument_group("running and measuring")
     measure.add_argument(
@@ -108,47 +76,30 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
-    hyper = _hyper_parameters(args)
+    hyper = hyper_parameters(args.stream, args.learner, learner_options(args))
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
             raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
-    device = _device(args.device)
+    check_device(args.device)
     with extra("the progress bar"):
         from gem_fast.paper.progress import Progress
     if args.out is not None:
         with extra("--out"):
             from gem_fast.paper import plots
-    config = stream_config(args)
-    generator = torch.Generator().manual_seed(args.seed)
-    stream = make_stream(config, generator).to(device)
-    schedule = make_schedule(stream, args.batch_size, args.epochs, args.rounds)
+    options = stream_config(args) | {"device": args.device, "learner": args.learner}
+    experiment = Experiment(options | hyper | {"eval_every": args.eval_every})
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
             prepare_folder(f"--{option}", getattr(args, option))
-
-    longest = max(visit.batches for visit in schedule.visits)
-    eval_every = args.eval_every or math.ceil(longest / EVALUATIONS_PER_VISIT)
-    config |= {"data": stream.data, "device": args.device, "learner": args.learner} | hyper | {"eval_every": eval_every}
-
-    torch.manual_seed(args.seed)
-    model = mlp(stream.n_inputs, stream.n_outputs).to(device)
-    learner = LEARNERS[args.learner](model, **hyper)
     run = journal = None
     if args.checkpoint is not None:
-        run = Resumable(args.checkpoint, args.checkpoint_every, config, stream, learner, schedule)
+        run = Resumable(args.checkpoint, args.checkpoint_every, experiment)
         journal = run.begin(args.resume)
-    print(", ".join(f"{name} {value}" for name, value in config.items()))
+    print(", ".join(f"{name} {value}" for name, value in experiment.config.items()))
     learned = 0 if journal is None else journal.batches
     try:
-        with Progress(schedule, learned) as progress:
-            record = learn_stream(
-                learner,
-                stream,
-                batch_size=args.batch_size,
-                epochs=args.epochs,
-                rounds=args.rounds,
-                eval_every=eval_every,
-                generator=generator,
+        with Progress(experiment.schedule, learned) as progress:
+            record = experiment.run(
                 on_batch=progress.on_batch,
                 on_journal=(lambda journal: None) if run is None else run.after_batch,
                 journal=journal,
@@ -162,43 +113,12 @@ def _run(args: argparse.Namespace) -> None:
         ) from interrupt
     print(f"\n{report.summary(record)}")
     if args.out is not None:
+        stream = experiment.stream
         tasks = "1 task" if stream.n_tasks == 1 else f"{stream.n_tasks} tasks"
         title = f"{args.learner} on {args.stream} of {Path(stream.data).resolve().name}, {tasks}, seed {args.seed}"
         # result.json comes last: where it is, the run is complete.
-        files = plots.draw_all(record, title) | {"result.json": report.result_json(record, config)}
+        files = plots.draw_all(record, title) | {
+            "result.json": report.to_json(report.result_of(record, experiment.config))
+        }
         report.write_files(args.out, files)
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
-
-
-def _hyper_parameters(args: argparse.Namespace) -> dict[str, float]:
-    """The published hyper-parameters of the learner on the stream, overruled by the options given."""
-    preset = PRESETS[args.stream, args.learner]
-    given = {name: getattr(args, name) for name in ("lr", "memory_per_task", "margin", "ridge")}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in preset:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {args.learner}")
-    return preset | given
-
-
-def _defaults(name: str) -> str:
-    """The published values of a hyper-parameter, for --help."""
-    values = {key: preset[name] for key, preset in PRESETS.items() if name in preset}
-    texts = []
-    for learner in LEARNERS:
-        of_learner = {stream: value for (stream, owner), value in values.items() if owner == learner}
-        if len(set(of_learner.values())) == 1:
-            texts.append(f"{learner} {next(iter(of_learner.values())):g}")
-        elif of_learner:
-            texts.append(f"{learner} " + " / ".join(f"{value:g} on {stream}" for stream, value in of_learner.items()))
-    return ", ".join(texts)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises many kinds here; whatever it is, this device is of no use
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
-    return device

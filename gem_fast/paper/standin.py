@@ -25,22 +25,25 @@ __all__ = ["STAND_IN", "make_stand_in", "write_stand_in"]
 STAND_IN = "cifar100-stand-in"
 
 
-def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> dict[str, Part]:
-    """Makes images of 100 classes.
+def make_stand_in(
+    seed: int = 0, train_per_class: int = 50, test_per_class: int = 10, n_classes: int = N_CLASSES
+) -> dict[str, Part]:
+    """Makes images of up to 100 classes.
 
     Args:
         seed: Of the patterns, the noise and the order.
         train_per_class: Training examples of each class; CIFAR-100 has 500.
         test_per_class: Test examples of each class; CIFAR-100 has 100.
+        n_classes: Classes; CIFAR-100 has 100.
 
     Returns:
         Both parts, train and test.
     """
     generator = torch.Generator().manual_seed(seed)
-    patterns = _patterns(N_CLASSES, generator)
+    patterns = _patterns(n_classes, generator)
     parts: dict[str, Part] = {}
     for part, per_class in zip(PARTS, (train_per_class, test_per_class), strict=True):
-        labels = torch.arange(N_CLASSES).repeat(per_class)[torch.randperm(N_CLASSES * per_class, generator=generator)]
+        labels = torch.arange(n_classes).repeat(per_class)[torch.randperm(n_classes * per_class, generator=generator)]
         images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
         for mine in torch.arange(len(labels)).split(1000):
             shown = patterns[labels[mine]] + _patterns(len(mine), generator)
@@ -54,7 +57,9 @@ def _patterns(n: int, generator: torch.Generator) -> Tensor:
     return F.interpolate(torch.randn(n, IMAGE_SHAPE[0], 4, 4, generator=generator), IMAGE_SHAPE[1:], mode="bicubic")
 
 
-def write_stand_in(path: Path, seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> None:
+def write_stand_in(
+    path: Path, seed: int = 0, train_per_class: int = 50, test_per_class: int = 10, n_classes: int = N_CLASSES
+) -> None:
     """Writes an archive in the format of CIFAR-100's, cifar-100-python.tar.gz, whose batch_label says what it is.
 
     Args:
@@ -62,6 +67,7 @@ def write_stand_in(path: Path, seed: int = 0, train_per_class: int = 50, test_pe
         seed: As make_stand_in.
         train_per_class: As make_stand_in.
         test_per_class: As make_stand_in.
+        n_classes: As make_stand_in.
 
     Raises:
         OSError: It cannot be written.
@@ -69,7 +75,7 @@ def write_stand_in(path: Path, seed: int = 0, train_per_class: int = 50, test_pe
     archive = io.BytesIO()
     # Without times, so that the same seed gives the same bytes.
     with gzip.GzipFile(fileobj=archive, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
-        for part, (images, labels, _) in make_stand_in(seed, train_per_class, test_per_class).items():
+        for part, (images, labels, _) in make_stand_in(seed, train_per_class, test_per_class, n_classes).items():
             state = {
                 b"batch_label": STAND_IN_LABEL,
                 b"fine_labels": labels.tolist(),

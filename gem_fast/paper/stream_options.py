@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,16 +26,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 COMMON = ("stream", "data", "batch_size", "epochs", "rounds", "shuffle_tasks", "seed")
 
 
-def add_stream_options(parser: argparse.ArgumentParser, streams: Iterable[str] = tuple(STREAMS)) -> None:
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options to a command.
 
     Args:
         parser: The command's parser.
-        streams: Names of streams to choose from, of STREAMS.
     """
     group = parser.add_argument_group("the stream of tasks")
     group.add_argument(
-        "--stream", choices=list(streams), default="rotations", help="kind of tasks (default: %(default)s)"
+        "--stream", choices=list(STREAMS), default="rotations", help="kind of tasks (default: %(default)s)"
     )
     group.add_argument(
         "--data",

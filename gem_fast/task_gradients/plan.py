@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.recording import CannotFuse, Rule
-from gem_fast.task_gradients.rules import units
+from gem_fast.task_gradients.rules import convolution, units
 from gem_fast.task_gradients.rules.segmented import segmented
 
 
@@ -55,6 +55,11 @@ class Plan:
     def statistics(self) -> list[Tensor]:
         """The buffers that a pass may change."""
         return [buffer for module, rule in self.units if rule is segmented for buffer in module.buffers()]
+
+    def is_faster_task_by_task(self) -> bool:
+        """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
+        on_cpu = self.parameters[0].device.type == "cpu"
+        return on_cpu and any(rule is convolution for _, rule in self.units)
 
     def serves(self, modules: list[nn.Module], parameters: Sequence[Parameter]) -> bool:
         """Whether the plan still holds."""

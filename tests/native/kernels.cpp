@@ -18,6 +18,7 @@
 #include "cpu/project.h"
 #include "cpu/simd.h"
 #include "cpu/solve.h"
+#include "cpu/sparse.h"
 #include "inputs.h"
 #include "threads.h"
 
@@ -141,6 +142,71 @@ void run_nnqp(Random& random, Values values) {
   for (int64_t i = 0; i < count * t; ++i) expect(std::isfinite(v[i]), "v");
 }
 
+// A first layer over mostly zeros, of all examples and of a sample of them, against sums in float64.
+template <class T>
+void run_sparse(Random& random, DType dtype) {
+  const int64_t t = pick(random, {1, 2, 3, 7}), d = pick(random, {1, 3, 15, 16, 17, 64, 100}),
+                outputs = pick(random, {1, 2, 15, 16, 17, 33, 100, 129, 300});
+  std::vector<int64_t> start{0}, sample_start{0}, positions;
+  for (int64_t k = 0; k < t; ++k) start.push_back(start.back() + 1 + static_cast<int64_t>(random() % 40));
+  const int64_t N = start.back();
+  for (int64_t k = 0; k < t; ++k) {
+    const int64_t n = start[k + 1] - start[k];
+    for (int64_t i = 0; i < n; i += 1 + static_cast<int64_t>(random() % 5)) positions.push_back(start[k] + i);
+    sample_start.push_back(static_cast<int64_t>(positions.size()));
+  }
+  Buffer<T> x(N * d, 0), weight(outputs * d, 1), bias(outputs, 0), grad(N * outputs, 1);
+  for (int64_t i = 0; i < N * d; ++i) x[i] = random() % 5 == 0 ? T(value(random, Values::kOrdinary)) : T(0);
+  weight.fill(random, Values::kOrdinary);
+  bias.fill(random, Values::kOrdinary);
+  grad.fill(random, Values::kOrdinary);
+
+  Buffer<int32_t> row_start(N + 1, 0), column_start(t * (d + 1), 0);
+  const int64_t count = cpu::count_entries(x.data(), dtype, N, d, row_start.data(), kPlainThreads);
+  Buffer<int32_t> columns(count, 0), rows(count, 0);
+  Buffer<T> values(count, 0), column_values(count, 0);
+  cpu::fill_rows(x.data(), dtype, N, d, row_start.data(), columns.data(), values.data(), kPlainThreads);
+  const cpu::SparseRows by_rows{row_start.data(), columns.data(), values.data(), d};
+  const cpu::Tasks tasks{start.data(), t}, sampled{sample_start.data(), t};
+  cpu::fill_columns(by_rows, dtype, tasks, column_start.data(), rows.data(), column_values.data(), kPlainThreads);
+  const cpu::SparseColumns by_columns{column_start.data(), rows.data(), column_values.data(), d};
+
+  const auto check_layer = [&](int64_t n, const int64_t* at) {
+    Buffer<T> y(n * outputs, 0), scratch(cpu::sparse_scratch(d, outputs), 0);
+    cpu::sparse_linear(by_rows, dtype, at, n, weight.data(), bias.data(), outputs, y.data(), scratch.data(),
+                       kPlainThreads);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t o = random() % outputs, row = at == nullptr ? i : at[i];
+      double sum = bias.at(o);
+      for (int64_t j = 0; j < d; ++j) sum += x.at(row * d + j) * weight.at(o * d + j);
+      expect(std::fabs(y.at(i * outputs + o) - sum) <= 1e-3, "W x + b");
+    }
+  };
+  const auto check_gradient = [&](const cpu::Tasks& list, const int64_t* at) {
+    const int64_t stride = outputs * d + static_cast<int64_t>(random() % 3);
+    Buffer<T> out((t - 1) * stride + outputs * d, 0), scratch(cpu::sparse_scratch(list.start[t], outputs), 0);
+    if (at == nullptr) {
+      cpu::sparse_gradient(by_columns, dtype, list, grad.data(), outputs, {out.data(), stride}, scratch.data(),
+                           kPlainThreads);
+    } else {
+      cpu::sparse_gradient_of_sample(by_rows, dtype, at, list, grad.data(), outputs, {out.data(), stride},
+                                     scratch.data(), kPlainThreads);
+    }
+    for (int64_t k = 0; k < t; ++k) {
+      const int64_t o = random() % outputs, j = random() % d;
+      double sum = 0;
+      for (int64_t i = list.start[k]; i < list.start[k + 1]; ++i) {
+        sum += grad.at(i * outputs + o) * x.at((at == nullptr ? i : at[i]) * d + j);
+      }
+      expect(std::fabs(out.at(k * stride + o * d + j) - sum) <= 1e-3, "the gradient of W");
+    }
+  };
+  check_layer(N, nullptr);
+  check_layer(static_cast<int64_t>(positions.size()), positions.data());
+  check_gradient(tasks, nullptr);
+  check_gradient(sampled, positions.data());
+}
+
 void run_round(Random& random) {
   const Shape shape = random_shape(random);
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
@@ -154,6 +220,8 @@ void run_round(Random& random) {
     });
   }
   run_nnqp(random, shape.values);
+  run_sparse<float>(random, DType::kFloat32);
+  run_sparse<double>(random, DType::kFloat64);
 }
 
 // The kernels are sound; what they are handed is not. Each planted fault happens inside a kernel.

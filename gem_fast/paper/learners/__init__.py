@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from gem_fast.paper.learners.agem import Agem
+from gem_fast.paper.learners.ewc import Ewc
 from gem_fast.paper.learners.gem import Gem
+from gem_fast.paper.learners.gem_pure_python import GemPurePython
+from gem_fast.paper.learners.icarl import Icarl
+from gem_fast.paper.learners.independent import Independent
+from gem_fast.paper.learners.joint import Joint
+from gem_fast.paper.learners.multimodal import Multimodal
 from gem_fast.paper.learners.single import Single
 
 __all__ = ["LEARNERS", "Learner"]
 
 
 class Learner(Protocol):
-    """What the protocol needs of a learner; torch.nn.Module has `train` already, and SgdLearner the states.
+    """What the protocol needs of a learner; torch.nn.Module has `train` already, and SgdLearner the rest but `observe`.
 
-    A learner's constructor takes the model, on its device, and then its hyper-parameters by name.
+    A learner's constructor takes the Setting, the device to train on, and then its hyper-parameters by name. It makes
+    its own model, whose initial weights come from torch's global generator.
+
+    Attributes:
+        mixes_tasks: False for a learner that sees one task after another. One that does not gets mini-batches of the
+            shuffled union of all tasks, and `task` is then each example's own, shape (batch,), int64, on the CPU.
     """
+
+    mixes_tasks: ClassVar[bool]
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Trains on one mini-batch of task number `task`: inputs x (batch, ...), labels y (batch,), int64."""
 
     def predict(self, x: Tensor, task: int) -> Tensor:
-        """Logits (batch, classes) for inputs x (batch, ...) of task number `task`."""
+        """Logits (batch, classes of the task) for inputs x (batch, ...) of task number `task`."""
 
     def train(self, mode: bool = True) -> object:
         """Switches to training mode, or to evaluation mode with mode = False."""
@@ -37,5 +51,12 @@ class Learner(Protocol):
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
     "single": Single,
+    "independent": Independent,
+    "multimodal": Multimodal,
+    "ewc": Ewc,
+    "icarl": Icarl,
     "gem": Gem,
+    "gem_pure_python": GemPurePython,
+    "agem": Agem,
+    "joint": Joint,
 }

@@ -1,14 +1,17 @@
-"""What learners that train one network with SGD have in common: predictions, and a state that a file can hold."""
+"""What learners that train with SGD have in common: one model, predictions, and a state that a file can hold."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gem_fast.paper.setting import Setting, Sliced
 from gem_fast.state import check_keys
 
 __all__ = ["SgdLearner"]
@@ -20,21 +23,52 @@ class SgdLearner(nn.Module):
     state_dict() holds all of it, the model's tensors by name and the rest as `_extra_state`.
     """
 
-    def __init__(self, model: nn.Module, lr: float) -> None:
+    mixes_tasks: ClassVar[bool] = False
+
+    def __init__(self, setting: Setting, device: torch.device, lr: float, model: nn.Module | None = None) -> None:
         """Takes over the training of a model.
 
         Args:
-            model: Maps inputs to logits.
+            setting: The tasks.
+            device: Where the model is to be.
             lr: Learning rate of SGD.
+            model: Called as model(x, task); by default the setting's own, one network for all tasks.
         """
         super().__init__()
-        self.model = model
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        self.setting = setting
+        self.device = device
+        self._pass_task = setting.sliced if model is None else True
+        self.model = (setting.new_model() if model is None else model).to(device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
+
+    def logits(self, x: Tensor, task: int) -> Tensor:
+        """The model's outputs that are the task's classes, shape (batch, classes)."""
+        logits: Tensor = self.model(x, task) if self._pass_task else self.model(x)
+        return logits
+
+    def all_outputs(self, x: Tensor) -> Tensor:
+        """The outputs for the classes of all tasks, shape (batch, setting.n_outputs), of the setting's own model."""
+        network = self.model.network if isinstance(self.model, Sliced) else self.model
+        outputs: Tensor = network(x)
+        return outputs
+
+    def loss(self, x: Tensor, y: Tensor, task: int) -> Tensor:
+        """Mean cross-entropy of a mini-batch."""
+        return F.cross_entropy(self.logits(x, task), y)
 
     def predict(self, x: Tensor, task: int) -> Tensor:
-        """Logits of the network, the same for every task."""
-        logits: Tensor = self.model(x)
-        return logits
+        """The model's logits."""
+        return self.logits(x, task)
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """The model is in evaluation mode inside of the block, and in the mode it was in after it."""
+        before = self.training
+        self.train(False)
+        try:
+            yield
+        finally:
+            self.train(before)
 
     def parts(self) -> dict[str, Any]:
         """What has a state_dict and a load_state_dict, by name."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 import gem_fast
 from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.setting import Setting
 
 __all__ = ["Gem"]
 
@@ -16,26 +17,47 @@ __all__ = ["Gem"]
 class Gem(SgdLearner):
     """SGD whose steps may not raise the loss on the memory of any past task (Eq. 7 and 8)."""
 
-    def __init__(self, model: nn.Module, lr: float, memory_per_task: int, margin: float, ridge: float) -> None:
-        """Takes over the training of a model.
+    def __init__(
+        self,
+        setting: Setting,
+        device: torch.device,
+        lr: float,
+        memory_per_task: int,
+        margin: float,
+        ridge: float,
+        memory_policy: str = "last",
+        memory_batch: int | None = None,
+        refresh_every: int = 1,
+    ) -> None:
+        """Makes a new model and hooks its optimizer.
 
         Args:
-            model: Maps inputs to logits.
+            setting: The tasks.
+            device: Where to train.
             lr: Learning rate of SGD.
             memory_per_task: Examples of each task that the episodic memory keeps.
             margin: Lower bound of the dual variables v (Eq. 11); 0 is the plain projection.
             ridge: Added to the diagonal of the Gramian G G^T; 0 is the exact projection.
+            memory_policy: Which examples are kept, one of gem_fast.MEMORY_POLICIES.
+            memory_batch: Examples of each past task drawn for each step; None is all of them.
+            refresh_every: Steps in which each past task's gradient is computed once, in turns.
         """
-        super().__init__(model, lr)
-        memory = gem_fast.EpisodicMemory(per_task=memory_per_task)
+        super().__init__(setting, device, lr)
         self.gem = gem_fast.GEM(
-            model, self.optimizer, loss_fn=F.cross_entropy, memory=memory, margin=margin, ridge=ridge
+            self.model,
+            self.optimizer,
+            memory=gem_fast.MEMORY_POLICIES[memory_policy](per_task=memory_per_task),
+            margin=margin,
+            ridge=ridge,
+            memory_batch=memory_batch,
+            refresh_every=refresh_every,
+            seed=0 if memory_batch is None else int(torch.randint(2**62, ())),
         )
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
         self.optimizer.zero_grad()
-        F.cross_entropy(self.model(x), y).backward()
+        self.loss(x, y, task).backward()
         self.gem.observe(x, y, task)
         self.optimizer.step()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from gem_fast.paper.learners.base import SgdLearner
@@ -16,5 +15,5 @@ class Single(SgdLearner):
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Takes one step on the mini-batch (x, y)."""
         self.optimizer.zero_grad()
-        F.cross_entropy(self.model(x), y).backward()
+        self.loss(x, y, task).backward()
         self.optimizer.step()

@@ -11,7 +11,7 @@ from gem_fast.task_gradients.rules.linear import linear
 from gem_fast.task_gradients.rules.normalisation import normalisation
 from gem_fast.task_gradients.rules.segmented import segmented
 
-__all__ = ["units"]
+__all__ = ["convolution", "units"]
 
 # By exact type: a subclass may compute something else.
 RULES: dict[type[nn.Module], Rule] = {

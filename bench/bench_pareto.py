@@ -1,0 +1,118 @@
+"""What accuracy costs: ACC over training time of exact GEM, its two approximations, A-GEM, single and EWC.
+
+    python bench/bench_pareto.py [--seeds 0-4] [--cells DIR]
+
+Writes results/pareto.json and results/pareto.png beside this file. Finished cells are not computed again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from conftest import THREADS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gem_fast.paper.cells import run_cells
+from gem_fast.paper.experiment import configuration
+from gem_fast.paper.sheets import Spread, machine
+from gem_fast.paper.sweep import seeds
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Method(NamedTuple):
+    """One point of the picture: how it is called, its group, its learner and what differs from the presets."""
+
+    name: str
+    group: str
+    learner: str
+    options: dict[str, Any]
+
+
+METHODS = (
+    Method("exact", "GEM, exact", "gem", {}),
+    *(Method(f"m' = {m}", "GEM, m' of 256 examples a step", "gem", {"memory_batch": m}) for m in (128, 64, 32, 16)),
+    *(Method(f"r = {r}", "GEM, rows anew every r steps", "gem", {"refresh_every": r}) for r in (2, 4, 8)),
+    Method("m' = 32, r = 4", "GEM, both", "gem", {"memory_batch": 32, "refresh_every": 4}),
+    Method("A-GEM", "A-GEM", "agem", {}),
+    Method("A-GEM, margin .5", "A-GEM", "agem", {"lr": 0.1, "margin": 0.5}),
+    Method("single", "single, EWC", "single", {}),
+    Method("EWC", "single, EWC", "ewc", {}),
+)
+# Colours that colour-blind people can tell apart, with a marker of its own each.
+STYLES = dict(
+    zip(
+        dict.fromkeys(method.group for method in METHODS),
+        (("#000000", "*"), ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "P"), ("#CC79A7", "^"), ("#7F7F7F", "D")),
+        strict=True,
+    )
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="ACC over training time of GEM and what is cheaper.")
+    parser.add_argument("--seeds", type=seeds, default=tuple(range(5)))
+    parser.add_argument("--cells", type=Path, default=RESULTS / "pareto-cells")
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    points = []
+    for stream in ("rotations", "permutations"):
+        # Seed by seed: a machine that changes speed changes it for all methods.
+        configs = {
+            (method.name, seed): configuration(stream, method.learner, seed=seed, **method.options)
+            for seed in args.seeds
+            for method in METHODS
+        }
+        records = dict(zip(configs, run_cells(args.cells, list(configs.values())), strict=True))
+        for method in METHODS:
+            mine = [record for seed in args.seeds if (record := records[method.name, seed]) is not None]
+            points.append(
+                {
+                    "stream": stream,
+                    "method": method.name,
+                    "group": method.group,
+                    "acc": Spread(tuple(record.acc for record in mine)).to_plain(),
+                    "bwt": Spread(tuple(record.bwt for record in mine)).to_plain(),
+                    "seconds": Spread(tuple(record.train_seconds for record in mine)).to_plain(),
+                }
+            )
+    result = {"seeds": list(args.seeds), "machine": machine(), "points": points}
+    (RESULTS / "pareto.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(points).savefig(RESULTS / "pareto.png")
+    print("| stream | method | ACC | BWT | seconds |\n|---|---|---|---|---|")
+    for point in points:
+        acc, bwt, took = (point[name] for name in ("acc", "bwt", "seconds"))
+        print(
+            f"| {point['stream']} | {point['method']} | {acc['mean']:.3f} ± {acc['std'] or 0:.3f} | {bwt['mean']:+.3f} "
+            f"| {took['mean']:.2f} |"
+        )
+
+
+def draw(points: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(12, 5.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, stream in zip(figure.subplots(1, 2), ("rotations", "permutations"), strict=True):
+        for group, (colour, marker) in STYLES.items():
+            mine = [point for point in points if point["stream"] == stream and point["group"] == group]
+            x, y = ([point[name]["mean"] for point in mine] for name in ("seconds", "acc"))
+            error = [point["acc"]["std"] or 0.0 for point in mine]
+            axes.errorbar(x, y, error, color=colour, marker=marker, markersize=8, linewidth=1, capsize=3, label=group)
+            for point in mine:
+                at = (point["seconds"]["mean"], point["acc"]["mean"])
+                axes.annotate(point["method"], at, xytext=(7, -12), textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlabel("training time (seconds, log scale)")
+        axes.set_ylabel("ACC")
+        axes.set_title(f"{stream} of 5000 MNIST digits, 20 tasks")
+        axes.grid(alpha=0.15)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Where the time of one GEM step goes at 19 past tasks, and how far its parts are from this machine's limits.
+
+python bench/step_profile.py        prints Markdown, and writes bench/results/step_profile.json
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from gradients import BATCH, LR, MARGIN, MEMORY, RIDGE
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import gem_fast
+from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.models import mlp
+from gem_fast.paper.streams import rotations
+
+RESULT = Path(__file__).parent / "results" / "step_profile.json"
+T, STEPS, HIDDEN, PIXELS, CLASSES = 19, 100, 100, 784, 10
+N = T * MEMORY
+
+# Which of torch's operators do which part of the work; the rest is small.
+PARTS = {
+    "first layer, forward (sparse)": ("gem_fast::_sparse_linear",),
+    "first layer, weight gradients (sparse)": ("gem_fast::_sparse_gradient_",),
+    "other layers, forward": ("aten::addmm",),
+    "gradients at the layers' outputs": ("aten::mm",),
+    "other layers, weight gradients": ("aten::bmm",),
+    "projection: gram, solve, combine": ("gem_fast::project_",),
+}
+# Multiplications and additions of the dense parts, by part.
+FLOP = {
+    "other layers, forward": 2 * N * HIDDEN * (HIDDEN + CLASSES),
+    "gradients at the layers' outputs": 2 * N * HIDDEN * (HIDDEN + CLASSES),
+    "other layers, weight gradients": 2 * N * HIDDEN * (HIDDEN + CLASSES),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    step, density = trained_step()
+    FLOP["first layer, forward (sparse)"] = FLOP["first layer, weight gradients (sparse)"] = int(
+        2 * N * HIDDEN * PIXELS * density
+    )
+    wall = median_ms(step)
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        for _ in range(STEPS):
+            step()
+    own = {event.key: event.self_cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
+    parts = {part: sum(own.get(operator, 0.0) for operator in operators) for part, operators in PARTS.items()}
+    parts["other operators (cross entropy, ReLU, sums, the current mini-batch, SGD)"] = sum(
+        milliseconds
+        for name, milliseconds in own.items()
+        if "::" in name and not any(name in operators for operators in PARTS.values())
+    )
+    parts["Python and dispatch: the rest"] = wall - sum(parts.values())
+    gflops = sgemm_gflops()
+    gbytes = copy_gbytes()
+    rows = [
+        {"part": part, "ms": ms, "gflops": FLOP[part] / ms / 1e6 if part in FLOP else None}
+        for part, ms in parts.items()
+    ]
+    # gram or probe, and combine, each read G once.
+    read = 2 * T * 89_610 * 4 / 1e6 / parts["projection: gram, solve, combine"]
+    result = {"t": T, "step_ms": wall, "parts": rows, "sgemm_gflops": gflops, "copy_gbytes": gbytes, "G_gbytes": read}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"One step at {T} past tasks: {wall:.2f} ms; sgemm {gflops:.0f} GFLOP/s, copy {gbytes:.0f} GB/s\n")
+    print("| part | ms | of the step | GFLOP/s |\n|---|---|---|---|")
+    for row in rows:
+        rate = "" if row["gflops"] is None else f"{row['gflops']:.0f}"
+        print(f"| {row['part']} | {row['ms']:.2f} | {100 * row['ms'] / wall:.0f} % | {rate} |")
+    print(f"\nThe projection reads G at {read:.0f} GB/s.")
+
+
+def trained_step() -> tuple[Callable[[], None], float]:
+    """A step at 19 past tasks with full memories, and the part of the memory's pixels that are not zero."""
+    order = torch.Generator().manual_seed(0)
+    stream = rotations(load_data(MNIST_5K), T + 1, 1000, order)
+    torch.manual_seed(0)
+    model = mlp(stream.n_inputs, stream.n_outputs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    memory = gem_fast.EpisodicMemory(per_task=MEMORY)
+    gem = gem_fast.GEM(model, optimizer, memory=memory, margin=MARGIN, ridge=RIDGE)
+    for task in range(T):
+        for x, y in stream.batches(task, BATCH, 1, order):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            gem.observe(x, y, task)
+            optimizer.step()
+    batches: list[tuple[Tensor, Tensor]] = list(stream.batches(T, BATCH, 1, order))
+    density = statistics.fmean(float((memory.examples(k)[0] != 0).float().mean()) for k in range(T))
+    position = 0
+
+    def step() -> None:
+        nonlocal position
+        x, y = batches[position % len(batches)]
+        position += 1
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        gem.observe(x, y, T)
+        optimizer.step()
+
+    return step, density
+
+
+def median_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of a call, median of many."""
+    for _ in range(20):
+        call()
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def sgemm_gflops() -> float:
+    """What a large dense product reaches."""
+    a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
+    return 2 * 1536**3 / median_ms(lambda: a @ b) / 1e6
+
+
+def copy_gbytes() -> float:
+    """Bytes read and written per second by a copy that fits no cache."""
+    a, b = torch.randn(2**25), torch.empty(2**25)
+    return 2 * a.nbytes / median_ms(lambda: b.copy_(a)) / 1e6
+
+
+if __name__ == "__main__":
+    main()

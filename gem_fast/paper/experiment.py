@@ -1,0 +1,148 @@
+"""An experiment: from a configuration, which is a plain dictionary, to a stream, a learner and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gem_fast.paper.data import MNIST_5K
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.protocol import Journal, Record, learn_stream
+from gem_fast.paper.schedule import make_schedule
+from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_options import DEFAULTS, make_stream
+
+__all__ = ["Config", "Experiment", "check_device", "configuration", "hyper_parameters"]
+
+Config = dict[str, Any]
+
+EVALUATIONS_PER_VISIT = 2
+# What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
+COMMON: Config = {
+    "data": MNIST_5K,
+    "batch_size": 10,
+    "epochs": 1,
+    "rounds": 1,
+    "shuffle_tasks": False,
+    "seed": 0,
+    "device": "cpu",
+    "eval_every": None,
+}
+
+
+def configuration(stream: str, learner: str, **options: Any) -> Config:
+    """Everything that decides what an experiment does, by name; the options of `run` have the same names.
+
+    Args:
+        stream: Kind of tasks, one of STREAMS.
+        learner: Method, one of LEARNERS.
+        options: Whatever is to differ from the published settings, by name.
+
+    Returns:
+        Numbers and texts only; JSON holds it.
+
+    Raises:
+        InputError: The learner was not run on the stream, or an option is neither the stream's nor the learner's.
+    """
+    common = COMMON | DEFAULTS[stream]
+    given = {name: options.pop(name) for name in common if name in options}
+    return {"stream": stream, "learner": learner} | common | given | hyper_parameters(stream, learner, options)
+
+
+def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
+    """The published hyper-parameters of a learner on a stream, overruled by those given.
+
+    Args:
+        stream: Kind of tasks.
+        learner: Method.
+        given: Values by name; None stands for the published one.
+
+    Returns:
+        The arguments of the learner's constructor by name.
+
+    Raises:
+        InputError: The learner cannot be run on the stream, or a value is given for what it does not have.
+    """
+    preset = PRESETS.get((stream, learner))
+    if preset is None:
+        raise InputError(f"--learner {learner} is not for the stream {stream}, whose network it cannot train")
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in preset:
+            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {learner}")
+    return {**preset, **given}
+
+
+def check_device(name: str) -> None:
+    """Makes sure that torch can use a device.
+
+    Args:
+        name: What --device was given.
+
+    Raises:
+        InputError: It cannot.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # torch raises many kinds here; whatever it is, this device is of no use
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
+
+
+class Experiment:
+    """A learner in front of a stream, ready to run once.
+
+    Attributes:
+        config: The configuration, with the data's name for `data` and a number for `eval_every`.
+        stream: The tasks, on the device.
+        schedule: The visits of the tasks.
+        learner: The learner, on the device.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Loads the data, makes the stream and the learner, and seeds torch's global generator.
+
+        Args:
+            config: As `configuration` returns it. If `eval_every` is None, each visit has two evaluations.
+
+        Raises:
+            InputError: The data cannot be loaded, or are not enough.
+        """
+        device = torch.device(config["device"])
+        self._generator = torch.Generator().manual_seed(config["seed"])
+        self.stream = make_stream(config, self._generator).to(device)
+        self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])
+        longest = max(visit.batches for visit in self.schedule.visits)
+        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_VISIT)
+        self.config = config | {"data": self.stream.data, "eval_every": eval_every}
+        hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
+        torch.manual_seed(config["seed"])
+        self.learner = LEARNERS[config["learner"]](Setting.of(self.stream), device, **hyper)
+
+    def run(
+        self,
+        *,
+        on_batch: Callable[[int, npt.NDArray[np.float64] | None], None] = lambda task, accuracy: None,
+        on_journal: Callable[[Journal], None] = lambda journal: None,
+        journal: Journal | None = None,
+    ) -> Record:
+        """Learns the stream; arguments, result and errors as `learn_stream`."""
+        return learn_stream(
+            self.learner,
+            self.stream,
+            batch_size=self.config["batch_size"],
+            epochs=self.config["epochs"],
+            rounds=self.config["rounds"],
+            eval_every=self.config["eval_every"],
+            generator=self._generator,
+            on_batch=on_batch,
+            on_journal=on_journal,
+            journal=journal,
+        )

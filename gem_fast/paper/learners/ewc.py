@@ -1,0 +1,148 @@
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): parameters that mattered for past tasks are held in place."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.learners.visit import Visit
+from gem_fast.paper.setting import Setting
+from gem_fast.state import check_keys, check_plain_tensor
+
+__all__ = ["Ewc"]
+
+
+class Ewc(SgdLearner):
+    """SGD on the loss plus strength * sum_k sum_i F_ki (theta_i - theta_ki)^2, one term per past task k.
+
+    The anchor theta_k are the parameters at the end of task k, and F_k is the diagonal of the Fisher information there,
+    from the task's first examples. A task that comes back ends with another term.
+
+    Two things are as in the published runs, whose hyper-parameters the presets are, and not as in Kirkpatrick et al.:
+    there is no factor 1/2, and F_k is the square of the *mean* gradient over the examples. That is smaller than the
+    mean of the squares, about as many times as there are examples where their gradients are independent; `per_example`
+    takes the mean of the squares.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        device: torch.device,
+        lr: float,
+        memory_per_task: int,
+        strength: float,
+        consolidated: bool,
+        per_example: bool,
+    ) -> None:
+        """Makes a new model.
+
+        Args:
+            setting: The tasks.
+            device: Where to train.
+            lr: Learning rate of SGD.
+            memory_per_task: Examples of a task, its first ones, that F_k is computed from.
+            strength: Weight of the penalty.
+            consolidated: Whether all terms are kept as one, of the same gradient to rounding: with F = sum_k F_k and
+                theta = sum_k F_k theta_k / F they are F_i (theta_i - theta)^2 and a constant. Neither the time of a
+                step nor the memory then grows with the number of tasks.
+            per_example: Whether F_k is the mean of the squared gradients of single examples, in evaluation mode,
+                instead of the square of their mean gradient.
+        """
+        super().__init__(setting, device, lr)
+        self.strength = strength
+        self.per_example = per_example
+        self.visit = Visit(setting.n_tasks, limit=memory_per_task)
+        self.penalty = Penalty(list(self.model.parameters()), consolidated)
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one step on the mini-batch (x, y); if it is the first of a task, the one before gets its term."""
+        if self.visit.ends_with(task):
+            self.penalty.add(self.fisher())
+        self.visit.observe(x, y, task)
+        self.optimizer.zero_grad()
+        self.loss(x, y, task).backward()
+        self.penalty.add_gradient(self.strength)
+        self.optimizer.step()
+
+    def fisher(self) -> list[Tensor]:
+        """The Fisher information's diagonal on the current task's examples, one tensor per parameter."""
+        assert self.visit.task is not None
+        x, y = self.visit.examples()
+        size = 1 if self.per_example else len(y)
+        parameters = list(self.model.parameters())
+        fisher = [torch.zeros_like(p) for p in parameters]
+        with self.evaluation_mode() if self.per_example else contextlib.nullcontext():
+            for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
+                grads = torch.autograd.grad(self.loss(x_part, y_part, self.visit.task), parameters)
+                for total, grad in zip(fisher, grads, strict=True):
+                    total.addcmul_(grad, grad, value=size / len(y))
+        return fisher
+
+    def parts(self) -> dict[str, Any]:
+        """The optimizer, the current task's examples and the past tasks' terms."""
+        return {**super().parts(), "visit": self.visit, "penalty": self.penalty}
+
+
+class Penalty:
+    """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor.
+
+    Attributes:
+        terms: Pairs of the tensors of F and those of the anchor.
+    """
+
+    def __init__(self, parameters: list[Parameter], consolidated: bool) -> None:
+        """Begins without a term.
+
+        Args:
+            parameters: theta.
+            consolidated: Whether a term is merged into the one before.
+        """
+        self.terms: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._parameters = parameters
+        self._consolidated = consolidated
+
+    def add(self, fisher: list[Tensor]) -> None:
+        """Adds a term that is anchored where the parameters are now; takes over `fisher`."""
+        if not (self._consolidated and self.terms):
+            self.terms.append((fisher, [p.detach().clone() for p in self._parameters]))
+            return
+        for p, new, total, anchor in zip(self._parameters, fisher, *self.terms[0], strict=True):
+            # The weighted mean of the anchors, taken up in steps: sums of F_k theta_k would cancel. Where no F_k is
+            # above 0 nothing is held, and any anchor will do.
+            total += new
+            anchor.lerp_(p.detach(), new / total.clamp(min=torch.finfo(total.dtype).tiny))
+
+    @torch.no_grad()
+    def add_gradient(self, strength: float) -> None:
+        """Adds the gradient of strength times all terms to the parameters' own."""
+        for fisher, anchors in self.terms:
+            for p, weight, anchor in zip(self._parameters, fisher, anchors, strict=True):
+                assert p.grad is not None
+                p.grad.addcmul_(weight, p - anchor, value=2 * strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all terms."""
+        return {"terms": [([f.clone() for f in fisher], [a.clone() for a in anchor]) for fisher, anchor in self.terms]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
+        check_keys("penalty", state, ("terms",))
+        if not isinstance(state["terms"], list) or (self._consolidated and len(state["terms"]) > 1):
+            raise ValueError("the terms of the penalty must be a list, of at most one if they are consolidated")
+        terms = []
+        for term in state["terms"]:
+            if not isinstance(term, tuple) or len(term) != 2 or not all(isinstance(part, list) for part in term):
+                raise ValueError("a term of the penalty must be a pair of lists of tensors, got another value")
+            for part in term:
+                for value in part:
+                    check_plain_tensor("a term of the penalty", value)
+                mine, theirs = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
+                if mine != theirs:
+                    raise ValueError("a term of the penalty must have the shapes of the parameters, got others")
+            terms.append(([f.clone() for f in term[0]], [a.clone() for a in term[1]]))
+        self.terms = terms

@@ -1,0 +1,40 @@
+"""GEM as public versions write it, in Python alone: what Table 1 compares the compiled projection with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gem_fast.memory import EpisodicMemory
+from gem_fast.paper.errors import extra
+from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.setting import Setting
+from gem_fast.reference import PurePythonGEM
+
+__all__ = ["GemPurePython"]
+
+
+class GemPurePython(SgdLearner):
+    """The same method as Gem, from gem_fast.reference; needs quadprog."""
+
+    def __init__(
+        self, setting: Setting, device: torch.device, lr: float, memory_per_task: int, margin: float, ridge: float
+    ) -> None:
+        """Makes a new model; arguments as for Gem, but quadprog fails at a ridge of 0."""
+        with extra("the learner gem_pure_python"):
+            import quadprog  # noqa: F401
+        super().__init__(setting, device, lr)
+        self.memory = EpisodicMemory(per_task=memory_per_task)
+        self.gem = PurePythonGEM(
+            self.model, self.optimizer, self.memory, forward=self.logits, margin=margin, ridge=ridge
+        )
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
+        self.gem.observe(x, y, task)
+
+    def parts(self) -> dict[str, Any]:
+        """The optimizer and the memory."""
+        return {**super().parts(), "memory": self.memory}

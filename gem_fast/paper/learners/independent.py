@@ -1,0 +1,84 @@
+"""The baseline `independent`: a network for each task, with T times fewer hidden units than the one of `single`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gem_fast.paper.learners.single import Single
+from gem_fast.paper.setting import Setting
+from gem_fast.state import check_count, check_keys
+
+__all__ = ["Independent"]
+
+
+class Independent(Single):
+    """Plain SGD on the current mini-batch, with the network of its task alone.
+
+    With 20 tasks five units a layer are left, of which some die: on the 5000 digits ACC differs from seed to seed by 5
+    points on rotations and by 8 to 10 on permutations (standard deviation), here and in the published code alike.
+    """
+
+    def __init__(self, setting: Setting, device: torch.device, lr: float, clone: bool) -> None:
+        """Makes T new networks.
+
+        Args:
+            setting: The T tasks; a network has its task's outputs only.
+            device: Where to train.
+            lr: Learning rate of SGD.
+            clone: Whether a task's network starts as a clone of the one trained last, where both have the same
+                number of outputs; otherwise it starts at random.
+        """
+        nets = [setting.new_network(len(outputs), thinner=setting.n_tasks) for outputs in setting.outputs]
+        super().__init__(setting, device, lr, _OfTask(nets))
+        self.nets = nets
+        self.clone = clone
+        self.recent = _Recent(setting.n_tasks)
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one step of the task's network on the mini-batch (x, y)."""
+        if self.clone and self.recent.tasks and task not in self.recent.tasks:
+            last = self.recent.tasks[-1]
+            if len(self.setting.outputs[task]) == len(self.setting.outputs[last]):
+                self.nets[task].load_state_dict(self.nets[last].state_dict())
+        self.recent.observe(task)
+        super().observe(x, y, task)
+
+    def parts(self) -> dict[str, Any]:
+        """The optimizer, and which networks have been trained."""
+        return {**super().parts(), "recent": self.recent}
+
+
+class _OfTask(nn.ModuleList):
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        logits: Tensor = self[task](x)
+        return logits
+
+
+class _Recent:
+    """The tasks seen so far, the one trained last at the end."""
+
+    def __init__(self, n_tasks: int) -> None:
+        self.tasks: list[int] = []
+        self._n_tasks = n_tasks
+
+    def observe(self, task: int) -> None:
+        if task in self.tasks:
+            self.tasks.remove(task)
+        self.tasks.append(task)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tasks": list(self.tasks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_keys("recent", state, ("tasks",))
+        tasks = state["tasks"]
+        if not isinstance(tasks, list):
+            raise ValueError(f"recent tasks must be a list, got {type(tasks).__name__}")
+        for task in tasks:
+            check_count("a recent task", task, 0, self._n_tasks - 1)
+        if len(set(tasks)) != len(tasks):
+            raise ValueError("recent tasks must differ, got one twice")
+        self.tasks = list(tasks)

@@ -1,0 +1,87 @@
+"""Settings, streams and mini-batches for the tests of the learners: real digits, with shared and with own outputs."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.setting import Setting
+from gem_fast.paper.streams import Stream, Task, permutations
+
+CPU = torch.device("cpu")
+KINDS = ("shared", "sliced")
+
+Batches = list[tuple[Tensor, Tensor, int]]
+
+
+@dataclass(frozen=True)
+class OwnClasses(Stream):
+    """Digits 0 and 1, then 2 and 3, ...: each task has its own outputs and, here, its own test set."""
+
+    @property
+    def outputs(self) -> tuple[range, ...]:
+        return tuple(range(2 * task, 2 * task + 2) for task in range(len(self.tasks)))
+
+    def test_batches(self, task: int, batch_size: int = 1000):
+        mine = self.test_labels // 2 == task
+        yield self.test_images[mine, :-1], self.test_labels[mine] - 2 * task
+
+
+@cache
+def digits(kind: str, n_tasks: int = 3, samples: int = 200) -> Stream:
+    """Permuted digits, all with outputs 0 to 9, or pairs of digits with two outputs each."""
+    data = load_data(MNIST_5K)
+    generator = torch.Generator().manual_seed(0)
+    shared = permutations(data, n_tasks, samples, generator)
+    if kind == "shared":
+        return shared
+    pixels = torch.arange(784)
+    tasks = []
+    for task in range(n_tasks):
+        rows = (data.train_labels // 2 == task).nonzero().flatten()[:samples]
+        tasks.append(Task(data.train_images[rows].flatten(1), data.train_labels[rows] - 2 * task, pixels))
+    return OwnClasses(tuple(tasks), shared.test_images, shared.test_labels, 10)
+
+
+def setting(kind: str, n_tasks: int = 3) -> Setting:
+    return Setting.of(digits(kind, n_tasks), "mlp")
+
+
+def make(name: str, kind: str, **hyper: Any) -> Any:
+    """A learner with the options of `split`, a small memory, and those given."""
+    torch.manual_seed(0)
+    small = {"memory_per_task": 50, "memory_batch": 50, "memory": 90, "lr": 0.1}
+    preset = PRESETS["split", name]
+    options = preset | {key: value for key, value in small.items() if key in preset} | hyper
+    return LEARNERS[name](setting(kind), CPU, **options)
+
+
+def batches(kind: str, per_task: int = 20, tasks: tuple[int, ...] = (0, 1, 2)) -> Batches:
+    """The first mini-batches of ten examples of each task."""
+    generator = torch.Generator().manual_seed(1)
+    stream = digits(kind)
+    return [(x, y, task) for task in tasks for x, y in list(stream.batches(task, 10, 1, generator))[:per_task]]
+
+
+def learn(learner: Any, mini_batches: Batches) -> Any:
+    for x, y, task in mini_batches:
+        learner.observe(x, y, task)
+    return learner
+
+
+def weights(module: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def accuracy(learner: Any, kind: str, task: int) -> float:
+    learner.train(False)
+    with torch.inference_mode():
+        x, y = next(digits(kind).test_batches(task))
+        right = (learner.predict(x, task).argmax(1) == y).float().mean().item()
+    learner.train(True)
+    return right

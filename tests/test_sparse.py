@@ -1,0 +1,147 @@
+"""The first linear layer over a memory of mostly zeros, against dense products."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gem_fast import FusedTaskGradients, LoopTaskGradients
+from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.task_gradients import Batch, Sample
+from gem_fast.task_gradients.sparse import MOST_DENSE, SparseEntries
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def mostly_zeros(rows: int, columns: int, dtype: torch.dtype = torch.float64, part: float = 0.2) -> Tensor:
+    x = torch.randn(rows, columns, dtype=dtype)
+    return torch.where(torch.rand(rows, columns) < part, x, 0.0)
+
+
+def entries_of(x: Tensor, sizes: list[int]) -> SparseEntries:
+    return SparseEntries(*torch.ops.gem_fast._sparse_entries(x, sizes))
+
+
+def dense_gradient(x: Tensor, grad: Tensor, sizes: list[int]) -> Tensor:
+    return torch.stack([g.T @ mine for g, mine in zip(grad.split(sizes), x.split(sizes), strict=True)])
+
+
+@pytest.mark.usefixtures("simd_level")
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    columns=st.integers(1, 70),
+    outputs=st.integers(1, 150),
+    part=st.sampled_from([0.0, 0.2, 1.0]),
+    seed=st.integers(0, 3),
+)
+def test_equals_dense_products(
+    dtype: torch.dtype, sizes: list[int], columns: int, outputs: int, part: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = mostly_zeros(sum(sizes), columns, dtype, part)
+    entries = entries_of(x, sizes)
+    weight, bias, grad = (torch.randn(*s, dtype=dtype) for s in ((outputs, columns), (outputs,), (len(x), outputs)))
+    tolerance = {"rtol": 0.0, "atol": 2e-4 if dtype == torch.float32 else 1e-11}
+    torch.testing.assert_close(entries.linear(None, weight, bias), F.linear(x, weight, bias), **tolerance)
+    torch.testing.assert_close(entries.linear(None, weight, None), F.linear(x, weight), **tolerance)
+    # Rows of G: a task's block is contiguous, the tasks are not.
+    G = torch.full((len(sizes), outputs * columns + 3), 7.0, dtype=dtype)
+    out = G[:, 1:-2].unflatten(1, (outputs, columns))
+    entries.gradient_(out, grad, sizes, None)
+    torch.testing.assert_close(out, dense_gradient(x, grad, sizes), **tolerance)
+    assert (G[:, 0] == 7).all()
+    assert (G[:, -2:] == 7).all()
+
+    # A sample of each task, and the same for some of the tasks.
+    taken = [max(1, n // 2) for n in sizes]
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    positions = torch.cat([torch.randperm(n)[:m] + s for n, m, s in zip(sizes, taken, starts, strict=True)])
+    torch.testing.assert_close(
+        entries.linear(positions, weight, bias), F.linear(x[positions], weight, bias), **tolerance
+    )
+    entries.gradient_(out, grad[: len(positions)], taken, positions)
+    torch.testing.assert_close(out, dense_gradient(x[positions], grad[: len(positions)], taken), **tolerance)
+    tasks = slice(len(sizes) // 2, len(sizes))
+    examples = slice(starts[tasks.start], len(x))
+    some = entries.of_tasks(tasks, examples, len(sizes))
+    torch.testing.assert_close(some.linear(None, weight, bias), F.linear(x[examples], weight, bias), **tolerance)
+    some.gradient_(out[tasks], grad[examples], sizes[tasks], None)
+    torch.testing.assert_close(out[tasks], dense_gradient(x[examples], grad[examples], sizes[tasks]), **tolerance)
+
+
+def test_the_same_bits_with_any_number_of_threads() -> None:
+    x = mostly_zeros(90, 50, torch.float32)
+    weight, bias, grad = torch.randn(30, 50), torch.randn(30), torch.randn(90, 30)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        entries, out = entries_of(x, [30] * 3), torch.empty(3, 30, 50)
+        entries.gradient_(out, grad, [30] * 3, None)
+        results.append((entries.linear(None, weight, bias), out))
+    torch.set_num_threads(before)
+    assert all(a.equal(b) for pair in results[1:] for a, b in zip(pair, results[0], strict=True))
+
+
+def test_is_used_where_it_pays() -> None:
+    digits = load_data(MNIST_5K).train_images[:50].flatten(1).float() / 255
+    assert SparseEntries.of(digits, [25, 25]) is not None
+    for dense in (torch.rand(20, 8), mostly_zeros(20, 50, part=1.5 * MOST_DENSE), digits.half(), digits.long()):
+        assert SparseEntries.of(dense, [10, len(dense) - 10]) is None
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("tasks_per_pass", [None, 2])
+@pytest.mark.parametrize(
+    "front", [nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Dropout(0.0)), nn.Sequential(nn.Flatten(), nn.Tanh())]
+)
+def test_rows_on_real_digits_are_those_of_the_loop(front: nn.Module, tasks_per_pass: int | None, sampled: bool) -> None:
+    data = load_data(MNIST_5K)
+    x = data.train_images.double().div(255)
+    constraints = [
+        [Batch(k, x[40 * k : 40 * k + 40 - k], data.train_labels[40 * k : 40 * k + 40 - k])] for k in range(5)
+    ]
+    sample = Sample(torch.cat([torch.arange(7) + n for n in (0, 40, 79, 117, 154)]), [7] * 5) if sampled else None
+    model = nn.Sequential(front, nn.Linear(784, 20), nn.ReLU(inplace=True), nn.Linear(20, 10)).double()
+    parameters = list(model.parameters())
+    fused = FusedTaskGradients(model, F.cross_entropy, tasks_per_pass=tasks_per_pass)
+    loop = LoopTaskGradients(model, F.cross_entropy)
+    for _ in range(2):
+        G = fused(constraints, parameters, sample=sample).G
+        torch.testing.assert_close(G, loop(constraints, parameters, sample=sample).G, rtol=0, atol=1e-12)
+
+
+def test_frozen_weights_and_changed_examples() -> None:
+    x = mostly_zeros(30, 12)
+    y = torch.randint(3, (30,))
+    constraints = [[Batch(k, x[10 * k : 10 * k + 10], y[10 * k : 10 * k + 10])] for k in range(3)]
+    model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    fused, loop = (engine(model, F.cross_entropy) for engine in (FusedTaskGradients, LoopTaskGradients))
+    for change in (lambda: None, lambda: model[0].weight.requires_grad_(False), lambda: x.mul_(2)):
+        change()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        torch.testing.assert_close(
+            fused(constraints, parameters).G, loop(constraints, parameters).G, rtol=0, atol=1e-12
+        )
+
+
+def test_bad_arguments_of_the_operators() -> None:
+    x = mostly_zeros(6, 4, torch.float32)
+    entries = entries_of(x, [3, 3])
+    with pytest.raises(ValueError, match="x must be float32 or float64, got bfloat16"):
+        entries_of(x.bfloat16(), [3, 3])
+    with pytest.raises(ValueError, match=r"x must be contiguous with shape \(N, d\), got \(4, 6\)"):
+        entries_of(x.T, [4])
+    with pytest.raises(ValueError, match="sizes must add up to N = 6, got 5"):
+        entries_of(x, [3, 2])
+    with pytest.raises(ValueError, match=r"weight must have shape \(outputs, d\) and float32, got \(2, 4\) float64"):
+        entries.linear(None, torch.zeros(2, 4).double(), None)
+    for wrong in (-1, 6):
+        with pytest.raises(ValueError, match=f"positions must be from 0 to 5, got {wrong}"):
+            entries.linear(torch.tensor([0, wrong]), torch.zeros(2, 4), None)
+    with pytest.raises(ValueError, match=r"grad must have shape \(n, outputs\), got \(5, 2\)"):
+        entries.gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3], None)
