@@ -10,7 +10,7 @@ from asserts import assert_same_bits
 from engines import assert_untouched, log_lines, memory, trained
 from models import CASES, MultiHead, Transformer, case, classes, mlp, rows, stream, tokens
 from test_fused import LOOPED, WAYS, Net
-from test_rules import LAYERS, Head, of
+from test_rules import LAYERS, Attention, Head, of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,6 +90,11 @@ def test_layer(name: str) -> None:
     layer, shape = LAYERS[name]
     model = Head(layer()).double()
     assert_projects_as_rows_do(model, memory(SIZES, of(*shape), classes))
+
+
+@pytest.mark.parametrize("options", [{}, {"cross": True}, {"cross": True, "kdim": 4, "vdim": 3}], ids=str)
+def test_attention(options: dict[str, Any]) -> None:
+    assert_projects_as_rows_do(Attention(**options).double(), memory(SIZES, of(5, 6), classes))
 
 
 @pytest.mark.parametrize("way", WAYS)
