@@ -41,6 +41,7 @@ lint: $(VENV)/installed $(VENV)/test.tools $(VENV)/lint.tools
 bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && DEVICE=$(DEVICE) ../$(BIN)/python -m pytest --benchmark-json=results/$(DEVICE).json
 	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_growth.py,true)
+	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_memory.py,true)
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
 
 # Its cells are kept in bench/results/paper/cells, which git ignores: remove them to compute all anew.

@@ -5,7 +5,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
 from gem_fast.state import check_generator, check_keys, check_plain_task
 from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
+from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -65,6 +66,9 @@ class GEM:
         memory_batch: m', the number of examples of each past task that count in a step, a fresh random subset each
             time; default all of them, which is exact.
         refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
+        gradients: "rows" keeps G whole, t rows of all parameters. "gramian" never does: the same projection for models
+            of which t rows do not fit into memory, at more memory for activations, see
+            `gem_fast.task_gradients.gramian.GramianProjection`.
         task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
         seed: of the generator that draws the subsets; part of the hook's state, and the only one it touches.
@@ -79,7 +83,8 @@ class GEM:
     Raises:
         TypeError: model is no module or optimizer no torch optimizer.
         ValueError: the model has no parameters, the optimizer holds none of them, they differ in dtype or device, its
-            step needs a closure, margin or ridge is negative, or memory_batch or refresh_every is smaller than 1.
+            step needs a closure, margin or ridge is negative, memory_batch or refresh_every is smaller than 1, or
+            gradients is unknown or given beside task_gradients or refresh_every.
         RuntimeError: the optimizer has a hook already.
     """
 
@@ -94,6 +99,7 @@ class GEM:
         ridge: float = 0.0,
         memory_batch: int | None = None,
         refresh_every: int = 1,
+        gradients: Literal["rows", "gramian"] = "rows",
         task_gradients: TaskGradients | None = None,
         pass_task: bool | None = None,
         seed: int = 0,
@@ -106,6 +112,18 @@ class GEM:
             raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
         if refresh_every < 1:
             raise ValueError(f"refresh_every must be at least 1 step, got {refresh_every}")
+        if gradients not in ("rows", "gramian"):
+            raise ValueError(f'gradients must be "rows" or "gramian", got {gradients!r}')
+        if gradients == "gramian":
+            if refresh_every != 1:
+                raise ValueError(
+                    f'refresh_every must be 1 with gradients="gramian", which keeps no rows, got {refresh_every}'
+                )
+            if task_gradients is not None:
+                raise ValueError(
+                    'task_gradients must be None with gradients="gramian", which needs all tasks in one pass of its '
+                    f"own (so there is no tasks_per_pass either), got {type(task_gradients).__name__}"
+                )
         check_attachable(model, optimizer)
         if optimizer in _hooked:
             raise RuntimeError(
@@ -122,6 +140,7 @@ class GEM:
         self.last: Projection | None = None
         self._pass_task = pass_task
         self._task_gradients = task_gradients or FusedTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
         self._rows = GradientRows(refresh_every)
         self._generator = torch.Generator().manual_seed(seed)
         self._current: Hashable = None
@@ -234,10 +253,9 @@ class GEM:
             return
         check_parameters(parameters)
         amp.unscale_(optimizer)
-        G = self._compute_rows(past, parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        projection = project_(grads, G, self.margin, self.ridge)
-        _keep_created(parameters, grads, self._rows.reached, projection)
+        projection, reached = self._project(past, parameters, grads)
+        _keep_created(parameters, grads, reached, projection)
         self.last = projection
         if self.check and int(projection.status) != Status.SOLVED:
             raise RuntimeError(
@@ -245,19 +263,28 @@ class GEM:
                 f"{float(projection.residual):.1e}"
             )
 
-    def _compute_rows(self, past: list[Hashable], parameters: list[Parameter]) -> Tensor:
+    def _project(
+        self, past: list[Hashable], parameters: list[Parameter], grads: list[Tensor]
+    ) -> tuple[Projection, list[bool]]:
         constraints, sample = self._constraints(past)
-        G, due = self._rows.due([batches[0].task for batches in constraints], parameters)
-        if due.start == due.stop:
-            return G
         try:
             with _no_autocast(parameters[0].device.type):
-                _, reached = self._task_gradients(constraints, parameters, out=G, rows=due, sample=sample)
+                if self._gramian is not None:
+                    return self._gramian(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
+                G = self._compute_rows(constraints, sample, parameters)
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
             _check_fit(constraints, parameters[0], error)
             raise
-        self._rows.computed(reached)
+        return project_(grads, G, self.margin, self.ridge), self._rows.reached
+
+    def _compute_rows(
+        self, constraints: list[list[Batch]], sample: Sample | None, parameters: list[Parameter]
+    ) -> Tensor:
+        G, due = self._rows.due([batches[0].task for batches in constraints], parameters)
+        if due.start < due.stop:
+            _, reached = self._task_gradients(constraints, parameters, out=G, rows=due, sample=sample)
+            self._rows.computed(reached)
         return G
 
     def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:

@@ -12,6 +12,15 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests of many small models, which a second thread only slows down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=build_info()["simd_levels"])
 def simd_level(request: pytest.FixtureRequest):
     """Runs a test once per instruction set that this processor and the binary have in common."""

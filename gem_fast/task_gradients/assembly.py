@@ -35,12 +35,19 @@ def write_rows(
     for parameter, mine in uses.items():
         block = G[:, start : start + parameter.numel()].unflatten(1, parameter.shape or (1,))
         start += parameter.numel()
-        _write_block(block, rows, mine, grads)
+        write_block(block, rows, mine, grads)
     return [bool(mine) for mine in uses.values()]
 
 
-def _write_block(block: Tensor, rows: slice, uses: list[Use], grads: Sequence[Tensor | None]) -> None:
-    """Writes a parameter's columns: straight from its uses where each row has one, else their sum."""
+def write_block(block: Tensor, rows: slice, uses: list[Use], grads: Sequence[Tensor | None]) -> None:
+    """Writes a parameter's columns: straight from its uses where each row has one, else their sum.
+
+    Args:
+        block: (t, ...) and then the parameter's shape.
+        rows: those of its rows that are overwritten.
+        uses: the uses of the parameter in these rows.
+        grads: as for `write_rows`.
+    """
     used = [row for use in uses for row in use.rows]
     once = len(set(used)) == len(used) and all(use.part == WHOLE for use in uses)
     if not once or len(used) < rows.stop - rows.start:

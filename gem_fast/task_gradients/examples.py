@@ -44,7 +44,7 @@ class ExampleCache:
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(
             # The sources are kept alive, so that no other tensor can come to lie where they are.
-            (new is old or (new.data_ptr() == old.data_ptr() and new.shape == old.shape)) and new._version == version
+            (new is old or _same_place(new, old)) and new._version == version
             for new, (old, version) in zip(tensors, self._sources, strict=True)
         )
 
@@ -60,3 +60,8 @@ class ExampleCache:
         segments = Segments([len(batch.x) for batch in batches])
         entries = SparseEntries.of(x, segments.sizes) if tracked else None
         self._all = Piece(x, y, None, segments, is_plain_cross_entropy(self._loss_fn, y), entries)
+
+
+def _same_place(new: Tensor, old: Tensor) -> bool:
+    where = new.data_ptr() == old.data_ptr() and new.stride() == old.stride()
+    return where and new.shape == old.shape and new.dtype == old.dtype

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from gem_fast.task_gradients.losses import sum_of_means
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.plan import Plan
 from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
-from gem_fast.task_gradients.recording import CannotFuse, Recorder, recording
+from gem_fast.task_gradients.recording import CannotFuse, CannotVerify, Recorder, recording
 from gem_fast.task_gradients.rows import new_rows, random_devices
-from gem_fast.task_gradients.verification import KeptBytes, verify
+from gem_fast.task_gradients.verification import KeptBytes, check_every_use_is_known, failures_as_reasons, verify
 
 _log = logging.getLogger("gem_fast")
 
@@ -68,6 +69,7 @@ class FusedTaskGradients:
         self._pass_task = pass_task
         self._tasks_per_pass = tasks_per_pass
         self._memory_bytes = memory_bytes
+        self._reference = LoopTaskGradients(self._model, loss_fn, pass_task=pass_task)
         self._loop = LoopTaskGradients(model, loss_fn, pass_task=pass_task)
         self._examples = ExampleCache(loss_fn)
         self._plan: Plan | None = None
@@ -87,20 +89,55 @@ class FusedTaskGradients:
             ValueError: the loss is not a scalar.
         """
         G = new_rows(len(constraints), parameters) if out is None else out
+        reason = None
         rows = slice(0, len(constraints)) if rows is None else rows
         # One row is one backward in any case; so are the many batches of A-GEM's one row.
         if rows.stop - rows.start > 1 and all(len(batches) == 1 for batches in constraints):
             plan = self._current_plan(parameters)
             try:
-                if not plan.units:
+                if not plan.given_up and not plan.units:
                     plan.find_units()
                     plan.given_up = self._tasks_per_pass is None and plan.is_faster_task_by_task()
                 if not plan.given_up:
                     return TaskRows(G, self._fused(plan, constraints, G, rows, sample))
-            except CannotFuse as reason:
-                plan.given_up = True
-                _log.warning("one backward per past task instead of one for all: %s", reason)
-        return self._loop(constraints, parameters, out=G, rows=rows, sample=sample)
+            except CannotVerify:
+                pass
+            except CannotFuse as error:
+                reason = error
+        result = self._loop(constraints, parameters, out=G, rows=rows, sample=sample)
+        if reason is not None:  # and the loop has not failed the same way
+            plan.given_up = True
+            _log.warning("one backward per past task instead of one for all: %s", reason)
+        return result
+
+    def record(
+        self, constraints: Sequence[Sequence[Batch]], parameters: Sequence[Parameter], *, sample: Sample | None = None
+    ) -> tuple[Recorder, list[Tensor | None]]:
+        """One forward and one backward for all constraints, from which any part of G can be formed.
+
+        Returns:
+            Where each parameter is used, and the gradients at the outputs of the layers.
+
+        Raises:
+            CannotFuse: the model cannot be handled in one pass.
+            ValueError: the loss is not a scalar.
+        """
+        if any(len(batches) != 1 for batches in constraints):
+            raise CannotFuse("a constraint has several batches")
+        plan = self._current_plan(parameters)
+        plan.find_units()
+        with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
+            # Gradients that are not finite are the caller's to report.
+            with suppress(CannotVerify):
+                self._verify_new(plan, constraints)
+            # Sparse entries are prepared task by task, while parts of G may take several tasks together.
+            pieces = [
+                piece._replace(entries=None) for piece in self._pieces(constraints, slice(0, len(constraints)), sample)
+            ]
+            with _undone_on_failure(plan), failures_as_reasons():
+                recorder, grads = self._record(plan, pieces, 0, learning=False)
+                recorder.check_unchanged()
+                return recorder, grads
 
     def _current_plan(self, parameters: Sequence[Parameter]) -> Plan:
         modules = list(self._model.modules())
@@ -113,15 +150,18 @@ class FusedTaskGradients:
     ) -> list[bool]:
         with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
             self._verify_new(plan, constraints)
-            return self._rows(plan, constraints, G, rows, sample)
+            with _undone_on_failure(plan), failures_as_reasons():
+                return self._rows(plan, constraints, G, rows, sample)
+
+    def _pieces(self, constraints: Sequence[Sequence[Batch]], rows: slice, sample: Sample | None) -> list[Piece]:
+        if self._pass_task:
+            return [_piece(batch) for [batch] in chosen(constraints, sample)[rows]]
+        return [self._examples([batch for [batch] in constraints], sample, rows)]
 
     def _rows(
         self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
     ) -> list[bool]:
-        if self._pass_task:
-            pieces = [_piece(batch) for [batch] in chosen(constraints, sample)[rows]]
-        else:
-            pieces = [self._examples([batch for [batch] in constraints], sample, rows)]
+        pieces = self._pieces(constraints, rows, sample)
         sizes = [size for piece in pieces for size in piece.segments.sizes]
         step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
         reached = [False] * len(plan.parameters)
@@ -133,30 +173,56 @@ class FusedTaskGradients:
         return reached
 
     def _pass(self, plan: Plan, pieces: Sequence[Piece], first: int, G: Tensor, learning: bool) -> list[bool]:
-        """One forward per piece and one backward for all; writes the pieces' rows of G, from `first` on."""
+        """Writes the pieces' rows of G, from `first` on."""
+        recorder, grads = self._record(plan, pieces, first, learning)
+        rows = slice(first, first + sum(len(piece.segments.sizes) for piece in pieces))
+        with torch.no_grad():
+            return write_rows(recorder, grads, plan.parameters, G, rows)
+
+    def _record(
+        self, plan: Plan, pieces: Sequence[Piece], first: int, learning: bool
+    ) -> tuple[Recorder, list[Tensor | None]]:
+        """One forward per piece and one backward for all, down to the outputs of the layers."""
         recorder = Recorder(plan.wanted, plan.dims, learning)
         losses = []
         row = first
         with recording(recorder, plan.units):
             for piece in pieces:
                 recorder.begin(row, piece)
+                version = piece.x._version
                 output = self._model(piece.x, piece.task) if self._pass_task else self._model(piece.x)
                 if not isinstance(output, Tensor):
                     raise CannotFuse(f"the model returns {type(output).__name__}, not a tensor")
+                if piece.x._version != version:
+                    raise CannotFuse("the model changes its input in place")
                 losses.append(sum_of_means(self._loss_fn, output, piece))
                 row += len(piece.segments.sizes)
             loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-            grads = torch.autograd.grad(loss, recorder.edges, allow_unused=True) if recorder.edges else ()
-        with torch.no_grad():
-            return write_rows(recorder, grads, plan.parameters, G, slice(first, row))
+            recorder.closed = True
+            plan.ambiguous = recorder.ambiguous
+            grads = torch.autograd.grad(loss, recorder.edges, allow_unused=True, retain_graph=learning)
+            if learning:
+                check_every_use_is_known(recorder, grads, loss)
+        recorder.forget_outputs()
+        return recorder, list(grads)
 
     def _verify_new(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is."""
         for k, [batch] in enumerate(constraints):
-            way = batch.task if self._pass_task else None
-            if way not in plan.verified:
-                self._verify(plan, [constraints[k], constraints[0 if k > 0 else 1]])
-                plan.verified.add(way)
+            way = (batch.task if self._pass_task else None, min(2, len(constraints)))
+            if way in plan.verified:
+                continue
+            [other] = constraints[0 if k > 0 else -1]
+            batches = [batch, other][: len(constraints)]
+            try:
+                self._verify(plan, [[batch] for batch in batches])
+            except CannotFuse:
+                if not plan.ambiguous or len(batch.x) < 2:
+                    raise
+                # A dimension is as long as there are examples: with one example less, it is told apart.
+                shorter = batch._replace(x=batch.x[:-1], y=batch.y[:-1])
+                self._verify(plan, [[shorter], *([batch] for batch in batches[1:])])
+            plan.verified.add(way)
 
     def _verify(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         if self._pass_task:
@@ -164,17 +230,31 @@ class FusedTaskGradients:
         else:
             pieces = [ExampleCache(self._loss_fn)([batch for [batch] in constraints], None, slice(0, len(constraints)))]
 
-        def fused(rows: Tensor) -> None:
+        def fused(rows: Tensor) -> list[bool]:
             with KeptBytes(plan.parameters) as kept:
-                self._pass(plan, pieces, 0, rows, learning=True)
+                reached = self._pass(plan, pieces, 0, rows, learning=True)
             # Beside what is kept for the backward there are the gradients at the layers' outputs.
             plan.bytes_per_example = max(1, 2 * kept.total // sum(piece.segments.total for piece in pieces))
+            return reached
 
-        def loop(rows: Tensor) -> None:
-            self._loop(constraints, plan.parameters, out=rows)
+        def loop(rows: Tensor) -> list[bool]:
+            return self._reference(constraints, plan.parameters, out=rows).reached
 
         verify(self._model, plan.parameters, len(constraints), fused, loop)
 
 
 def _piece(batch: Batch) -> Piece:
     return Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]))
+
+
+@contextmanager
+def _undone_on_failure(plan: Plan) -> Iterator[None]:
+    """Puts running statistics back as they were where a pass fails: the loop is then to start from there."""
+    before = [(buffer, buffer.clone()) for buffer in plan.statistics()]
+    try:
+        yield
+    except Exception:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gem_fast.task_gradients.recording import Rule
+from gem_fast.task_gradients.recording import CannotFuse, Rule
 from gem_fast.task_gradients.rules import convolution, units
+from gem_fast.task_gradients.rules.segmented import segmented
 
 
 class Plan:
@@ -19,8 +20,10 @@ class Plan:
         wanted: the same as a set.
         units: the modules that go through a rule.
         dims: see `Recorder`.
-        verified: the tasks whose passes were verified; None where the model does not take the task.
+        verified: the tasks whose passes were verified (None where the model does not take the task), each with the
+            number of tasks in the pass, 1 or 2.
         bytes_per_example: what a pass keeps in memory for each example.
+        ambiguous: whether the last pass met an input that could be read in two ways, see `Recorder`.
         given_up: whether the model is left to the loop.
     """
 
@@ -30,20 +33,28 @@ class Plan:
         self.wanted = set(parameters)
         self.units: list[tuple[nn.Module, Rule]] = []
         self.dims: dict[tuple[nn.Module, int], int] = {}
-        self.verified: set[Hashable] = set()
+        self.verified: set[tuple[Hashable, int]] = set()
         self.bytes_per_example = 1
+        self.ambiguous = False
         self.given_up = False
         self._modules = modules
         self._modes = [module.training for module in modules]
         self._ids = [id(parameter) for parameter in parameters]
+        self._hooked = _hooked(parameters)
 
     def find_units(self) -> None:
         """Looks up the rules.
 
         Raises:
-            CannotFuse: parameters are the model's own, not a layer's, or a module is compiled.
+            CannotFuse: parameters are the model's own, not a layer's, or have hooks, or a module is compiled.
         """
+        if any(self._hooked):
+            raise CannotFuse("a parameter has a hook, which would see no task's gradient")
         self.units = units(self._modules[0])
+
+    def statistics(self) -> list[Tensor]:
+        """The buffers that a pass may change."""
+        return [buffer for module, rule in self.units if rule is segmented for buffer in module.buffers()]
 
     def is_faster_task_by_task(self) -> bool:
         """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
@@ -56,8 +67,13 @@ class Plan:
             modules == self._modules
             and [module.training for module in modules] == self._modes
             and [id(parameter) for parameter in parameters] == self._ids
+            and _hooked(parameters) == self._hooked
         )
 
     def tasks_per_pass(self, sizes: list[int], memory_bytes: int) -> int:
         """How many tasks with so many examples each may be in memory at a time; at least 1."""
         return max(1, memory_bytes // (self.bytes_per_example * max(sizes)))
+
+
+def _hooked(parameters: Sequence[Parameter]) -> list[bool]:
+    return [bool(parameter._backward_hooks) for parameter in parameters]

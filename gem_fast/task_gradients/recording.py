@@ -23,9 +23,16 @@ class CannotFuse(Exception):
     """The model cannot be handled in one pass; the message is the reason, a clause for the log."""
 
 
+class CannotVerify(CannotFuse):
+    """There is nothing to compare with this time, because the gradients are not finite."""
+
+
 Write = Callable[[Tensor, Segments, Tensor], None]
 """write(grad, segments, out): out[k] = the parameter's gradient from the examples of segment k, where grad (N, ...) is
 the gradient at the module's output with the examples along its first dimension."""
+
+Cut = Callable[[slice], Write]
+"""cut(rows) -> the `Write` of only these rows of the parameter (along its first dimension)."""
 
 Rule = Callable[..., Any]
 """rule(recorder, module, forward, *args, **kwargs) -> what forward(*args, **kwargs) returns."""
@@ -45,6 +52,8 @@ class Use(NamedTuple):
     write: Write
     part: slice
     """Which part of the parameter, along its first dimension."""
+    cut: Cut | None
+    """How to have some rows of that part only; None where it comes as a whole."""
 
     @property
     def rows(self) -> range:
@@ -63,6 +72,8 @@ class Recorder:
         segments: which of its examples are whose.
         edges: where gradients are needed.
         uses: what to do with them.
+        ambiguous: whether an input had two dimensions that might run over the examples.
+        closed: whether the model's forward has ended.
     """
 
     def __init__(self, parameters: set[Parameter], dims: dict[tuple[nn.Module, int], int], learning: bool) -> None:
@@ -78,6 +89,8 @@ class Recorder:
         self.uses: list[Use] = []
         self.piece: Piece | None = None
         self.segments = Segments([])
+        self.ambiguous = False
+        self.closed = False
         self._first = 0
         self._parameters = parameters
         self._dims = dims
@@ -113,10 +126,11 @@ class Recorder:
         self._calls[module] = call + 1
         total = self.segments.total
         if self._learning:
-            for dim in range(min(2, x.dim())):
-                if x.shape[dim] == total:
-                    self._dims[module, call] = dim
-                    return dim
+            fitting = [dim for dim in range(min(2, x.dim())) if x.shape[dim] == total]
+            self.ambiguous |= len(fitting) > 1
+            if fitting:
+                self._dims[module, call] = fitting[0]
+                return fitting[0]
         else:
             known = self._dims.get((module, call))
             if known is None:
@@ -138,6 +152,7 @@ class Recorder:
         module: nn.Module,
         reads: Tensor | None = None,
         part: slice = WHOLE,
+        cut: Cut | None = None,
     ) -> None:
         """Notes a use of a parameter.
 
@@ -149,6 +164,7 @@ class Recorder:
             module: for messages.
             reads: the tensor that `write` will read, which the model must not change in place meanwhile.
             part: which part of the parameter, along its first dimension.
+            cut: see `Cut`.
         """
         if not isinstance(parameter, Parameter) or not self.wants(parameter) or not output.requires_grad:
             return
@@ -160,13 +176,20 @@ class Recorder:
             self._outputs.append(output)  # so that its id stays its own
         if reads is not None:
             self._inputs.append((module, reads, reads._version))
-        self.uses.append(Use(parameter, number, dim, self._first, self.segments, write, part))
+        self.uses.append(Use(parameter, number, dim, self._first, self.segments, write, part, cut))
 
     def use_alias(self, parameter: Parameter, alias: Tensor, segment: int) -> None:
         """Notes that one segment used its own alias of the parameter, whose gradient is the task's own."""
         segments = Segments([self.segments.sizes[segment]])
-        self.uses.append(Use(parameter, len(self.edges), None, self._first + segment, segments, _copy, WHOLE))
+        self.uses.append(
+            Use(parameter, len(self.edges), None, self._first + segment, segments, _copy, WHOLE, _copied_rows)
+        )
         self.edges.append(alias)
+
+    def forget_outputs(self) -> None:
+        """Lets go of what only the backward needed."""
+        self._outputs.clear()
+        self.edges.clear()
 
     def check_unchanged(self) -> None:
         """Raises CannotFuse where a tensor that is about to be read has been changed since it was noted."""
@@ -194,6 +217,8 @@ def recording(recorder: Recorder, units: Sequence[tuple[nn.Module, Rule]]) -> It
 
 def _through(recorder: Recorder, module: nn.Module, rule: Rule, forward: Callable[..., Any]) -> Callable[..., Any]:
     def through(*args: Any, **kwargs: Any) -> Any:
+        if recorder.closed:
+            raise CannotFuse(f"{type(module).__name__} runs again in the backward, as in gradient checkpointing")
         return rule(recorder, module, forward, *args, **kwargs)
 
     return through
@@ -204,5 +229,24 @@ def examples_first(x: Tensor, dim: int) -> Tensor:
     return x if dim == 0 else x.transpose(0, dim)
 
 
+def of_features(write: Write, dim: int) -> Cut:
+    """The cut of a parameter whose first dimension is dimension `dim` of the gradient at the output."""
+
+    def cut(rows: slice) -> Write:
+        length = rows.stop - rows.start
+        return lambda grad, segments, out: write(grad.narrow(dim, rows.start, length), segments, out)
+
+    return cut
+
+
+def own_history(output: Tensor) -> Tensor:
+    """The output as no view: of a view that is changed in place, autograd would forget the edge that was noted."""
+    return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+
+
 def _copy(grad: Tensor, segments: Segments, out: Tensor) -> None:
-    torch.squeeze(out, 0).copy_(grad)
+    out[0].copy_(grad)
+
+
+def _copied_rows(rows: slice) -> Write:
+    return lambda grad, segments, out: _copy(grad[rows], segments, out)

@@ -1,5 +1,6 @@
 """Compares a fused pass with one backward per task before anything relies on it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_fast.task_gradients.recording import CannotFuse
+from gem_fast.task_gradients.recording import CannotFuse, CannotVerify, Recorder
 from gem_fast.task_gradients.rows import new_rows, random_devices
 
 
@@ -17,30 +18,76 @@ def verify(
     model: nn.Module,
     parameters: Sequence[Parameter],
     t: int,
-    fused: Callable[[Tensor], None],
-    loop: Callable[[Tensor], None],
+    fused: Callable[[Tensor], list[bool]],
+    loop: Callable[[Tensor], list[bool]],
 ) -> None:
-    """Raises CannotFuse unless both write the same rows, to rounding; leaves no trace in the model.
+    """Raises CannotFuse unless both do the same, to rounding; leaves no trace in the model.
 
     Args:
         model: whose buffers are put back as they were.
         parameters: in the order in which they make up a row.
         t: the number of rows.
-        fused: writes rows (t, p).
-        loop: writes the same rows; what it raises is the model's or the loss's own.
+        fused: writes rows (t, p) and returns, per parameter, whether a row depends on it.
+        loop: the same; what it raises is the model's or the loss's own.
+
+    Raises:
+        CannotVerify: the gradients are not finite.
+        CannotFuse: rows, dependences or the model's buffers differ, or the fused pass failed.
     """
     expected, got = new_rows(t, parameters), new_rows(t, parameters)
     with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
         with _restored(model):
-            loop(expected)
-        with _restored(model):
-            try:
-                fused(got)
-            except CannotFuse:
-                raise
-            except Exception as error:  # whatever a model does that no rule foresaw: the loop has just handled it
-                raise CannotFuse(f"the fused pass failed: {type(error).__name__}: {error}") from error
+            reached = loop(expected)
+            buffers = [buffer.clone() for buffer in model.buffers()]
+        with _restored(model), failures_as_reasons():
+            same = fused(got) == reached
+            _compare_buffers(model, buffers)
+    if not bool(expected.isfinite().all()):
+        raise CannotVerify("the gradients are not finite")
     _compare(model, parameters, expected, got)
+    if not same:
+        raise CannotFuse("a parameter that is used outside of its layer would be missed")
+
+
+@contextmanager
+def failures_as_reasons() -> Iterator[None]:
+    """Turns whatever a model does that no rule foresaw into a reason to leave it to the loop."""
+    try:
+        yield
+    except CannotFuse:
+        raise
+    except Exception as error:
+        raise CannotFuse(f"the fused pass failed: {type(error).__name__}: {error}") from error
+
+
+def check_every_use_is_known(recorder: Recorder, grads: Sequence[Tensor | None], loss: Tensor) -> None:
+    """Raises CannotFuse where the loss depends on a parameter in more places than rules have noted.
+
+    Such a place may add nothing to the gradients that are compared, and something later: behind weights that start from
+    zero, say.
+    """
+    noted = Counter(use.parameter for use in recorder.uses if use.dim is not None and grads[use.edge] is not None)
+    found: Counter[Tensor] = Counter()
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        for after, _ in node.next_functions if node is not None else ():
+            variable = getattr(after, "variable", None)
+            if variable is not None:
+                found[variable] += 1
+            elif after is not None and after not in seen:
+                seen.add(after)
+                waiting.append(after)
+    for parameter, times in found.items():
+        if isinstance(parameter, Parameter) and recorder.wants(parameter) and times > noted[parameter]:
+            raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
+
+
+def _compare_buffers(model: nn.Module, expected: Sequence[Tensor]) -> None:
+    for (name, got), right in zip(model.named_buffers(), expected, strict=True):
+        # Whatever is not finite must be so in both.
+        if not torch.allclose(got.double(), right.double(), rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise CannotFuse(f"the buffer {name} is not left as by one pass per task")
 
 
 def _compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> None:

@@ -1,6 +1,7 @@
 """How each type of module yields its parameters' gradients per task; one file per family of layers."""
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gem_fast.task_gradients.recording import CannotFuse, Rule
 from gem_fast.task_gradients.rules.attention import attention
@@ -52,8 +53,12 @@ def _collect(module: nn.Module, found: dict[nn.Module, Rule]) -> None:
     rule = RULES.get(type(module))
     if rule is not None:
         found[module] = rule
-    elif isinstance(module, _PER_BATCH) or any(p is not None for p in module._parameters.values()):
+    elif isinstance(module, _PER_BATCH) or _owns_parameters(module):
         found[module] = segmented
     else:
         for child in module.children():
             _collect(child, found)
+
+
+def _owns_parameters(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or any(p is not None for p in module._parameters.values())

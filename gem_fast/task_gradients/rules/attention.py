@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gem_fast.task_gradients.recording import CannotFuse, Recorder
+from gem_fast.task_gradients.recording import CannotFuse, Recorder, own_history
 from gem_fast.task_gradients.rules.linear import use_linear
 from gem_fast.task_gradients.rules.segmented import segmented
 
@@ -58,7 +58,7 @@ def attention(
     mask = _mask(module, key_padding_mask, attn_mask, recorder.segments.total, query.dtype)
     mixed = F.scaled_dot_product_attention(q, k, v, mask, module.dropout if module.training else 0.0)
     mixed = mixed.transpose(1, 2).flatten(2).transpose(0, dim)
-    output = F.linear(mixed, module.out_proj.weight, module.out_proj.bias)
+    output = own_history(F.linear(mixed, module.out_proj.weight, module.out_proj.bias))
     use_linear(recorder, module, module.out_proj.weight, module.out_proj.bias, mixed, output, dim)
     return output, None
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gem_fast.task_gradients.pieces import Segments
-from gem_fast.task_gradients.recording import Recorder
+from gem_fast.task_gradients.recording import Recorder, of_features
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -23,8 +23,10 @@ def convolution(
     # Some paddings are not the convolution's own: such inputs are padded first, as the module does.
     pads_itself = isinstance(module.padding, str) or module.padding_mode != "zeros"
     write = partial(_write_weight, module, pads_itself, input.detach())
-    recorder.use(module.weight, output, dim, write, module=module, reads=input)
-    recorder.use(module.bias, output, dim, _write_bias, module=module)
+    # The maps of a group, and those of a transposed convolution, cannot be told apart by the output's alone.
+    cut = None if module.transposed or module.groups > 1 else of_features(write, 1)
+    recorder.use(module.weight, output, dim, write, module=module, reads=input, cut=cut)
+    recorder.use(module.bias, output, dim, _write_bias, module=module, cut=of_features(_write_bias, 1))
     return output
 
 
@@ -36,17 +38,19 @@ def _write_weight(
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         padding = [0] * len(module.stride)
-    for mine, theirs, row in zip(segments.split(grad), segments.split(x), out, strict=True):
+    # The transposed convolution's weight is that of the convolution from its outputs back to its inputs.
+    before, after = (grad, x) if module.transposed else (x, grad)
+    for theirs, mine, row in zip(segments.split(before), segments.split(after), out, strict=True):
         _, weight, _ = torch.ops.aten.convolution_backward(
             mine,
             theirs,
-            module.weight,
+            row,  # for its shape
             None,
             list(module.stride),
             list(padding),
             list(module.dilation),
-            module.transposed,
-            list(module.output_padding),
+            False,
+            [0] * len(module.stride),
             module.groups,
             [False, True, False],
         )

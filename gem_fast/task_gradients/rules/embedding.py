@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from gem_fast.task_gradients.pieces import Segments
-from gem_fast.task_gradients.recording import CannotFuse, Recorder, examples_first
+from gem_fast.task_gradients.recording import CannotFuse, Recorder, Write, examples_first
 
 
 def embedding(recorder: Recorder, module: nn.Embedding, forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
@@ -16,14 +17,32 @@ def embedding(recorder: Recorder, module: nn.Embedding, forward: Callable[[Tenso
             raise CannotFuse(f"Embedding has the option {option}")
     dim = recorder.examples_dim(module, input)
     output = forward(input)
-    write = partial(_write_weight, module, examples_first(input, dim))
-    recorder.use(module.weight, output, dim, write, module=module, reads=input)
+    indices = examples_first(input, dim)
+    write = partial(_write_weight, module.padding_idx, indices)
+    cut = partial(_of_entries, module.padding_idx, indices)
+    recorder.use(module.weight, output, dim, write, module=module, reads=input, cut=cut)
     return output
 
 
-def _write_weight(module: nn.Embedding, x: Tensor, grad: Tensor, segments: Segments, out: Tensor) -> None:
+def _write_weight(padding_idx: int | None, x: Tensor, grad: Tensor, segments: Segments, out: Tensor) -> None:
     out.zero_()
     for index, mine, row in zip(segments.split(x), segments.split(grad), out, strict=True):
         row.index_add_(0, index.flatten(), mine.reshape(-1, mine.shape[-1]))
-        if module.padding_idx is not None:
-            row[module.padding_idx].zero_()
+        if padding_idx is not None:
+            row[padding_idx].zero_()
+
+
+def _of_entries(padding_idx: int | None, x: Tensor, entries: slice) -> Write:
+    """Writes some of the entries: the others, and the padding, are collected in one more, which is left out."""
+    count = entries.stop - entries.start
+    inside = (x >= entries.start) & (x < entries.stop)
+    if padding_idx is not None:
+        inside &= x != padding_idx
+    local = torch.where(inside, x - entries.start, count)
+
+    def write(grad: Tensor, segments: Segments, out: Tensor) -> None:
+        for index, mine, row in zip(segments.split(local), segments.split(grad), out, strict=True):
+            sums = row.new_zeros(count + 1, *row.shape[1:])
+            row.copy_(sums.index_add_(0, index.flatten(), mine.reshape(-1, mine.shape[-1]))[:count])
+
+    return write

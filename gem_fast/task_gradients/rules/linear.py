@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gem_fast.task_gradients.pieces import Segments
-from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first
+from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first, of_features, own_history
 from gem_fast.task_gradients.rules.sparse import is_memory, sparse_linear
 from gem_fast.task_gradients.rules.sums import write_sum
 
@@ -22,7 +22,7 @@ def linear(recorder: Recorder, module: nn.Linear, forward: Callable[[Tensor], Te
     piece = recorder.piece
     if piece is not None and piece.entries is not None and is_memory(input, piece):
         return sparse_linear(recorder, module, piece, piece.entries)
-    output = forward(input)
+    output = own_history(forward(input))
     use_linear(recorder, module, module.weight, module.bias, input, output, dim)
     return output
 
@@ -39,8 +39,9 @@ def use_linear(
 ) -> None:
     """Notes output = input weight[part]' + bias[part], with the examples along dimension `dim` of both."""
     x = examples_first(input.detach(), dim)
-    recorder.use(weight, output, dim, partial(_write_weight, x), module=module, reads=input, part=part)
-    recorder.use(bias, output, dim, write_sum, module=module, part=part)
+    write = partial(_write_weight, x)
+    recorder.use(weight, output, dim, write, module=module, reads=input, part=part, cut=of_features(write, -1))
+    recorder.use(bias, output, dim, write_sum, module=module, part=part, cut=of_features(write_sum, -1))
 
 
 def _write_weight(x: Tensor, grad: Tensor, segments: Segments, out: Tensor) -> None:
