@@ -41,9 +41,7 @@ class AGEM(GEM):
     ) -> None:
         for option, only in (("refresh_every", 1), ("gradients", "rows")):
             if options.get(option, only) != only:
-                raise ValueError(
-                    f"{option} must be {only!r} with the one constraint of A-GEM, got {options[option]!r}; it is for many"
-                )
+                raise ValueError(f"{option} must be {only!r} with the one constraint of A-GEM, got {options[option]!r}")
         super().__init__(model, optimizer, memory_batch=memory_batch, margin=margin, **options)
 
     def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:
