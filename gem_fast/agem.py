@@ -27,7 +27,7 @@ class AGEM(GEM):
 
     Raises:
         TypeError, RuntimeError: as for `GEM`.
-        ValueError: as for `GEM`, or refresh_every or gradients is not the default.
+        ValueError: as for `GEM`, or refresh_every is not 1.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class AGEM(GEM):
         margin: float = 0.0,
         **options: Any,
     ) -> None:
-        for option, only in (("refresh_every", 1), ("gradients", "rows")):
-            if options.get(option, only) != only:
-                raise ValueError(f"{option} must be {only!r} with the one constraint of A-GEM, got {options[option]!r}")
+        if options.get("refresh_every", 1) != 1:
+            raise ValueError(
+                f"refresh_every must be 1: the constraint is drawn anew for each step, got {options['refresh_every']}"
+            )
         super().__init__(model, optimizer, memory_batch=memory_batch, margin=margin, **options)
 
     def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:

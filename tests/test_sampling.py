@@ -178,8 +178,6 @@ def test_bad_options() -> None:
         GEM(model, optimizer, memory_batch=0)
     with pytest.raises(ValueError, match="refresh_every must be at least 1 step, got 0"):
         GEM(model, optimizer, refresh_every=0)
-    with pytest.raises(ValueError, match="refresh_every must be 1 with the one constraint of A-GEM, got 2"):
+    with pytest.raises(ValueError, match=r"refresh_every must be 1: .* got 2"):
         AGEM(model, optimizer, refresh_every=2)
-    with pytest.raises(ValueError, match="gradients must be 'rows' with the one constraint of A-GEM, got 'gramian'"):
-        AGEM(model, optimizer, gradients="gramian")
     assert isinstance(sample_each([2], 1, generator()), Sample)
