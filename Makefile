@@ -15,6 +15,9 @@ FUZZ_SECONDS ?= 600
 SEEDS ?= 0-4
 CIFAR ?=
 
+# What `make bench` measures on a CPU beside the benchmarks that pytest runs.
+BENCH_SCRIPTS := bench_growth bench_memory bench_pareto step_profile
+
 # Where `make bench` measures: cpu or cuda.
 DEVICE ?= cpu
 
@@ -40,8 +43,7 @@ lint: $(VENV)/installed $(VENV)/test.tools $(VENV)/lint.tools
 
 bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && DEVICE=$(DEVICE) ../$(BIN)/python -m pytest --benchmark-json=results/$(DEVICE).json
-	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_growth.py,true)
-	cd bench && $(if $(filter cpu,$(DEVICE)),../$(BIN)/python bench_memory.py,true)
+	cd bench && for script in $(if $(filter cpu,$(DEVICE)),$(BENCH_SCRIPTS)); do ../$(BIN)/python $$script.py || exit 1; done
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
 
 # Its cells are kept in bench/results/paper/cells, which git ignores: remove them to compute all anew.

@@ -17,6 +17,7 @@ from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.setting import Setting
 
 TASKS = int(os.environ.get("BENCH_TASKS", "20"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 # name in the results -> learner; gem is the one under test
 RIVALS = {
     "single": "single",
@@ -34,7 +35,7 @@ def bench_table1(benchmark: BenchmarkFixture, stream: str) -> None:
         benchmark,
         Training(stream, "gem"),
         {name: Training(stream, learner) for name, learner in RIVALS.items()},
-        rounds=3,
+        rounds=ROUNDS,
         ready=False,
     )
 

@@ -1,7 +1,7 @@
 """The whole training run, 2000 steps of the paper's settings on rotated digits: training time alone, no evaluation.
 
-One round of everything takes minutes. BENCH_TASKS=5 makes it a quick look; BENCH_PUBLISHED names a checkout of the
-published code to compare with, and Avalanche is compared with where it is installed.
+One round of everything takes minutes. BENCH_TASKS=5 or BENCH_ROUNDS=1 make it a quick look; BENCH_PUBLISHED names a
+checkout of the published code to compare with, and Avalanche is compared with where it is installed.
 """
 
 import os
@@ -23,6 +23,7 @@ from gem_fast.paper.streams import rotations
 from gem_fast.reference import PurePythonGEM
 
 TASKS = int(os.environ.get("BENCH_TASKS", "20"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 
 
 def bench_training_time(benchmark: BenchmarkFixture) -> None:
@@ -32,7 +33,7 @@ def bench_training_time(benchmark: BenchmarkFixture) -> None:
         if run is not None and DEVICE.type == "cpu":
             rivals[name] = run
     rivals["single (no memory)"] = lambda: single(batches)
-    interleave(benchmark, lambda: hooked(batches), rivals, rounds=3, ready=False)
+    interleave(benchmark, lambda: hooked(batches), rivals, rounds=ROUNDS, ready=False)
 
 
 @pytest.mark.parametrize("options", [{"memory_batch": 32}, {"refresh_every": 4}], ids=str)
@@ -43,7 +44,7 @@ def bench_training_time_approximate(benchmark: BenchmarkFixture, options: dict[s
         "A-GEM": lambda: hooked(batches, hook=AGEM),
         "single (no memory)": lambda: single(batches),
     }
-    interleave(benchmark, lambda: hooked(batches, **options), rivals, rounds=3, ready=False)
+    interleave(benchmark, lambda: hooked(batches, **options), rivals, rounds=ROUNDS, ready=False)
 
 
 def hooked(batches: Batches, hook: type[GEM] = GEM, **options: int) -> None:

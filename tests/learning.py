@@ -1,6 +1,6 @@
 """Settings, streams and mini-batches for the tests of the learners: real digits, with shared and with own outputs."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.setting import Setting
-from gem_fast.paper.streams import Stream, Task, permutations
+from gem_fast.paper.streams import Stream, permutations, split
 
 CPU = torch.device("cpu")
 KINDS = ("shared", "sliced")
@@ -19,37 +19,19 @@ KINDS = ("shared", "sliced")
 Batches = list[tuple[Tensor, Tensor, int]]
 
 
-@dataclass(frozen=True)
-class OwnClasses(Stream):
-    """Digits 0 and 1, then 2 and 3, ...: each task has its own outputs and, here, its own test set."""
-
-    @property
-    def outputs(self) -> tuple[range, ...]:
-        return tuple(range(2 * task, 2 * task + 2) for task in range(len(self.tasks)))
-
-    def test_batches(self, task: int, batch_size: int = 1000):
-        mine = self.test_labels // 2 == task
-        yield self.test_images[mine, :-1], self.test_labels[mine] - 2 * task
-
-
 @cache
 def digits(kind: str, n_tasks: int = 3, samples: int = 200) -> Stream:
     """Permuted digits, all with outputs 0 to 9, or pairs of digits with two outputs each."""
     data = load_data(MNIST_5K)
     generator = torch.Generator().manual_seed(0)
-    shared = permutations(data, n_tasks, samples, generator)
     if kind == "shared":
-        return shared
-    pixels = torch.arange(784)
-    tasks = []
-    for task in range(n_tasks):
-        rows = (data.train_labels // 2 == task).nonzero().flatten()[:samples]
-        tasks.append(Task(data.train_images[rows].flatten(1), data.train_labels[rows] - 2 * task, pixels))
-    return OwnClasses(tuple(tasks), shared.test_images, shared.test_labels, 10)
+        return permutations(data, n_tasks, samples, generator)
+    pairs = split(data, 5, samples, generator)
+    return replace(pairs, tasks=pairs.tasks[:n_tasks])
 
 
 def setting(kind: str, n_tasks: int = 3) -> Setting:
-    return Setting.of(digits(kind, n_tasks), "mlp")
+    return Setting.of(digits(kind, n_tasks))
 
 
 def make(name: str, kind: str, **hyper: Any) -> Any:

@@ -119,7 +119,7 @@ def test_help_explains_every_option(capsys):
     usage = text.split("Trains one learner")[0]
     options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
     options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
-    assert len(options) == text.count("(default: ") == 28
+    assert len(options) == text.count("(default: ") == 30
     assert (
         "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
         in text

@@ -43,7 +43,8 @@ def make_single(stream, lr=0.1):
 def make_gem(stream, lr=0.1):
     torch.manual_seed(0)
     setting = Setting.of(stream)
-    return LEARNERS["gem"](setting, torch.device("cpu"), lr=lr, memory_per_task=8, margin=0.5, ridge=0.0)
+    hyper = {**PRESETS["rotations", "gem"], "lr": lr, "memory_per_task": 8, "ridge": 0.0}
+    return LEARNERS["gem"](setting, torch.device("cpu"), **hyper)
 
 
 def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, **options):

@@ -22,7 +22,7 @@ __all__ = ["DRAWINGS"]
 
 # learner -> colour, marker, name
 LOOKS = {
-    "joint": ("#000000", "x", "joint (oracle)"),
+    "joint": ("#000000", "X", "joint (oracle)"),
     "single": ("#8C8C8C", "o", "single"),
     "independent": ("#56B4E9", "s", "independent"),
     "multimodal": ("#009E73", "^", "multimodal"),

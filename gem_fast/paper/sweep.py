@@ -120,12 +120,15 @@ def prepare(args: argparse.Namespace) -> None:
     prepare_folder("--out", args.out)
 
 
-def make_rows(lines: Sequence[Line], args: argparse.Namespace, *, may_diverge: bool = False) -> list[Row]:
+def make_rows(
+    lines: Sequence[Line], args: argparse.Namespace, *, cells: str = "cells", may_diverge: bool = False
+) -> list[Row]:
     """Computes what is missing of a table.
 
     Args:
         lines: The lines.
         args: With the seeds and the folder.
+        cells: The folder of the cells within args.out.
         may_diverge: As for `run_cells`; a line of which one seed diverged has no measures.
 
     Returns:
@@ -137,7 +140,7 @@ def make_rows(lines: Sequence[Line], args: argparse.Namespace, *, may_diverge: b
     """
     # Seed by seed, so that all methods meet the same moods of the machine.
     configs = [line.config | {"seed": seed} for seed in args.seeds for line in lines]
-    records = run_cells(args.out / "cells", configs, may_diverge=may_diverge)
+    records = run_cells(args.out / cells, configs, may_diverge=may_diverge)
     rows = []
     for i, line in enumerate(lines):
         mine = [record for record in records[i :: len(lines)] if record is not None]
@@ -150,7 +153,7 @@ def make_rows(lines: Sequence[Line], args: argparse.Namespace, *, may_diverge: b
 
 
 def write(sheet: Sheet, picture: bytes | None, folder: Path) -> None:
-    """Prints a sheet and writes its files, the JSON last.
+    """Writes a sheet's files, the JSON last, and prints it.
 
     Args:
         sheet: The sheet.
@@ -160,12 +163,12 @@ def write(sheet: Sheet, picture: bytes | None, folder: Path) -> None:
     Raises:
         InputError: A file cannot be written.
     """
-    print(sheet.terminal())
     files = {f"{sheet.name}.md": sheet.markdown()}
     if picture is not None:
         files[f"{sheet.name}.png"] = picture
     files[f"{sheet.name}.json"] = report.to_json(sheet.to_plain())
     report.write_files(folder, files)
+    print(sheet.terminal())
     print(f"written: {', '.join(str(folder / name) for name in files)}")
 
 

@@ -25,9 +25,9 @@ class Gem(SgdLearner):
         memory_per_task: int,
         margin: float,
         ridge: float,
-        memory_policy: str = "last",
-        memory_batch: int | None = None,
-        refresh_every: int = 1,
+        memory_policy: str,
+        memory_batch: int | None,
+        refresh_every: int,
     ) -> None:
         """Makes a new model and hooks its optimizer.
 
