@@ -137,7 +137,8 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     except Diverged:
         result["diverged"] = True
     report.write_files(path.parent, {f"{path.name}.json": report.to_json(result)})
-    shutil.rmtree(checkpoints)
+    # Another command that was busy with the same cell may have been first.
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return record
 
 
