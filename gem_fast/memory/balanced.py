@@ -7,10 +7,8 @@ from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.checks import check_classes
-from gem_fast.memory.kept import Kept
+from gem_fast.memory.kept import MOST_SEEN, Kept
 from gem_fast.state import check_plain_tensor
-
-MOST_SEEN = 2**53
 
 
 class ClassBalancedMemory(PolicyMemory):

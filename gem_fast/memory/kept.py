@@ -8,6 +8,9 @@ from torch import Tensor
 
 from gem_fast.state import check_count
 
+# How many examples of a task can be counted: what a float64 counts exactly.
+MOST_SEEN = 2**53
+
 
 class Kept(abc.ABC):
     """Up to `size` examples of one task.

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
-from gem_fast.memory.kept import Kept
+from gem_fast.memory.kept import MOST_SEEN, Kept
 from gem_fast.state import check_count, check_generator, check_keys
-
-MOST_SEEN = 2**53  # what a float64 counts exactly
 
 
 class ReservoirMemory(PolicyMemory):

@@ -43,11 +43,13 @@ class Plan:
         self._hooked = _hooked(parameters)
 
     def find_units(self) -> None:
-        """Looks up the rules.
+        """Looks up the rules, once.
 
         Raises:
             CannotFuse: parameters are the model's own, not a layer's, or have hooks, or a module is compiled.
         """
+        if self.units:
+            return
         if any(self._hooked):
             raise CannotFuse("a parameter has a hook, which would see no task's gradient")
         self.units = units(self._modules[0])
