@@ -192,6 +192,7 @@ WAYS: dict[str, Callable[[Net, Tensor], Any]] = {
     "positions in front": lambda net, x: net.b(net.norm(net.a(x.expand(4, *x.shape))).sum(0)),
     "as many positions as examples": lambda net, x: net.b(net.norm(net.a(x.expand(9, *x.shape))).sum(0)),
     "one layer frozen": lambda net, x: net.b(net.a(x)),
+    "checkpointed": lambda net, x: net.b(checkpoint(lambda h: net.a(h).tanh(), x, use_reentrant=False)),
 }
 
 
@@ -219,10 +220,6 @@ LOOPED: dict[str, tuple[str, Callable[[Net, Tensor], Any]]] = {
     "examples and positions in one": (
         "does not run over the",
         lambda net, x: net.b(net.a(x.repeat(3, 1)).view(3, -1, 6).sum(0)),
-    ),
-    "checkpointed": (
-        "runs again in the backward",
-        lambda net, x: net.b(checkpoint(lambda h: net.a(h).tanh(), x, use_reentrant=False)),
     ),
     "depends on the number of examples": ("mixes the examples", lambda net, x: net.b(net.a(x / len(x)))),
     "a sum of its own": ("mixes the examples", lambda net, x: net.b(net.a(x)) * net.a(x).sum()),

@@ -5,7 +5,9 @@
 #include <cstdint>
 
 #include "core/types.h"
+#include "cpu/linear.h"
 #include "cpu/parallel.h"
+#include "cpu/table.h"
 
 namespace gem_fast::cpu {
 
@@ -26,18 +28,6 @@ struct SparseColumns {
   int64_t d;
 };
 
-// A list of tasks: rows [task_start[k], task_start[k + 1]) are task k's.
-struct Tasks {
-  const int64_t* start;
-  int64_t t;
-};
-
-// A matrix with `stride` elements from row to row.
-struct Matrix {
-  void* data;
-  int64_t stride;
-};
-
 // How many entries of x (N, d), contiguous, are not zero: row_start (N + 1) and, as the result, their number.
 int64_t count_entries(const void* x, DType dtype, int64_t N, int64_t d, int32_t* row_start, const Executor& executor);
 
@@ -47,20 +37,17 @@ void fill_rows(const void* x, DType dtype, int64_t N, int64_t d, const int32_t* 
 void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int32_t* column_start, int32_t* rows,
                   void* values, const Executor& executor);
 
-// Elements of scratch space that `sparse_linear` takes for d rows, and a gradient for N.
-int64_t sparse_scratch(int64_t rows, int64_t outputs);
+// y (n, outputs): row i = W x[positions[i]] + b; positions may be null for all rows in order. Scratch space:
+// d padded(outputs) elements.
+void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const Layer& layer,
+                   const Matrix& y, void* scratch, const Executor& executor);
 
-// y[i] = W x[positions[i]] + b for i < n; positions may be null for all rows in order, bias for zeros.
-void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const void* weight,
-                   const void* bias, int64_t outputs, void* y, void* scratch, const Executor& executor);
+// out k, as (outputs, d), = sum over task k's rows of delta' x, for delta = dL/dy (n, padded(outputs)).
+void sparse_gradient(const SparseColumns& x, DType dtype, const Tasks& tasks, const ConstMatrix& delta, int64_t outputs,
+                     const Matrix& out, const Executor& executor);
 
-// out row k, as (outputs, d), = sum over task k's rows of dL/dy' x.
-void sparse_gradient(const SparseColumns& x, DType dtype, const Tasks& tasks, const void* grad, int64_t outputs,
-                     const Matrix& out, void* scratch, const Executor& executor);
-
-// The same where row i of `grad` belongs to x[positions[i]].
+// The same where row i of `delta` belongs to x[positions[i]].
 void sparse_gradient_of_sample(const SparseRows& x, DType dtype, const int64_t* positions, const Tasks& tasks,
-                               const void* grad, int64_t outputs, const Matrix& out, void* scratch,
-                               const Executor& executor);
+                               const ConstMatrix& delta, int64_t outputs, const Matrix& out, const Executor& executor);
 
 }  // namespace gem_fast::cpu

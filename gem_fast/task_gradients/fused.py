@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.assembly import write_rows
+from gem_fast.task_gradients.chain import Link, find_chain, write_chain, write_first
 from gem_fast.task_gradients.examples import ExampleCache
 from gem_fast.task_gradients.loop import LoopTaskGradients
-from gem_fast.task_gradients.losses import sum_of_means
+from gem_fast.task_gradients.losses import End
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.plan import Plan
-from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
+from gem_fast.task_gradients.protocol import Batch, Current, Sample, TaskRows, chosen
 from gem_fast.task_gradients.recording import CannotFuse, CannotVerify, Recorder, recording
 from gem_fast.task_gradients.rows import new_rows, random_devices
+from gem_fast.task_gradients.screening import Unexplained, products
 from gem_fast.task_gradients.verification import KeptBytes, check_every_use_is_known, failures_as_reasons, verify
 
 _log = logging.getLogger("gem_fast")
@@ -82,6 +85,7 @@ class FusedTaskGradients:
         out: Tensor | None = None,
         rows: slice | None = None,
         sample: Sample | None = None,
+        current: Current | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
 
@@ -99,7 +103,7 @@ class FusedTaskGradients:
                     plan.find_units()
                     plan.given_up = self._tasks_per_pass is None and plan.is_faster_task_by_task()
                 if not plan.given_up:
-                    return TaskRows(G, self._fused(plan, constraints, G, rows, sample))
+                    return TaskRows(G, *self._fused(plan, constraints, G, rows, sample, current))
             except CannotVerify:
                 pass
             except CannotFuse as error:
@@ -135,7 +139,8 @@ class FusedTaskGradients:
                 piece._replace(entries=None) for piece in self._pieces(constraints, slice(0, len(constraints)), sample)
             ]
             with _undone_on_failure(plan), failures_as_reasons():
-                recorder, grads = self._record(plan, pieces, 0, learning=False)
+                recorder, ends = self._forward(plan, pieces, 0, learning=False)
+                grads = self._backward(recorder, ends, learning=False)
                 recorder.check_unchanged()
                 return recorder, grads
 
@@ -146,12 +151,18 @@ class FusedTaskGradients:
         return self._plan
 
     def _fused(
-        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
-    ) -> list[bool]:
+        self,
+        plan: Plan,
+        constraints: Sequence[Sequence[Batch]],
+        G: Tensor,
+        rows: slice,
+        sample: Sample | None,
+        current: Current | None,
+    ) -> tuple[list[bool], Tensor | None]:
         with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
             self._verify_new(plan, constraints)
             with _undone_on_failure(plan), failures_as_reasons():
-                return self._rows(plan, constraints, G, rows, sample)
+                return self._rows(plan, constraints, G, rows, sample, current)
 
     def _pieces(self, constraints: Sequence[Sequence[Batch]], rows: slice, sample: Sample | None) -> list[Piece]:
         if self._pass_task:
@@ -159,32 +170,82 @@ class FusedTaskGradients:
         return [self._examples([batch for [batch] in constraints], sample, rows)]
 
     def _rows(
-        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
-    ) -> list[bool]:
+        self,
+        plan: Plan,
+        constraints: Sequence[Sequence[Batch]],
+        G: Tensor,
+        rows: slice,
+        sample: Sample | None,
+        current: Current | None,
+    ) -> tuple[list[bool], Tensor | None]:
         pieces = self._pieces(constraints, rows, sample)
         sizes = [size for piece in pieces for size in piece.segments.sizes]
         step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
+        if step >= len(sizes) == len(G):
+            return self._pass(plan, pieces, rows.start, G, current=current)
         reached = [False] * len(plan.parameters)
         for first in range(0, len(sizes), step):
             some = slice(first, min(first + step, len(sizes)))
             mine = pieces[some] if self._pass_task else [piece.of_tasks(some) for piece in pieces]
-            now = self._pass(plan, mine, rows.start + first, G, learning=False)
+            now, _ = self._pass(plan, mine, rows.start + first, G)
             reached = [was or is_now for was, is_now in zip(reached, now, strict=True)]
-        return reached
+        return reached, None
 
-    def _pass(self, plan: Plan, pieces: Sequence[Piece], first: int, G: Tensor, learning: bool) -> list[bool]:
-        """Writes the pieces' rows of G, from `first` on."""
-        recorder, grads = self._record(plan, pieces, first, learning)
+    def _pass(
+        self,
+        plan: Plan,
+        pieces: Sequence[Piece],
+        first: int,
+        G: Tensor,
+        *,
+        learning: bool = False,
+        current: Current | None = None,
+    ) -> tuple[list[bool], Tensor | None]:
+        """Writes the pieces' rows of G, from `first` on, unless `current` violates no constraint: see `TaskRows`."""
+        recorder, ends = self._forward(plan, pieces, first, learning)
         rows = slice(first, first + sum(len(piece.segments.sizes) for piece in pieces))
+        chain = find_chain(recorder.links, ends[0].output) if len(ends) == 1 else None
+        if chain is not None:
+            recorder.check_unchanged()
+            with torch.no_grad():
+                return self._through_chain(plan, chain, ends[0], pieces[0].segments, G, rows, current)
+        grads = self._backward(recorder, ends, learning)
         with torch.no_grad():
-            return write_rows(recorder, grads, plan.parameters, G, rows)
+            return write_rows(recorder, grads, plan.parameters, G, rows), None
 
-    def _record(
+    def _through_chain(
+        self,
+        plan: Plan,
+        chain: Sequence[Link],
+        end: End,
+        segments: Segments,
+        G: Tensor,
+        rows: slice,
+        current: Current | None,
+    ) -> tuple[list[bool], Tensor | None]:
+        first = chain[0]
+        blocks = plan.blocks(G, rows)
+        delta = write_chain(chain, end.gradient(), segments.sizes, blocks)
+        used = {parameter for link in chain for parameter in (link.weight, link.bias)}
+        reached = [parameter in used for parameter in plan.parameters]
+        if current is not None and plan.screens:
+            try:
+                q = products(first, delta, segments, G, plan.parameters, current)
+            except Unexplained:
+                plan.unexplained += 1
+            else:
+                if q is not None and all(0.0 <= value < math.inf for value in q.tolist()):
+                    return reached, q
+        if first.weight in blocks:
+            write_first(first, delta, segments.sizes, blocks[first.weight])
+        return reached, None
+
+    def _forward(
         self, plan: Plan, pieces: Sequence[Piece], first: int, learning: bool
-    ) -> tuple[Recorder, list[Tensor | None]]:
-        """One forward per piece and one backward for all, down to the outputs of the layers."""
+    ) -> tuple[Recorder, list[End]]:
+        """One forward per piece."""
         recorder = Recorder(plan.wanted, plan.dims, learning)
-        losses = []
+        ends = []
         row = first
         with recording(recorder, plan.units):
             for piece in pieces:
@@ -195,16 +256,20 @@ class FusedTaskGradients:
                     raise CannotFuse(f"the model returns {type(output).__name__}, not a tensor")
                 if piece.x._version != version:
                     raise CannotFuse("the model changes its input in place")
-                losses.append(sum_of_means(self._loss_fn, output, piece))
+                ends.append(End.of(self._loss_fn, output, piece))
                 row += len(piece.segments.sizes)
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-            recorder.closed = True
-            plan.ambiguous = recorder.ambiguous
-            grads = torch.autograd.grad(loss, recorder.edges, allow_unused=True, retain_graph=learning)
-            if learning:
-                check_every_use_is_known(recorder, grads, loss)
+        plan.ambiguous = recorder.ambiguous
+        return recorder, ends
+
+    def _backward(self, recorder: Recorder, ends: Sequence[End], learning: bool) -> list[Tensor | None]:
+        """One backward for all pieces, down to the outputs of the layers."""
+        starts = [end.start for end in ends]
+        known = [end.known for end in ends]
+        grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=learning)
+        if learning:
+            check_every_use_is_known(recorder, grads, starts)
         recorder.forget_outputs()
-        return recorder, list(grads)
+        return list(grads)
 
     def _verify_new(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is."""
@@ -232,7 +297,7 @@ class FusedTaskGradients:
 
         def fused(rows: Tensor) -> list[bool]:
             with KeptBytes(plan.parameters) as kept:
-                reached = self._pass(plan, pieces, 0, rows, learning=True)
+                reached, _ = self._pass(plan, pieces, 0, rows, learning=True)
             # Beside what is kept for the backward there are the gradients at the layers' outputs.
             plan.bytes_per_example = max(1, 2 * kept.total // sum(piece.segments.total for piece in pieces))
             return reached

@@ -130,11 +130,19 @@ def _combine_(
     v: Tensor,
 ) -> None:
     """g <- g + G^T v (Eq. 8): with its gradients at the layers' outputs weighted by v, all tasks are one."""
+    # Parameters of one layer share what is weighted.
+    numbers = {(use.edge, use.first): use for mine in uses for use in mine}
+    weighted = [_weighted(use, edges, v) for use in numbers.values()]
+    number_of = {key: number for number, key in enumerate(numbers)}
     for parameter, grad, mine in zip(parameters, grads, uses, strict=True):
-        weighted: list[Tensor | None] = [_weighted(use, edges, v) for use in mine]
         as_one = [
-            use._replace(edge=i, dim=None if use.dim is None else 0, first=0, segments=Segments([use.segments.total]))
-            for i, use in enumerate(mine)
+            use._replace(
+                edge=number_of[use.edge, use.first],
+                dim=None if use.dim is None else 0,
+                first=0,
+                segments=Segments([use.segments.total]),
+            )
+            for use in mine
         ]
         for rows, block in _blocks(parameter, as_one, weighted, 1):
             # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.

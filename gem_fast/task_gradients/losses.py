@@ -1,6 +1,9 @@
 """The sum of the tasks' mean losses: its gradient holds every task's own, because no example is in two tasks."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,3 +59,44 @@ def sum_of_means(loss_fn: Callable[[Tensor, Tensor], Tensor], output: Tensor, pi
         for mine, wanted in zip(segments.split(output), segments.split(target), strict=True)
     ]
     return torch.stack(losses).sum()
+
+
+class End(NamedTuple):
+    """Where the backward of a piece starts from."""
+
+    output: Tensor
+    """What the model returned."""
+    start: Tensor
+    """The sum of the tasks' losses; the output itself where the gradient there is known."""
+    known: Tensor | None
+    """The gradient at `start`; None where that is the loss."""
+
+    @classmethod
+    def of(cls, loss_fn: Callable[[Tensor, Tensor], Tensor], output: Tensor, piece: Piece) -> End:
+        """The end of a forward; see `sum_of_means`."""
+        known = _known_gradient(output, piece)
+        return cls(output, sum_of_means(loss_fn, output, piece) if known is None else output, known)
+
+    def gradient(self) -> Tensor:
+        """The gradient at the output."""
+        if self.known is not None:
+            return self.known
+        [grad] = torch.autograd.grad(self.start, self.output)
+        return grad
+
+
+def _known_gradient(output: Tensor, piece: Piece) -> Tensor | None:
+    """The gradient of the sum of mean cross entropies at the outputs (N, classes), where no loss need be computed."""
+    known = (
+        piece.vectorised
+        and output.dim() == 2
+        and len(output) == piece.segments.total
+        and output.device.type == "cpu"
+        and output.dtype in (torch.float32, torch.float64)
+        and piece.y.dtype == torch.int64
+        and piece.y.dim() == 1
+    )
+    if not known:
+        return None
+    gradient: Tensor = torch.ops.gem_fast._cross_entropy_gradient(output.detach(), piece.y, piece.segments.sizes)
+    return gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -10,6 +11,9 @@ from torch.nn import Parameter
 from gem_fast.task_gradients.recording import CannotFuse, Rule
 from gem_fast.task_gradients.rules import convolution, units
 from gem_fast.task_gradients.rules.segmented import segmented
+
+# How often screening may fail before it is given up.
+_TRIES = 3
 
 
 class Plan:
@@ -25,6 +29,7 @@ class Plan:
         bytes_per_example: what a pass keeps in memory for each example.
         ambiguous: whether the last pass met an input that could be read in two ways, see `Recorder`.
         given_up: whether the model is left to the loop.
+        unexplained: how often the current gradient was not the current mini-batch's, see `screening`.
     """
 
     def __init__(self, modules: list[nn.Module], parameters: Sequence[Parameter]) -> None:
@@ -37,10 +42,13 @@ class Plan:
         self.bytes_per_example = 1
         self.ambiguous = False
         self.given_up = False
+        self.unexplained = 0
         self._modules = modules
         self._modes = [module.training for module in modules]
         self._ids = [id(parameter) for parameter in parameters]
         self._hooked = _hooked(parameters)
+        self._blocks: dict[Parameter, Tensor] = {}
+        self._blocks_of: tuple[Any, ...] = ()
 
     def find_units(self) -> None:
         """Looks up the rules, once.
@@ -62,6 +70,23 @@ class Plan:
         """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
         on_cpu = self.parameters[0].device.type == "cpu"
         return on_cpu and any(rule is convolution for _, rule in self.units)
+
+    @property
+    def screens(self) -> bool:
+        """Whether it is worth a try to find q without all of G."""
+        return self.unexplained < _TRIES
+
+    def blocks(self, G: Tensor, rows: slice) -> dict[Parameter, Tensor]:
+        """For each parameter the (t, ...) part of these rows of G that is its own; made anew only for another G."""
+        place = (G.data_ptr(), G.dtype, G.shape, G.stride(), rows.start, rows.stop)
+        if place != self._blocks_of:
+            parts = G[rows].split([parameter.numel() for parameter in self.parameters], 1)
+            self._blocks = {
+                parameter: part.unflatten(1, parameter.shape or (1,))
+                for parameter, part in zip(self.parameters, parts, strict=True)
+            }
+            self._blocks_of = place
+        return self._blocks
 
     def serves(self, modules: list[nn.Module], parameters: Sequence[Parameter]) -> bool:
         """Whether the plan still holds."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import Parameter
 
+from gem_fast.task_gradients.chain import Link
 from gem_fast.task_gradients.pieces import Piece, Segments
 
 
@@ -72,8 +74,8 @@ class Recorder:
         segments: which of its examples are whose.
         edges: where gradients are needed.
         uses: what to do with them.
+        links: the linear layers that the present mini-batch went through.
         ambiguous: whether an input had two dimensions that might run over the examples.
-        closed: whether the model's forward has ended.
     """
 
     def __init__(self, parameters: set[Parameter], dims: dict[tuple[nn.Module, int], int], learning: bool) -> None:
@@ -87,10 +89,10 @@ class Recorder:
         """
         self.edges: list[Any] = []
         self.uses: list[Use] = []
+        self.links: list[Link] = []
         self.piece: Piece | None = None
         self.segments = Segments([])
         self.ambiguous = False
-        self.closed = False
         self._first = 0
         self._parameters = parameters
         self._dims = dims
@@ -190,6 +192,7 @@ class Recorder:
         """Lets go of what only the backward needed."""
         self._outputs.clear()
         self.edges.clear()
+        self.links.clear()
 
     def check_unchanged(self) -> None:
         """Raises CannotFuse where a tensor that is about to be read has been changed since it was noted."""
@@ -205,7 +208,7 @@ def recording(recorder: Recorder, units: Sequence[tuple[nn.Module, Rule]]) -> It
     try:
         for module, rule in units:
             replaced.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = _through(recorder, module, rule, module.forward)
+            module.__dict__["forward"] = partial(rule, recorder, module, module.forward)
         yield
     finally:
         for module, before in replaced:
@@ -213,15 +216,6 @@ def recording(recorder: Recorder, units: Sequence[tuple[nn.Module, Rule]]) -> It
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = before
-
-
-def _through(recorder: Recorder, module: nn.Module, rule: Rule, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def through(*args: Any, **kwargs: Any) -> Any:
-        if recorder.closed:
-            raise CannotFuse(f"{type(module).__name__} runs again in the backward, as in gradient checkpointing")
-        return rule(recorder, module, forward, *args, **kwargs)
-
-    return through
 
 
 def examples_first(x: Tensor, dim: int) -> Tensor:

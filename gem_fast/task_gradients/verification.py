@@ -60,15 +60,15 @@ def failures_as_reasons() -> Iterator[None]:
         raise CannotFuse(f"the fused pass failed: {type(error).__name__}: {error}") from error
 
 
-def check_every_use_is_known(recorder: Recorder, grads: Sequence[Tensor | None], loss: Tensor) -> None:
-    """Raises CannotFuse where the loss depends on a parameter in more places than rules have noted.
+def check_every_use_is_known(recorder: Recorder, grads: Sequence[Tensor | None], ends: Sequence[Tensor]) -> None:
+    """Raises CannotFuse where outputs or losses depend on a parameter in more places than rules have noted.
 
     Such a place may add nothing to the gradients that are compared, and something later: behind weights that start from
     zero, say.
     """
     noted = Counter(use.parameter for use in recorder.uses if use.dim is not None and grads[use.edge] is not None)
     found: Counter[Tensor] = Counter()
-    seen, waiting = set(), [loss.grad_fn]
+    seen, waiting = set(), [end.grad_fn for end in ends]
     while waiting:
         node = waiting.pop()
         for after, _ in node.next_functions if node is not None else ():

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gem_fast.task_gradients.chain import Link
 from gem_fast.task_gradients.pieces import Segments
 from gem_fast.task_gradients.recording import WHOLE, Recorder, examples_first, of_features, own_history
 from gem_fast.task_gradients.rules.sparse import is_memory, sparse_linear
@@ -21,8 +22,9 @@ def linear(recorder: Recorder, module: nn.Linear, forward: Callable[[Tensor], Te
     dim = recorder.examples_dim(module, input)
     piece = recorder.piece
     if piece is not None and piece.entries is not None and is_memory(input, piece):
-        return sparse_linear(recorder, module, piece, piece.entries)
+        return sparse_linear(recorder, module, input, piece.entries, piece.positions)
     output = own_history(forward(input))
+    recorder.links.append(Link(module.weight, module.bias, input, output, output.grad_fn))
     use_linear(recorder, module, module.weight, module.bias, input, output, dim)
     return output
 

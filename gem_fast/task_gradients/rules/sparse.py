@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gem_fast.task_gradients.chain import Link
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.recording import Recorder
 from gem_fast.task_gradients.rules.sums import write_sum
@@ -24,10 +25,13 @@ def is_memory(x: Tensor, piece: Piece) -> bool:
     )
 
 
-def sparse_linear(recorder: Recorder, module: nn.Linear, piece: Piece, entries: SparseEntries) -> Tensor:
+def sparse_linear(
+    recorder: Recorder, module: nn.Linear, input: Tensor, entries: SparseEntries, positions: Tensor | None
+) -> Tensor:
     """As `rules.linear.linear`, from the entries that are not zero."""
-    output: Tensor = _SparseLinear.apply(module.weight, module.bias, entries, piece.positions)
-    recorder.use(module.weight, output, 0, partial(_write_weight, entries, piece.positions), module=module)
+    output: Tensor = _SparseLinear.apply(module.weight, module.bias, entries, positions)
+    recorder.links.append(Link(module.weight, module.bias, input, output, output.grad_fn, entries, positions))
+    recorder.use(module.weight, output, 0, partial(_write_weight, entries, positions), module=module)
     recorder.use(module.bias, output, 0, write_sum, module=module)
     return output
 

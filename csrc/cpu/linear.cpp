@@ -1,0 +1,137 @@
+#include "cpu/linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "cpu/product.h"
+
+namespace gem_fast::cpu {
+namespace {
+
+// Columns of x whose gradients are formed together.
+constexpr int64_t kColumns = 64;
+// Rows that are taken together, so that they stay in the first-level cache.
+constexpr int64_t kRows = 32;
+
+// out (outputs, inputs) = columns [first, last) of delta' x for n rows.
+void weight_gradient(const ConstMatrix& delta, const ConstMatrix& x, DType dtype, int64_t n, int64_t outputs,
+                     int64_t inputs, int64_t first, int64_t last, void* out) {
+  multiply(dtype, {.a = delta.data,
+                   .a_row = 1,
+                   .a_k = delta.stride,
+                   .b = at(x.data, first, dtype),
+                   .b_k = x.stride,
+                   .rows = outputs,
+                   .columns = last - first,
+                   .n = n,
+                   .mask = nullptr,
+                   .mask_row = 0,
+                   .out = at(out, first, dtype),
+                   .out_row = inputs});
+}
+
+template <class T>
+void sum_rows(const T* delta, int64_t stride, int64_t n, int64_t outputs, T* out) {
+  std::fill_n(out, outputs, T(0));
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t o = 0; o < outputs; ++o) out[o] += delta[i * stride + o];
+  }
+}
+
+// Copies n rows of x into padded ones.
+ConstMatrix padded_rows(const ConstMatrix& x, DType dtype, int64_t n, int64_t columns, std::vector<char>& buffer) {
+  const int64_t width = padded(columns);
+  buffer.resize(n * width * size_of(dtype));
+  for (int64_t i = 0; i < n; ++i) {
+    memcpy(at(buffer.data(), i * width, dtype), at(x.data, i * x.stride, dtype), columns * size_of(dtype));
+    memset(at(buffer.data(), i * width + columns, dtype), 0, (width - columns) * size_of(dtype));
+  }
+  return {buffer.data(), width};
+}
+
+ConstMatrix rows_from(const ConstMatrix& x, int64_t row, DType dtype) {
+  return {at(x.data, row * x.stride, dtype), x.stride};
+}
+
+}  // namespace
+
+int64_t chain_scratch(const Link* links, int64_t count) {
+  int64_t total = 0;
+  for (int64_t l = 1; l < count; ++l) total += links[l].layer.outputs * padded(links[l].layer.inputs);
+  return total;
+}
+
+void chain_backward(const ConstMatrix& grad, DType dtype, const Link* links, int64_t count, const Tasks& tasks,
+                    const Matrix& delta, void* scratch, const Executor& executor) {
+  std::vector<const void*> weights(count);
+  for (int64_t l = 1; l < count; ++l) {
+    const Layer& layer = links[l].layer;
+    weights[l] = scratch;
+    pad_rows({layer.weight, layer.inputs}, dtype, layer.outputs, layer.inputs, scratch, executor);
+    scratch = at(scratch, layer.outputs * padded(layer.inputs), dtype);
+  }
+  executor.each(tasks.t, 1, [&](int64_t k) {
+    const int64_t first = tasks.start[k];
+    const int64_t n = tasks.start[k + 1] - first;
+    thread_local std::vector<char> x_buffer, buffers[2];
+    ConstMatrix mine = padded_rows(rows_from(grad, first, dtype), dtype, n, links[count - 1].layer.outputs, buffers[0]);
+    for (int64_t l = count - 1;; --l) {
+      const Link& link = links[l];
+      const int64_t outputs = link.layer.outputs;
+      const int64_t inputs = link.layer.inputs;
+      if (link.bias_rows.data != nullptr) {
+        GEM_FAST_DISPATCH_FULL(dtype, sum_rows(static_cast<const T*>(mine.data), mine.stride, n, outputs,
+                                               static_cast<T*>(at(link.bias_rows.data, k * link.bias_rows.stride, dtype))));
+      }
+      if (l == 0) break;
+      const ConstMatrix x = padded_rows(rows_from(link.x, first, dtype), dtype, n, inputs, x_buffer);
+      if (link.weight_rows.data != nullptr) {
+        void* out = at(link.weight_rows.data, k * link.weight_rows.stride, dtype);
+        for (int64_t c = 0; c < inputs; c += kColumns) {
+          weight_gradient(mine, x, dtype, n, outputs, inputs, c, std::min(inputs, c + kColumns), out);
+        }
+      }
+      // The gradient at the layer's input, and with it at the output of the layer before where its ReLU let it pass.
+      const int64_t width = padded(inputs);
+      Matrix next{at(delta.data, first * delta.stride, dtype), delta.stride};
+      if (l > 1) {
+        std::vector<char>& buffer = buffers[(count - l) % 2];
+        buffer.resize(n * width * size_of(dtype));
+        next = {buffer.data(), width};
+      }
+      for (int64_t i = 0; i < n; i += kRows) {
+        for (int64_t c = 0; c < width; c += kColumns) {
+          multiply(dtype, {.a = at(mine.data, i * mine.stride, dtype),
+                           .a_row = mine.stride,
+                           .a_k = 1,
+                           .b = at(weights[l], c, dtype),
+                           .b_k = width,
+                           .rows = std::min(kRows, n - i),
+                           .columns = std::min(kColumns, width - c),
+                           .n = outputs,
+                           .mask = at(x.data, i * x.stride + c, dtype),
+                           .mask_row = x.stride,
+                           .out = at(next.data, i * next.stride + c, dtype),
+                           .out_row = next.stride});
+        }
+      }
+      mine = {next.data, next.stride};
+    }
+  });
+}
+
+void linear_gradient(const ConstMatrix& delta, const ConstMatrix& x, DType dtype, const Tasks& tasks, int64_t outputs,
+                     int64_t inputs, const Matrix& out, const Executor& executor) {
+  const int64_t groups = (inputs + kColumns - 1) / kColumns;
+  executor.each(tasks.t * groups, 1, [&](int64_t item) {
+    const int64_t k = item / groups;
+    const int64_t first = item % groups * kColumns;
+    const int64_t row = tasks.start[k];
+    weight_gradient(rows_from(delta, row, dtype), rows_from(x, row, dtype), dtype, tasks.start[k + 1] - row, outputs,
+                    inputs, first, std::min(inputs, first + kColumns), at(out.data, k * out.stride, dtype));
+  });
+}
+
+}  // namespace gem_fast::cpu

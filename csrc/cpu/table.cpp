@@ -1,0 +1,51 @@
+#include "cpu/table.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/transpose.h"
+
+namespace gem_fast::cpu {
+namespace {
+
+// Rows of a table that one thread takes at a time.
+constexpr int64_t kGrain = 64;
+
+// Columns [first, last) of x (rows, columns) as rows of a table.
+template <class Isa, class T>
+GEM_FAST_KERNEL void transpose_columns(const T* x, int64_t first, int64_t last, int64_t rows, int64_t columns,
+                                       T* table) {
+  const int64_t width = padded(rows);
+  transpose_into<T, kLanesOf<Isa, T>>(x + first, columns, rows, last - first, table + first * width, width);
+  for (int64_t j = first; j < last; ++j) std::fill(table + j * width + rows, table + (j + 1) * width, T(0));
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void transpose_columns_any_impl(DType dtype, const void* x, int64_t first, int64_t last, int64_t rows,
+                                                int64_t columns, void* table) {
+  GEM_FAST_DISPATCH_FULL(
+      dtype, transpose_columns<Isa, T>(static_cast<const T*>(x), first, last, rows, columns, static_cast<T*>(table)));
+}
+GEM_FAST_MULTIVERSION(transpose_columns_any,
+                      (DType dtype, const void* x, int64_t first, int64_t last, int64_t rows, int64_t columns,
+                       void* table),
+                      (dtype, x, first, last, rows, columns, table))
+
+}  // namespace
+
+void transpose(const void* x, DType dtype, int64_t rows, int64_t columns, void* table, const Executor& executor) {
+  executor.each((columns + kGrain - 1) / kGrain, 2, [&](int64_t block) {
+    const int64_t first = block * kGrain;
+    transpose_columns_any(dtype, x, first, std::min(columns, first + kGrain), rows, columns, table);
+  });
+}
+
+void pad_rows(const ConstMatrix& x, DType dtype, int64_t rows, int64_t columns, void* table, const Executor& executor) {
+  const int64_t width = padded(columns);
+  executor.each(rows, kGrain, [&](int64_t n) {
+    memcpy(at(table, n * width, dtype), at(x.data, n * x.stride, dtype), columns * size_of(dtype));
+    memset(at(table, n * width + columns, dtype), 0, (width - columns) * size_of(dtype));
+  });
+}
+
+}  // namespace gem_fast::cpu
