@@ -39,15 +39,14 @@ inline std::vector<int64_t> starts(const std::vector<int64_t>& sizes) {
   return start;
 }
 
-// The numbers of the rows that are meant, each within those of `row_start`; null for all of them.
-inline const int64_t* positions_of(const std::optional<Tensor>& positions, const Tensor& row_start) {
+// The numbers of the rows that are meant, each smaller than `rows`; null for all of them.
+inline const int64_t* positions_of(const std::optional<Tensor>& positions, int64_t rows) {
   if (!positions.has_value()) return nullptr;
   check(positions->scalar_type() == ScalarType::Long && positions->dim() == 1 && positions->is_contiguous(),
         "positions must be int64, contiguous and of shape (n,), got ", shape_of(*positions));
   const auto* numbers = static_cast<const int64_t*>(positions->const_data_ptr());
-  const int64_t most = row_start.size(0) - 2;
   for (int64_t i = 0; i < positions->size(0); ++i) {
-    check(numbers[i] >= 0 && numbers[i] <= most, "positions must be from 0 to ", most, ", got ", numbers[i]);
+    check(numbers[i] >= 0 && numbers[i] < rows, "positions must be from 0 to ", rows - 1, ", got ", numbers[i]);
   }
   return numbers;
 }

@@ -2,12 +2,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
-#include <tuple>
+#include <string>
 #include <vector>
 
 #include "cpu/cross_entropy.h"
 #include "cpu/linear.h"
-#include "cpu/span.h"
 #include "layers.h"
 
 namespace gem_fast {
@@ -23,6 +22,52 @@ cpu::Matrix rows_of_g(const Tensor& rows, int64_t t, int64_t size, const char* n
   return {rows.mutable_data_ptr(), rows.stride(0)};
 }
 
+// The layers of a chain, one after the other.
+struct ChainView {
+  std::vector<LayerView> views;
+  std::vector<cpu::Layer> layers;
+
+  ChainView(const Tensors& weights, const std::vector<std::optional<Tensor>>& biases, const Tensor& like) {
+    check(!weights.empty() && weights.size() == biases.size(), "biases must have one entry per weight, got ",
+          biases.size(), " for ", weights.size());
+    for (size_t l = 0; l < weights.size(); ++l) {
+      views.emplace_back(weights[l], biases[l], like);
+      layers.push_back(views[l].layer);
+      check(l == 0 || layers[l].inputs == layers[l - 1].outputs, "weights[", l, "] must take the ",
+            layers[l - (l > 0)].outputs, " outputs of the layer before, got shape ", shape_of(weights[l]));
+    }
+  }
+
+  int64_t count() const { return static_cast<int64_t>(layers.size()); }
+  Tensor scratch(const Tensor& like) const { return new_like(like, {cpu::chain_scratch(layers.data(), count())}); }
+};
+
+// A matrix (n, columns), or (n, padded(columns)), with contiguous rows.
+void check_rows(const Tensor& x, int64_t n, int64_t columns, const Tensor& like, const std::string& name) {
+  check(x.dim() == 2 && x.size(0) == n && (x.size(1) == columns || x.size(1) == cpu::padded(columns)) &&
+            x.scalar_type() == like.scalar_type() && x.stride(1) == 1,
+        name, " must have shape (n, ", columns, "), ", name_of(like.scalar_type()), " and contiguous rows, got ",
+        shape_of(x));
+}
+
+Tensors chain_forward_cpu(const Tensor& z, const Tensors& weights, const std::vector<std::optional<Tensor>>& biases) {
+  const DType dtype = full_dtype(z, "z");
+  const ChainView chain(weights, biases, z);
+  const int64_t n = z.size(0);
+  check_rows(z, n, chain.layers[0].inputs, z, "z");
+  Tensors results;
+  std::vector<cpu::Matrix> inputs;
+  for (const cpu::Layer& layer : chain.layers) {
+    results.push_back(new_like(z, {n, cpu::padded(layer.inputs)}));
+    inputs.push_back(matrix_of(results.back()));
+  }
+  results.push_back(new_like(z, {n, chain.layers.back().outputs}));
+  Tensor scratch = chain.scratch(z);
+  cpu::chain_forward(const_matrix_of(z), dtype, n, chain.layers.data(), chain.count(), inputs.data(),
+                     matrix_of(results.back()), scratch.mutable_data_ptr(), kTorchThreads);
+  return results;
+}
+
 Tensor chain_backward_cpu(const Tensor& grad, const Tensors& inputs, const Tensors& weights, const Tensors& weight_rows,
                           const Tensors& bias_rows, const std::vector<int64_t>& sizes) {
   const size_t count = weights.size();
@@ -33,40 +78,34 @@ Tensor chain_backward_cpu(const Tensor& grad, const Tensors& inputs, const Tenso
   const std::vector<int64_t> start = starts(sizes);
   const cpu::Tasks tasks{start.data(), static_cast<int64_t>(sizes.size())};
   const int64_t n = start.back();
-  std::vector<LayerView> layers;
+  const ChainView chain(weights, std::vector<std::optional<Tensor>>(count), grad);
   std::vector<cpu::Link> links;
   for (size_t l = 0; l < count; ++l) {
-    layers.emplace_back(weights[l], std::nullopt, grad);
-    const cpu::Layer& layer = layers[l].layer;
-    cpu::Link link{layer, {nullptr, 0}, {nullptr, 0}, rows_of_g(bias_rows[l], tasks.t, layer.outputs, "bias_rows")};
+    const cpu::Layer& layer = chain.layers[l];
+    cpu::Link link{{nullptr, 0}, false, {nullptr, 0}, rows_of_g(bias_rows[l], tasks.t, layer.outputs, "bias_rows")};
     if (l > 0) {
       const Tensor& x = inputs[l - 1];
-      check(layer.inputs == layers[l - 1].outputs(), "weights[", l, "] must take the ", layers[l - 1].outputs(),
-            " outputs of the layer before, got shape ", shape_of(weights[l]));
-      check(x.dim() == 2 && x.size(0) == n && x.size(1) == layer.inputs && x.scalar_type() == grad.scalar_type() &&
-                x.stride(1) == 1,
-            "inputs[", l - 1, "] must have shape (n, inputs), grad's dtype and contiguous rows, got ", shape_of(x));
+      check_rows(x, n, layer.inputs, grad, "inputs[" + std::to_string(l - 1) + "]");
       link.x = const_matrix_of(x);
+      link.is_padded = x.size(1) == cpu::padded(layer.inputs);
       link.weight_rows = rows_of_g(weight_rows[l - 1], tasks.t, layer.outputs * layer.inputs, "weight_rows");
     }
     links.push_back(link);
   }
-  check(grad.dim() == 2 && grad.size(0) == n && grad.size(1) == layers.back().outputs(),
-        "grad must have shape (n, outputs) = (", n, ", ", layers.back().outputs(), "), got ", shape_of(grad));
+  check(grad.dim() == 2 && grad.size(0) == n && grad.size(1) == chain.layers.back().outputs,
+        "grad must have shape (n, outputs) = (", n, ", ", chain.layers.back().outputs, "), got ", shape_of(grad));
   const Tensor dense = as_contiguous(grad);
-  Tensor scratch = new_like(grad, {cpu::chain_scratch(links.data(), static_cast<int64_t>(count))});
-  Tensor delta = new_like(grad, {n, cpu::padded(layers[0].outputs())});
-  cpu::chain_backward(const_matrix_of(dense), dtype, links.data(), static_cast<int64_t>(count), tasks, matrix_of(delta),
-                      scratch.mutable_data_ptr(), kTorchThreads);
+  Tensor scratch = chain.scratch(grad);
+  Tensor delta = new_like(grad, {n, cpu::padded(chain.layers[0].outputs)});
+  cpu::chain_backward(const_matrix_of(dense), dtype, chain.layers.data(), links.data(), chain.count(), tasks,
+                      matrix_of(delta), scratch.mutable_data_ptr(), kTorchThreads);
   return delta;
 }
 
 void linear_gradient_cpu(const Tensor& out, const Tensor& delta, const Tensor& x, const std::vector<int64_t>& sizes) {
   const GradientCall call(out, delta, out, sizes);
   const int64_t inputs = out.size(2);
-  check(x.dim() == 2 && x.size(0) == call.start.back() && x.scalar_type() == out.scalar_type() && x.stride(1) == 1 &&
-            (x.size(1) == inputs || x.size(1) == cpu::padded(inputs)),
-        "x must have shape (n, inputs), out's dtype and contiguous rows, got ", shape_of(x));
+  check_rows(x, call.start.back(), inputs, out, "x");
   const DType dtype = full_dtype(out, "out");
   Tensor wide = x;
   if (x.size(1) < cpu::padded(inputs)) {
@@ -75,20 +114,6 @@ void linear_gradient_cpu(const Tensor& out, const Tensor& delta, const Tensor& x
   }
   cpu::linear_gradient(call.delta(), const_matrix_of(wide), dtype, call.tasks(), call.outputs, inputs, call.out(),
                        kTorchThreads);
-}
-
-std::tuple<Tensor, Tensor, double> span_factors_cpu(const Tensor& g, const Tensor& x) {
-  const DType dtype = full_dtype(g, "g");
-  check(g.dim() == 2 && x.dim() == 2 && g.size(1) == x.size(1) && x.scalar_type() == g.scalar_type() &&
-            g.stride(1) == 1 && x.stride(1) == 1,
-        "x must have g's number of columns, its dtype and contiguous rows, got ", shape_of(x), " for ", shape_of(g));
-  const int64_t rows = g.size(0), columns = g.size(1), most = x.size(0);
-  Tensor A = new_like(g, {rows, most}), Q = new_like(g, {most, columns});
-  Tensor scratch = new_like(g, {cpu::span_scratch(rows, columns, most)});
-  const double rest = cpu::span_factors(const_matrix_of(g), const_matrix_of(x), dtype, rows, columns, most,
-                                        A.mutable_data_ptr(), Q.mutable_data_ptr(), scratch.mutable_data_ptr(),
-                                        kTorchThreads);
-  return {A, Q, rest};
 }
 
 Tensor cross_entropy_gradient_cpu(const Tensor& logits, const Tensor& target, const std::vector<int64_t>& sizes) {
@@ -116,17 +141,17 @@ Tensor cross_entropy_gradient_cpu(const Tensor& logits, const Tensor& target, co
 }  // namespace gem_fast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gem_fast, m) {
+  m.def("_chain_forward(Tensor z, Tensor[] weights, Tensor?[] biases) -> Tensor[]");
   m.def(
       "_chain_backward(Tensor grad, Tensor[] inputs, Tensor[] weights, Tensor(a!)[] weight_rows, "
       "Tensor(b!)[] bias_rows, int[] sizes) -> Tensor");
   m.def("_linear_gradient_(Tensor(a!) out, Tensor delta, Tensor x, int[] sizes) -> ()");
-  m.def("_span_factors(Tensor g, Tensor x) -> (Tensor A, Tensor Q, float rest)");
   m.def("_cross_entropy_gradient(Tensor logits, Tensor target, int[] sizes) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gem_fast, CPU, m) {
+  m.impl("_chain_forward", TORCH_BOX(&gem_fast::chain_forward_cpu));
   m.impl("_chain_backward", TORCH_BOX(&gem_fast::chain_backward_cpu));
   m.impl("_linear_gradient_", TORCH_BOX(&gem_fast::linear_gradient_cpu));
-  m.impl("_span_factors", TORCH_BOX(&gem_fast::span_factors_cpu));
   m.impl("_cross_entropy_gradient", TORCH_BOX(&gem_fast::cross_entropy_gradient_cpu));
 }

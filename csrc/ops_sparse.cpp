@@ -42,30 +42,22 @@ Tensor sparse_linear_cpu(const Tensor& row_start, const Tensor& columns, const T
                          const std::optional<Tensor>& bias) {
   const DType dtype = full_dtype(values, "values");
   const LayerView layer(weight, bias, values);
-  const int64_t n = positions.has_value() ? positions->size(0) : row_start.size(0) - 1;
+  const int64_t rows = row_start.size(0) - 1;
+  const int64_t n = positions.has_value() ? positions->size(0) : rows;
   Tensor y = new_like(values, {n, layer.outputs()});
   Tensor scratch = new_like(values, {layer.inputs() * cpu::padded(layer.outputs())});
   cpu::sparse_linear({ints(row_start), ints(columns), values.const_data_ptr(), layer.inputs()}, dtype,
-                     positions_of(positions, row_start), n, layer.layer, matrix_of(y),
+                     positions_of(positions, rows), n, layer.layer, matrix_of(y),
                      scratch.mutable_data_ptr(), kTorchThreads);
   return y;
 }
 
 void sparse_gradient_cpu(const Tensor& out, const Tensor& delta, const std::vector<int64_t>& sizes,
-                         const Tensor& row_start, const Tensor& columns, const Tensor& values,
-                         const Tensor& column_start, const Tensor& rows, const Tensor& column_values,
-                         const std::optional<Tensor>& positions) {
-  const DType dtype = full_dtype(values, "values");
-  const GradientCall call(out, delta, values, sizes);
-  const int64_t d = out.size(2);
-  if (positions.has_value()) {
-    cpu::sparse_gradient_of_sample({ints(row_start), ints(columns), values.const_data_ptr(), d}, dtype,
-                                   positions_of(positions, row_start), call.tasks(), call.delta(), call.outputs,
-                                   call.out(), kTorchThreads);
-  } else {
-    cpu::sparse_gradient({ints(column_start), ints(rows), column_values.const_data_ptr(), d}, dtype, call.tasks(),
-                         call.delta(), call.outputs, call.out(), kTorchThreads);
-  }
+                         const Tensor& column_start, const Tensor& rows, const Tensor& column_values) {
+  const DType dtype = full_dtype(column_values, "column_values");
+  const GradientCall call(out, delta, column_values, sizes);
+  cpu::sparse_gradient({ints(column_start), ints(rows), column_values.const_data_ptr(), out.size(2)}, dtype,
+                       call.tasks(), call.delta(), call.outputs, call.out(), kTorchThreads);
 }
 
 }  // namespace
@@ -79,8 +71,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gem_fast, m) {
       "_sparse_linear(Tensor row_start, Tensor columns, Tensor values, Tensor? positions, Tensor weight, "
       "Tensor? bias) -> Tensor");
   m.def(
-      "_sparse_gradient_(Tensor(a!) out, Tensor delta, int[] sizes, Tensor row_start, Tensor columns, Tensor values, "
-      "Tensor column_start, Tensor rows, Tensor column_values, Tensor? positions) -> ()");
+      "_sparse_gradient_(Tensor(a!) out, Tensor delta, int[] sizes, Tensor column_start, Tensor rows, "
+      "Tensor column_values) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gem_fast, CPU, m) {

@@ -21,7 +21,7 @@ from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
 from gem_fast.state import check_generator, check_keys, check_plain_task
-from gem_fast.task_gradients import Batch, Current, FusedTaskGradients, Sample, TaskGradients
+from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
 from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
@@ -144,7 +144,6 @@ class GEM:
         self._rows = GradientRows(refresh_every)
         self._generator = torch.Generator().manual_seed(seed)
         self._current: Hashable = None
-        self._x: Tensor | None = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
         self._attached = True
@@ -173,7 +172,6 @@ class GEM:
         check_task(task)
         self.memory.observe(x, y, task)
         self._current = task
-        self._x = x.detach()
 
     @property
     def attached(self) -> bool:
@@ -273,32 +271,21 @@ class GEM:
             with _no_autocast(parameters[0].device.type):
                 if self._gramian is not None:
                     return self._gramian(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
-                G, q = self._compute_rows(constraints, sample, parameters, grads)
+                G = self._compute_rows(constraints, sample, parameters)
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
             _check_fit(constraints, parameters[0], error)
             raise
-        projection = project_(grads, G, self.margin, self.ridge) if q is None else Projection.of_no_violation(q)
-        return projection, self._rows.reached
+        return project_(grads, G, self.margin, self.ridge), self._rows.reached
 
     def _compute_rows(
-        self,
-        constraints: list[list[Batch]],
-        sample: Sample | None,
-        parameters: list[Parameter],
-        grads: list[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """G, or q where that is enough."""
+        self, constraints: list[list[Batch]], sample: Sample | None, parameters: list[Parameter]
+    ) -> Tensor:
         G, due = self._rows.due([batches[0].task for batches in constraints], parameters)
-        # Rows that later steps go on with are wanted in any case.
-        current = Current(self._x, grads) if self._x is not None and self._rows.every == 1 else None
-        q = None
         if due.start < due.stop:
-            _, reached, q = self._task_gradients(
-                constraints, parameters, out=G, rows=due, sample=sample, current=current
-            )
+            _, reached = self._task_gradients(constraints, parameters, out=G, rows=due, sample=sample)
             self._rows.computed(reached)
-        return G, q
+        return G
 
     def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:
         """The examples behind each row of G: here one row per past task."""

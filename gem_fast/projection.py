@@ -30,12 +30,6 @@ class Projection(NamedTuple):
     residual: Tensor
     """() float64: violation of the KKT conditions relative to the problem's own scale."""
 
-    @classmethod
-    def of_no_violation(cls, q: Tensor) -> "Projection":
-        """The gradient stays as it is."""
-        nothing = q.new_zeros(())
-        return cls(torch.zeros_like(q), q, nothing.int(), nothing)
-
     @property
     def violations(self) -> Tensor:
         """(t,) bool: the constraints that the incoming gradient violated (Eq. 7)."""

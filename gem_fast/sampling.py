@@ -1,6 +1,5 @@
 """Random choices of examples from the memory, where not all of them are to count in every step."""
 
-import numpy as np
 import torch
 
 from gem_fast.task_gradients import Sample
@@ -14,17 +13,17 @@ def sample_each(counts: list[int], size: int, generator: torch.Generator) -> Sam
         size: the number to choose from each.
         generator: a CPU generator.
     """
+    held = torch.tensor(counts)
     most = max(counts)
     # The places of a row's smallest random numbers are a random subset; what is no example is never among them.
-    keys = torch.rand((len(counts), most), generator=generator).numpy()
-    held = np.asarray(counts)
-    keys[np.arange(most) >= held[:, None]] = 2.0
-    taken = min(size, most)
-    order = np.argpartition(keys, taken - 1, axis=1)[:, :taken] if taken < most else np.argsort(keys, axis=1)
-    starts = np.cumsum(held) - held
-    kept = np.take_along_axis(keys, order, 1) < 2.0
-    positions = (order + starts[:, None])[kept]
-    return Sample(torch.from_numpy(positions), np.minimum(held, size).tolist())
+    keys = torch.rand((len(counts), most), generator=generator)
+    full = min(counts) == most
+    if not full:
+        keys.masked_fill_(torch.arange(most) >= held[:, None], 2.0)
+    smallest, places = keys.topk(min(size, most), dim=1, largest=False, sorted=False)
+    positions = places + (held.cumsum(0) - held)[:, None]
+    positions = positions.flatten() if full else positions[smallest < 2.0]
+    return Sample(positions, [min(count, size) for count in counts])
 
 
 def sample_all(counts: list[int], size: int, generator: torch.Generator) -> list[torch.Tensor]:

@@ -40,7 +40,7 @@ def assert_projects_as_rows_do(
     """For gradients that violate no constraint, some and all: v and q, and the gradient relative to its parts."""
     twin = copy.deepcopy(model)
     parameters = trained(model)
-    G, reached, _ = LoopTaskGradients(twin, loss_fn, pass_task=pass_task)(batches, trained(twin), sample=sample)
+    G, reached = LoopTaskGradients(twin, loss_fn, pass_task=pass_task)(batches, trained(twin), sample=sample)
     project = GramianProjection(model, loss_fn, pass_task=pass_task)
     mean = G.mean(0)
     directions = {"all": -mean, "some": torch.randn_like(mean) * mean.norm() / len(mean) ** 0.5 - G[-1] / 2}

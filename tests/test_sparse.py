@@ -51,7 +51,7 @@ def test_equals_dense_products(
     # Rows of G: a task's block is contiguous, the tasks are not.
     G = torch.full((len(sizes), outputs * columns + 3), 7.0, dtype=dtype)
     out = G[:, 1:-2].unflatten(1, (outputs, columns))
-    entries.gradient_(out, grad, sizes, None)
+    entries.gradient_(out, grad, sizes)
     torch.testing.assert_close(out, dense_gradient(x, grad, sizes), **tolerance)
     assert (G[:, 0] == 7).all()
     assert (G[:, -2:] == 7).all()
@@ -63,13 +63,11 @@ def test_equals_dense_products(
     torch.testing.assert_close(
         entries.linear(positions, weight, bias), F.linear(x[positions], weight, bias), **tolerance
     )
-    entries.gradient_(out, grad[: len(positions)], taken, positions)
-    torch.testing.assert_close(out, dense_gradient(x[positions], grad[: len(positions)], taken), **tolerance)
     tasks = slice(len(sizes) // 2, len(sizes))
     examples = slice(starts[tasks.start], len(x))
     some = entries.of_tasks(tasks, examples, len(sizes))
     torch.testing.assert_close(some.linear(None, weight, bias), F.linear(x[examples], weight, bias), **tolerance)
-    some.gradient_(out[tasks], grad[examples], sizes[tasks], None)
+    some.gradient_(out[tasks], grad[examples], sizes[tasks])
     torch.testing.assert_close(out[tasks], dense_gradient(x[examples], grad[examples], sizes[tasks]), **tolerance)
 
 
@@ -81,7 +79,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         entries, out = entries_of(x, [30] * 3), torch.empty(3, 30, 50)
-        entries.gradient_(out, grad, [30] * 3, None)
+        entries.gradient_(out, grad, [30] * 3)
         results.append((entries.linear(None, weight, bias), out))
     torch.set_num_threads(before)
     assert all(a.equal(b) for pair in results[1:] for a, b in zip(pair, results[0], strict=True))
@@ -144,4 +142,4 @@ def test_bad_arguments_of_the_operators() -> None:
         with pytest.raises(ValueError, match=f"positions must be from 0 to 5, got {wrong}"):
             entries.linear(torch.tensor([0, wrong]), torch.zeros(2, 4), None)
     with pytest.raises(ValueError, match=r"delta must have shape \(n, outputs\), got \(5, 2\)"):
-        entries.gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3], None)
+        entries.gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3])

@@ -1,5 +1,5 @@
-// Linear layers with ReLU between them: every task's gradients of all of them, task by task, so that what belongs to a
-// task stays in the second-level cache from one layer to the next.
+// Chains of linear layers with ReLU between them: some rows go through all of them, forward and backward, before the next
+// rows do, so that what belongs to them stays in the second-level cache from one layer to the next.
 #pragma once
 
 #include <cstdint>
@@ -18,21 +18,26 @@ struct Layer {
   int64_t inputs;
 };
 
-// A layer of a chain: its input x (N, inputs), and where its gradients go, one per task, or null.
-struct Link {
-  Layer layer;
-  ConstMatrix x;        // of the first layer: not read
-  Matrix weight_rows;   // k: (outputs, inputs); of the first layer: not written
-  Matrix bias_rows;     // k: (outputs,)
-};
+// Elements of scratch space for both directions.
+int64_t chain_scratch(const Layer* layers, int64_t count);
 
-// Elements of scratch space for `chain_backward`.
-int64_t chain_scratch(const Link* links, int64_t count);
+// From z (N, units), what the layer before the first one of these puts out before its ReLU, to the inputs of the layers,
+// inputs[l] (N, padded(layers[l].inputs)), and the outputs (N, outputs) of the last one.
+void chain_forward(const ConstMatrix& z, DType dtype, int64_t N, const Layer* layers, int64_t count,
+                   const Matrix* inputs, const Matrix& outputs, void* scratch, const Executor& executor);
+
+// A layer's part in the backward: its input, and where its gradients go, one per task, or null.
+struct Link {
+  ConstMatrix x;       // (N, inputs); of the first layer: not read
+  bool is_padded;      // x is (N, padded(inputs))
+  Matrix weight_rows;  // k: (outputs, inputs); of the first layer: not written
+  Matrix bias_rows;    // k: (outputs,)
+};
 
 // From grad (N, outputs), the gradient at the output of the last layer, to delta (N, padded(outputs)), the one at the
 // output of the first layer, before its ReLU; on the way the rows of G of all weights but the first, and all biases.
-void chain_backward(const ConstMatrix& grad, DType dtype, const Link* links, int64_t count, const Tasks& tasks,
-                    const Matrix& delta, void* scratch, const Executor& executor);
+void chain_backward(const ConstMatrix& grad, DType dtype, const Layer* layers, const Link* links, int64_t count,
+                    const Tasks& tasks, const Matrix& delta, void* scratch, const Executor& executor);
 
 // out k (outputs, inputs) = sum over task k's rows of delta' x, for delta (N, outputs) and x (N, padded(inputs)).
 void linear_gradient(const ConstMatrix& delta, const ConstMatrix& x, DType dtype, const Tasks& tasks, int64_t outputs,

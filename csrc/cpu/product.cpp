@@ -30,6 +30,14 @@ GEM_FAST_KERNEL void tile(const Product& p, int64_t row, int64_t column) {
     T values[kVectors * L];
     memcpy(values, sum[r], sizeof values);
     T* out = static_cast<T*>(p.out) + (row + r) * p.out_row + column;
+    if (p.start != nullptr) {
+      const T* start = static_cast<const T*>(p.start) + column;
+      for (int64_t c = 0; c < columns; ++c) values[c] += start[c];
+    }
+    if (p.relu) {
+      // Like torch's, it lets a NaN pass.
+      for (int64_t c = 0; c < columns; ++c) values[c] = values[c] <= T(0) ? T(0) : values[c];
+    }
     if (p.mask != nullptr) {
       const T* mask = static_cast<const T*>(p.mask) + (row + r) * p.mask_row + column;
       for (int64_t c = 0; c < columns; ++c) values[c] = mask[c] <= T(0) ? T(0) : values[c];

@@ -24,33 +24,18 @@ template <class T, int L, int kVectors>
 GEM_FAST_KERNEL void add_entries(const T* table, int64_t stride, const int32_t* index, const T* value, int64_t count,
                                  T* sum) {
   using V = typename Lanes<T, L>::type;
-  // Entries whose sums are apart, so that one need not wait for another where there are few vectors.
-  constexpr int kApart = kVectors >= 4 ? 1 : 4 / kVectors;
-  V total[kApart][kVectors] = {};
-  for (int v = 0; v < kVectors; ++v) memcpy(&total[0][v], sum + v * L, sizeof(V));
-  int64_t e = 0;
-  for (; e + kApart <= count; e += kApart) {
-    for (int a = 0; a < kApart; ++a) {
-      const T* row = table + index[e + a] * stride;
-      const T scale = value[e + a];
-      for (int v = 0; v < kVectors; ++v) {
-        V x;
-        memcpy(&x, row + v * L, sizeof(V));
-        total[a][v] += scale * x;
-      }
-    }
-  }
-  for (; e < count; ++e) {
+  V total[kVectors];
+  for (int v = 0; v < kVectors; ++v) memcpy(&total[v], sum + v * L, sizeof(V));
+  for (int64_t e = 0; e < count; ++e) {
+    const T* row = table + index[e] * stride;
+    const T scale = value[e];
     for (int v = 0; v < kVectors; ++v) {
       V x;
-      memcpy(&x, table + index[e] * stride + v * L, sizeof(V));
-      total[0][v] += value[e] * x;
+      memcpy(&x, row + v * L, sizeof(V));
+      total[v] += scale * x;
     }
   }
-  for (int v = 0; v < kVectors; ++v) {
-    for (int a = 1; a < kApart; ++a) total[0][v] += total[a][v];
-    memcpy(sum + v * L, &total[0][v], sizeof(V));
-  }
+  for (int v = 0; v < kVectors; ++v) memcpy(sum + v * L, &total[v], sizeof(V));
 }
 
 // The same for all of a row, in groups of vectors that fit the registers.
@@ -132,21 +117,18 @@ GEM_FAST_MULTIVERSION(gradient_columns_any,
                        void* out),
                       (x, dtype, grad, outputs, first, out))
 
-// The entries of some rows by columns: `row_at(i)` is the i-th row's number in x.
-template <class T, class RowAt>
-void by_columns(const SparseRows& x, int64_t n, const RowAt& row_at, int32_t base, int32_t* start, int32_t* rows,
-                T* values) {
+// The entries of n rows by columns, from row `first` on.
+template <class T>
+void by_columns(const SparseRows& x, int64_t first, int64_t n, int32_t* start, int32_t* rows, T* values) {
+  const int32_t begin = x.row_start[first];
+  const int32_t end = x.row_start[first + n];
   std::vector<int32_t> next(x.d + 1, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = row_at(i);
-    for (int32_t e = x.row_start[row]; e < x.row_start[row + 1]; ++e) ++next[x.columns[e] + 1];
-  }
-  next[0] = base;
+  for (int32_t e = begin; e < end; ++e) ++next[x.columns[e] + 1];
+  next[0] = begin;
   for (int64_t j = 0; j < x.d; ++j) next[j + 1] += next[j];
   memcpy(start, next.data(), (x.d + 1) * sizeof(int32_t));
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = row_at(i);
-    for (int32_t e = x.row_start[row]; e < x.row_start[row + 1]; ++e) {
+    for (int32_t e = x.row_start[first + i]; e < x.row_start[first + i + 1]; ++e) {
       const int32_t to = next[x.columns[e]]++;
       rows[to] = static_cast<int32_t>(i);
       values[to] = static_cast<const T*>(x.values)[e];
@@ -193,10 +175,8 @@ void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int32_t*
                   void* values, const Executor& executor) {
   executor.each(tasks.t, 1, [&](int64_t k) {
     const int64_t first = tasks.start[k];
-    GEM_FAST_DISPATCH_FULL(
-        dtype, by_columns<T>(
-                   x, tasks.start[k + 1] - first, [&](int64_t i) { return first + i; }, x.row_start[first],
-                   column_start + k * (x.d + 1), rows, static_cast<T*>(values)));
+    GEM_FAST_DISPATCH_FULL(dtype, by_columns(x, first, tasks.start[k + 1] - first, column_start + k * (x.d + 1), rows,
+                                             static_cast<T*>(values)));
   });
 }
 
@@ -219,33 +199,6 @@ void sparse_gradient(const SparseColumns& x, DType dtype, const Tasks& tasks, co
     mine.column_start += k * (x.d + 1);
     gradient_columns_any(mine, dtype, at(delta.data, tasks.start[k] * delta.stride, dtype), outputs,
                          item % groups * kColumnGroup, at(out.data, k * out.stride, dtype));
-  });
-}
-
-void sparse_gradient_of_sample(const SparseRows& x, DType dtype, const int64_t* positions, const Tasks& tasks,
-                               const ConstMatrix& delta, int64_t outputs, const Matrix& out,
-                               const Executor& executor) {
-  executor.each(tasks.t, 1, [&](int64_t k) {
-    const int64_t first = tasks.start[k];
-    const int64_t n = tasks.start[k + 1] - first;
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = positions[first + i];
-      count += x.row_start[row + 1] - x.row_start[row];
-    }
-    thread_local std::vector<int32_t> start, rows;
-    thread_local std::vector<char> values;
-    start.resize(x.d + 1);
-    rows.resize(count);
-    values.resize(count * size_of(dtype));
-    GEM_FAST_DISPATCH_FULL(dtype, by_columns<T>(
-                                      x, n, [&](int64_t i) { return positions[first + i]; }, 0, start.data(),
-                                      rows.data(), reinterpret_cast<T*>(values.data())));
-    const SparseColumns mine{start.data(), rows.data(), values.data(), x.d};
-    for (int64_t j = 0; j < x.d; j += kColumnGroup) {
-      gradient_columns_any(mine, dtype, at(delta.data, first * delta.stride, dtype), outputs, j,
-                           at(out.data, k * out.stride, dtype));
-    }
   });
 }
 

@@ -46,8 +46,4 @@ void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, i
 void sparse_gradient(const SparseColumns& x, DType dtype, const Tasks& tasks, const ConstMatrix& delta, int64_t outputs,
                      const Matrix& out, const Executor& executor);
 
-// The same where row i of `delta` belongs to x[positions[i]].
-void sparse_gradient_of_sample(const SparseRows& x, DType dtype, const int64_t* positions, const Tasks& tasks,
-                               const ConstMatrix& delta, int64_t outputs, const Matrix& out, const Executor& executor);
-
 }  // namespace gem_fast::cpu

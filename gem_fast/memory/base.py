@@ -39,6 +39,8 @@ class PolicyMemory(abc.ABC):
         self.per_task = per_task
         self.total = total
         self._kept: dict[Hashable, Kept] = {}
+        # The task observed last: the others have seen that another has come.
+        self._open: Kept | None = None
 
     @abc.abstractmethod
     def _new(self, size: int, x: Tensor, y: Tensor) -> Kept:
@@ -82,10 +84,12 @@ class PolicyMemory(abc.ABC):
             kept = self._new(size, x, y)
         else:
             kept.check(x, y)
-        for other in self._kept.values():
-            if other is not kept:
-                other.close()
-                other.shrink(size)
+        if kept is not self._open:
+            for other in self._kept.values():
+                if other is not kept:
+                    other.close()
+                    other.shrink(size)
+            self._open = kept
         self._kept[task] = kept
         kept.write(x.detach(), y.detach())
 
@@ -161,7 +165,7 @@ class PolicyMemory(abc.ABC):
             kept = self._new(size, entry["x"], entry["y"])
             kept.load(entry)
             all_kept[task] = kept
-        self._kept = all_kept
+        self._kept, self._open = all_kept, None
 
     def _size(self, tasks: int) -> int:
         if self.total is None:

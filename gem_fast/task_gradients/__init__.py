@@ -2,6 +2,6 @@
 
 from gem_fast.task_gradients.fused import FusedTaskGradients
 from gem_fast.task_gradients.loop import LoopTaskGradients
-from gem_fast.task_gradients.protocol import Batch, Current, Sample, TaskGradients, TaskRows
+from gem_fast.task_gradients.protocol import Batch, Sample, TaskGradients, TaskRows
 
-__all__ = ["Batch", "Current", "FusedTaskGradients", "LoopTaskGradients", "Sample", "TaskGradients", "TaskRows"]
+__all__ = ["Batch", "FusedTaskGradients", "LoopTaskGradients", "Sample", "TaskGradients", "TaskRows"]

@@ -1,18 +1,22 @@
 """Chains of linear layers with ReLU between them, on a CPU: one backward of our own through all of them, task by task.
 
 A chain is recognised by what autograd recorded in this very pass, however the model is written; nothing else than the
-chain's own parameters takes part in such an output.
+chain's own parameters takes part in such an output. A model that is nothing but a chain, and says so by being an
+nn.Sequential, goes forward here, too, and needs no autograd at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.modules.module import _has_any_global_hook
 
+from gem_fast.task_gradients.pieces import Piece
 from gem_fast.task_gradients.sparse import SparseEntries
 
 # Above this number of units a library's matrix products are faster (bench/README.md).
@@ -25,9 +29,9 @@ class Link(NamedTuple):
     weight: Parameter
     bias: Parameter | None
     x: Tensor
-    """(N, inputs), as the layer got it."""
-    output: Tensor
-    node: Any
+    """(N, inputs), as the layer got it; in a forward of our own perhaps with zeros up to whole cache lines."""
+    output: Tensor | None = None
+    node: Any = None
     """The output's place in autograd's graph, before it is changed in place."""
     entries: SparseEntries | None = None
     """The non-zero entries of the memory that x is, or was sampled from, where they are few."""
@@ -56,38 +60,100 @@ def find_chain(links: Sequence[Link], output: Tensor) -> list[Link] | None:
     return None
 
 
-def write_chain(chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: dict[Parameter, Tensor]) -> Tensor:
-    """Writes rows of G, all but those of the first layer's weight.
+def layers_of(model: nn.Module) -> list[nn.Linear]:
+    """The layers of a model that is a chain and nothing else; empty where it is not, or something watches it."""
+    modules = list(_flat(model))
+    if modules and type(modules[0]) is nn.Flatten and (modules[0].start_dim, modules[0].end_dim) == (1, -1):
+        modules = modules[1:]
+    kinds = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(modules))]
+    layers = [module for module in modules if isinstance(module, nn.Linear)]
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+    is_chain = (
+        len(modules) % 2 == 1
+        and len(layers) > 1
+        and list(map(type, modules)) == kinds
+        and all(isinstance(p, Parameter) for p in parameters)
+        and len(set(parameters)) == len(parameters)
+        and all(layer.out_features <= MOST_UNITS for layer in layers)
+        and not any(map(is_watched, model.modules()))
+    )
+    return layers if is_chain else []
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether someone else looks into the module's forward or backward, or has replaced it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def goes_through(layers: Sequence[nn.Linear], model: nn.Module, x: Tensor) -> bool:
+    """Whether inputs x (N, ...) go through such a model as they are."""
+    weight = layers[0].weight if layers else None
+    return (
+        weight is not None
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and (x.dim() == 2 or (x.dim() > 2 and type(next(_flat(model))) is nn.Flatten))
+        and x[0].numel() == weight.shape[1]
+        and not _has_any_global_hook()
+    )
+
+
+def go_through(layers: Sequence[nn.Linear], piece: Piece) -> tuple[list[Link], Tensor]:
+    """The forward: all layers as links, and the model's output (N, classes)."""
+    x = piece.x.flatten(1).contiguous()
+    weights = [layer.weight.detach() for layer in layers]
+    biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
+    if piece.entries is None:
+        z = F.linear(x, weights[0], biases[0])
+    else:
+        z = piece.entries.linear(piece.positions, weights[0], biases[0])
+    *inputs, output = torch.ops.gem_fast._chain_forward(z, weights[1:], biases[1:])
+    first = Link(layers[0].weight, layers[0].bias, x, entries=piece.entries, positions=piece.positions)
+    others = [Link(layer.weight, layer.bias, h) for layer, h in zip(layers[1:], inputs, strict=True)]
+    return [first, *others], output
+
+
+@torch.no_grad()
+def write_chain(
+    chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: dict[Parameter, Tensor]
+) -> list[bool]:
+    """Writes rows of G.
 
     Args:
-        chain: what `find_chain` found.
+        chain: the links, first layer first.
         grad: (N, classes): the gradient at the output.
         sizes: the number of examples of each task.
         blocks: for each parameter whose gradient is wanted the (t, ...) part of G's rows that is its own.
 
     Returns:
-        delta (N, units, and zeros up to whole cache lines): the gradient at the output of the first layer.
+        Per parameter, whether any of these rows depends on it.
     """
     nothing = grad.new_empty(0)
-    for parameter in blocks.keys() - {parameter for link in chain for parameter in (link.weight, link.bias)}:
-        blocks[parameter].zero_()
-    delta: Tensor = torch.ops.gem_fast._chain_backward(
+    first, others = chain[0], chain[1:]
+    delta = torch.ops.gem_fast._chain_backward(
         grad,
-        [link.x for link in chain[1:]],
+        [link.x for link in others],
         [link.weight for link in chain],
-        [blocks.get(link.weight, nothing) for link in chain[1:]],
+        [blocks.get(link.weight, nothing) for link in others],
         [nothing if link.bias is None else blocks.get(link.bias, nothing) for link in chain],
         sizes,
     )
-    return delta
-
-
-def write_first(first: Link, delta: Tensor, sizes: list[int], block: Tensor) -> None:
-    """Writes the rows of the first layer's weight, block (t, units, inputs)."""
-    if first.entries is not None:
-        first.entries.gradient_(block, delta, sizes, first.positions)
-    else:
-        torch.ops.gem_fast._linear_gradient_(block, delta, first.x, sizes)
+    if first.weight in blocks:
+        if first.entries is not None and first.positions is None:
+            first.entries.gradient_(blocks[first.weight], delta, sizes)
+        else:  # to have a sample's entries column by column would take longer than its zeros do
+            torch.ops.gem_fast._linear_gradient_(blocks[first.weight], delta, first.x, sizes)
+    used = {parameter for link in chain for parameter in (link.weight, link.bias)}
+    for parameter in blocks.keys() - used:
+        blocks[parameter].zero_()
+    return [parameter in used for parameter in blocks]
 
 
 def _is_fit(link: Link, output: Tensor) -> bool:
@@ -101,8 +167,17 @@ def _is_fit(link: Link, output: Tensor) -> bool:
         and len(link.weight) <= MOST_UNITS
         # Hooks change gradients on their way.
         and link.x._backward_hooks is None
-        and link.output._backward_hooks is None
+        and (link.output is None or link.output._backward_hooks is None)
     )
+
+
+def _flat(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of an nn.Sequential, and of those within it, in the order in which they are called."""
+    if type(module) is not nn.Sequential:
+        yield module
+        return
+    for child in module:
+        yield from _flat(child)
 
 
 def _leads_to_parameter(node: Any) -> bool:

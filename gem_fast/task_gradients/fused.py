@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -12,16 +11,15 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.assembly import write_rows
-from gem_fast.task_gradients.chain import Link, find_chain, write_chain, write_first
+from gem_fast.task_gradients.chain import find_chain, go_through, goes_through, write_chain
 from gem_fast.task_gradients.examples import ExampleCache
 from gem_fast.task_gradients.loop import LoopTaskGradients
 from gem_fast.task_gradients.losses import End
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.plan import Plan
-from gem_fast.task_gradients.protocol import Batch, Current, Sample, TaskRows, chosen
+from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
 from gem_fast.task_gradients.recording import CannotFuse, CannotVerify, Recorder, recording
 from gem_fast.task_gradients.rows import new_rows, random_devices
-from gem_fast.task_gradients.screening import Unexplained, products
 from gem_fast.task_gradients.verification import KeptBytes, check_every_use_is_known, failures_as_reasons, verify
 
 _log = logging.getLogger("gem_fast")
@@ -48,6 +46,7 @@ class FusedTaskGradients:
         pass_task: whether the model takes the task as its second argument.
         tasks_per_pass: how many tasks' activations are in memory at a time; None: as many as fit into `memory_bytes`.
         memory_bytes: what activations may take then.
+        chains: whether chains of linear layers go a way of their own on a CPU, see gem_fast/task_gradients/chain.py.
 
     Raises:
         ValueError: tasks_per_pass or memory_bytes is smaller than 1.
@@ -61,6 +60,7 @@ class FusedTaskGradients:
         pass_task: bool = False,
         tasks_per_pass: int | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        chains: bool = True,
     ) -> None:
         if tasks_per_pass is not None and tasks_per_pass < 1:
             raise ValueError(f"tasks_per_pass must be at least 1 task, got {tasks_per_pass}")
@@ -72,6 +72,7 @@ class FusedTaskGradients:
         self._pass_task = pass_task
         self._tasks_per_pass = tasks_per_pass
         self._memory_bytes = memory_bytes
+        self._chains = chains
         self._reference = LoopTaskGradients(self._model, loss_fn, pass_task=pass_task)
         self._loop = LoopTaskGradients(model, loss_fn, pass_task=pass_task)
         self._examples = ExampleCache(loss_fn)
@@ -85,7 +86,6 @@ class FusedTaskGradients:
         out: Tensor | None = None,
         rows: slice | None = None,
         sample: Sample | None = None,
-        current: Current | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
 
@@ -103,7 +103,7 @@ class FusedTaskGradients:
                     plan.find_units()
                     plan.given_up = self._tasks_per_pass is None and plan.is_faster_task_by_task()
                 if not plan.given_up:
-                    return TaskRows(G, *self._fused(plan, constraints, G, rows, sample, current))
+                    return TaskRows(G, self._fused(plan, constraints, G, rows, sample))
             except CannotVerify:
                 pass
             except CannotFuse as error:
@@ -150,19 +150,16 @@ class FusedTaskGradients:
             self._plan = Plan(modules, parameters)
         return self._plan
 
+    def _is_chain(self, plan: Plan, x: Tensor) -> bool:
+        return self._chains and not self._pass_task and goes_through(plan.layers, self._model, x)
+
     def _fused(
-        self,
-        plan: Plan,
-        constraints: Sequence[Sequence[Batch]],
-        G: Tensor,
-        rows: slice,
-        sample: Sample | None,
-        current: Current | None,
-    ) -> tuple[list[bool], Tensor | None]:
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
+    ) -> list[bool]:
         with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
             self._verify_new(plan, constraints)
             with _undone_on_failure(plan), failures_as_reasons():
-                return self._rows(plan, constraints, G, rows, sample, current)
+                return self._rows(plan, constraints, G, rows, sample)
 
     def _pieces(self, constraints: Sequence[Sequence[Batch]], rows: slice, sample: Sample | None) -> list[Piece]:
         if self._pass_task:
@@ -170,75 +167,36 @@ class FusedTaskGradients:
         return [self._examples([batch for [batch] in constraints], sample, rows)]
 
     def _rows(
-        self,
-        plan: Plan,
-        constraints: Sequence[Sequence[Batch]],
-        G: Tensor,
-        rows: slice,
-        sample: Sample | None,
-        current: Current | None,
-    ) -> tuple[list[bool], Tensor | None]:
+        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
+    ) -> list[bool]:
         pieces = self._pieces(constraints, rows, sample)
         sizes = [size for piece in pieces for size in piece.segments.sizes]
         step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
-        if step >= len(sizes) == len(G):
-            return self._pass(plan, pieces, rows.start, G, current=current)
         reached = [False] * len(plan.parameters)
         for first in range(0, len(sizes), step):
             some = slice(first, min(first + step, len(sizes)))
             mine = pieces[some] if self._pass_task else [piece.of_tasks(some) for piece in pieces]
-            now, _ = self._pass(plan, mine, rows.start + first, G)
+            now = self._pass(plan, mine, rows.start + first, G, learning=False)
             reached = [was or is_now for was, is_now in zip(reached, now, strict=True)]
-        return reached, None
+        return reached
 
-    def _pass(
-        self,
-        plan: Plan,
-        pieces: Sequence[Piece],
-        first: int,
-        G: Tensor,
-        *,
-        learning: bool = False,
-        current: Current | None = None,
-    ) -> tuple[list[bool], Tensor | None]:
-        """Writes the pieces' rows of G, from `first` on, unless `current` violates no constraint: see `TaskRows`."""
-        recorder, ends = self._forward(plan, pieces, first, learning)
+    def _pass(self, plan: Plan, pieces: Sequence[Piece], first: int, G: Tensor, learning: bool) -> list[bool]:
+        """Writes the pieces' rows of G, from `first` on."""
         rows = slice(first, first + sum(len(piece.segments.sizes) for piece in pieces))
-        chain = find_chain(recorder.links, ends[0].output) if len(ends) == 1 else None
-        if chain is not None:
-            recorder.check_unchanged()
+        if self._is_chain(plan, pieces[0].x):
+            [piece] = pieces
             with torch.no_grad():
-                return self._through_chain(plan, chain, ends[0], pieces[0].segments, G, rows, current)
+                chain, output = go_through(plan.layers, piece)
+            end = End.of(self._loss_fn, output.requires_grad_(), piece)
+            return write_chain(chain, end.gradient(), piece.segments.sizes, plan.blocks(G, rows))
+        recorder, ends = self._forward(plan, pieces, first, learning)
+        found = find_chain(recorder.links, ends[0].output) if self._chains and len(ends) == 1 else None
+        if found is not None:
+            recorder.check_unchanged()
+            return write_chain(found, ends[0].gradient(), pieces[0].segments.sizes, plan.blocks(G, rows))
         grads = self._backward(recorder, ends, learning)
         with torch.no_grad():
-            return write_rows(recorder, grads, plan.parameters, G, rows), None
-
-    def _through_chain(
-        self,
-        plan: Plan,
-        chain: Sequence[Link],
-        end: End,
-        segments: Segments,
-        G: Tensor,
-        rows: slice,
-        current: Current | None,
-    ) -> tuple[list[bool], Tensor | None]:
-        first = chain[0]
-        blocks = plan.blocks(G, rows)
-        delta = write_chain(chain, end.gradient(), segments.sizes, blocks)
-        used = {parameter for link in chain for parameter in (link.weight, link.bias)}
-        reached = [parameter in used for parameter in plan.parameters]
-        if current is not None and plan.screens:
-            try:
-                q = products(first, delta, segments, G, plan.parameters, current)
-            except Unexplained:
-                plan.unexplained += 1
-            else:
-                if q is not None and all(0.0 <= value < math.inf for value in q.tolist()):
-                    return reached, q
-        if first.weight in blocks:
-            write_first(first, delta, segments.sizes, blocks[first.weight])
-        return reached, None
+            return write_rows(recorder, grads, plan.parameters, G, rows)
 
     def _forward(
         self, plan: Plan, pieces: Sequence[Piece], first: int, learning: bool
@@ -274,7 +232,8 @@ class FusedTaskGradients:
     def _verify_new(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is."""
         for k, [batch] in enumerate(constraints):
-            way = (batch.task if self._pass_task else None, min(2, len(constraints)))
+            is_chain = self._is_chain(plan, batch.x)
+            way = (batch.task if self._pass_task else None, min(2, len(constraints)), is_chain)
             if way in plan.verified:
                 continue
             [other] = constraints[0 if k > 0 else -1]
@@ -297,9 +256,10 @@ class FusedTaskGradients:
 
         def fused(rows: Tensor) -> list[bool]:
             with KeptBytes(plan.parameters) as kept:
-                reached, _ = self._pass(plan, pieces, 0, rows, learning=True)
+                reached = self._pass(plan, pieces, 0, rows, learning=True)
             # Beside what is kept for the backward there are the gradients at the layers' outputs.
-            plan.bytes_per_example = max(1, 2 * kept.total // sum(piece.segments.total for piece in pieces))
+            own = sum(layer.out_features * layer.weight.element_size() for layer in plan.layers)
+            plan.bytes_per_example = max(1, 2 * max(own, kept.total // sum(piece.segments.total for piece in pieces)))
             return reached
 
         def loop(rows: Tensor) -> list[bool]:

@@ -45,7 +45,7 @@ class GramianProjection:
     def __init__(
         self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], *, pass_task: bool = False
     ) -> None:
-        self._engine = FusedTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._engine = FusedTaskGradients(model, loss_fn, pass_task=pass_task, chains=False)
 
     def __call__(
         self,

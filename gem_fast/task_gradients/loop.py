@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 from gem_fast.ops import pack_
 from gem_fast.task_gradients.losses import check_scalar
-from gem_fast.task_gradients.protocol import Batch, Current, Sample, TaskRows, chosen
+from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
 from gem_fast.task_gradients.rows import new_rows, random_devices
 
 
@@ -39,7 +39,6 @@ class LoopTaskGradients:
         out: Tensor | None = None,
         rows: slice | None = None,
         sample: Sample | None = None,
-        current: Current | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over all examples of constraint k's batches (Eq. 5).
 

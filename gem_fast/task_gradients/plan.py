@@ -8,28 +8,25 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gem_fast.task_gradients.chain import is_watched, layers_of
 from gem_fast.task_gradients.recording import CannotFuse, Rule
 from gem_fast.task_gradients.rules import convolution, units
 from gem_fast.task_gradients.rules.segmented import segmented
 
-# How often screening may fail before it is given up.
-_TRIES = 3
-
-
 class Plan:
-    """Serves as long as the model has the same modules in the same modes, and the same parameters are wanted.
+    """Serves as long as the model has the same modules in the same states, and the same parameters are wanted.
 
     Attributes:
         parameters: those whose gradients make up a row of G, in order.
         wanted: the same as a set.
         units: the modules that go through a rule.
+        layers: those of a model that is a chain and nothing else, see `chain`; else empty.
         dims: see `Recorder`.
         verified: the tasks whose passes were verified (None where the model does not take the task), each with the
-            number of tasks in the pass, 1 or 2.
+            number of tasks in the pass, 1 or 2, and whether it went through `layers`.
         bytes_per_example: what a pass keeps in memory for each example.
         ambiguous: whether the last pass met an input that could be read in two ways, see `Recorder`.
         given_up: whether the model is left to the loop.
-        unexplained: how often the current gradient was not the current mini-batch's, see `screening`.
     """
 
     def __init__(self, modules: list[nn.Module], parameters: Sequence[Parameter]) -> None:
@@ -37,14 +34,14 @@ class Plan:
         self.parameters = list(parameters)
         self.wanted = set(parameters)
         self.units: list[tuple[nn.Module, Rule]] = []
+        self.layers = layers_of(modules[0])
         self.dims: dict[tuple[nn.Module, int], int] = {}
-        self.verified: set[tuple[Hashable, int]] = set()
+        self.verified: set[tuple[Hashable, int, bool]] = set()
         self.bytes_per_example = 1
         self.ambiguous = False
         self.given_up = False
-        self.unexplained = 0
         self._modules = modules
-        self._modes = [module.training for module in modules]
+        self._states = _states(modules)
         self._ids = [id(parameter) for parameter in parameters]
         self._hooked = _hooked(parameters)
         self._blocks: dict[Parameter, Tensor] = {}
@@ -71,11 +68,6 @@ class Plan:
         on_cpu = self.parameters[0].device.type == "cpu"
         return on_cpu and any(rule is convolution for _, rule in self.units)
 
-    @property
-    def screens(self) -> bool:
-        """Whether it is worth a try to find q without all of G."""
-        return self.unexplained < _TRIES
-
     def blocks(self, G: Tensor, rows: slice) -> dict[Parameter, Tensor]:
         """For each parameter the (t, ...) part of these rows of G that is its own; made anew only for another G."""
         place = (G.data_ptr(), G.dtype, G.shape, G.stride(), rows.start, rows.stop)
@@ -92,7 +84,7 @@ class Plan:
         """Whether the plan still holds."""
         return (
             modules == self._modules
-            and [module.training for module in modules] == self._modes
+            and _states(modules) == self._states
             and [id(parameter) for parameter in parameters] == self._ids
             and _hooked(parameters) == self._hooked
         )
@@ -100,6 +92,10 @@ class Plan:
     def tasks_per_pass(self, sizes: list[int], memory_bytes: int) -> int:
         """How many tasks with so many examples each may be in memory at a time; at least 1."""
         return max(1, memory_bytes // (self.bytes_per_example * max(sizes)))
+
+
+def _states(modules: list[nn.Module]) -> list[tuple[bool, bool]]:
+    return [(module.training, is_watched(module)) for module in modules]
 
 
 def _hooked(parameters: Sequence[Parameter]) -> list[bool]:

@@ -24,15 +24,6 @@ class Sample(NamedTuple):
     """The number of examples of each constraint; n in total."""
 
 
-class Current(NamedTuple):
-    """The current mini-batch, for an engine that can tell from it that no constraint is violated."""
-
-    x: Tensor
-    """(n, ...): its inputs."""
-    grads: Sequence[Tensor]
-    """Its gradient g, one tensor per parameter."""
-
-
 class TaskRows(NamedTuple):
     """The gradients of the constraints."""
 
@@ -40,8 +31,6 @@ class TaskRows(NamedTuple):
     """(t, p): row k is the gradient of constraint k, parameters flattened one after the other."""
     reached: list[bool]
     """Per parameter: whether any of the constraints computed depends on it."""
-    q: Tensor | None = None
-    """(t,) float64: G g, where the engine found that no constraint is violated (all q_k >= 0) and left G unfinished."""
 
 
 class TaskGradients(Protocol):
@@ -55,7 +44,6 @@ class TaskGradients(Protocol):
         out: Tensor | None = None,
         rows: slice | None = None,
         sample: Sample | None = None,
-        current: Current | None = None,
     ) -> TaskRows:
         """Row k is the gradient of the mean loss over the examples of constraint k's batches (Eq. 5).
 
@@ -66,8 +54,6 @@ class TaskGradients(Protocol):
                 matrix.
             rows: which rows to compute, start and stop; the others stay as they are in `out`. By default all.
             sample: which examples count; by default all. Each constraint is then one batch.
-            current: the current mini-batch, where G is not wanted unless it violates a constraint: an engine may then
-                return q instead. By default G is wanted in any case.
         """
 
 

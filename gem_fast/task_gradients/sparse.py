@@ -53,6 +53,6 @@ class SparseEntries(NamedTuple):
         y: Tensor = torch.ops.gem_fast._sparse_linear(*self[:3], positions, weight, bias)
         return y
 
-    def gradient_(self, out: Tensor, grad: Tensor, sizes: list[int], positions: Tensor | None) -> None:
-        """out[k] = sum over task k's rows of grad' x[positions], for grad (n, outputs) and out (t, outputs, d)."""
-        torch.ops.gem_fast._sparse_gradient_(out, grad, sizes, *self, positions)
+    def gradient_(self, out: Tensor, delta: Tensor, sizes: list[int]) -> None:
+        """out[k] = sum over task k's rows of delta' x, for delta (N, outputs) and out (t, outputs, d)."""
+        torch.ops.gem_fast._sparse_gradient_(out, delta, sizes, *self[3:])

@@ -31,7 +31,8 @@ def sparse_linear(
     """As `rules.linear.linear`, from the entries that are not zero."""
     output: Tensor = _SparseLinear.apply(module.weight, module.bias, entries, positions)
     recorder.links.append(Link(module.weight, module.bias, input, output, output.grad_fn, entries, positions))
-    recorder.use(module.weight, output, 0, partial(_write_weight, entries, positions), module=module)
+    write = partial(_write_weight, entries, positions, input)
+    recorder.use(module.weight, output, 0, write, module=module, reads=input)
     recorder.use(module.bias, output, 0, write_sum, module=module)
     return output
 
@@ -47,6 +48,9 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def _write_weight(
-    entries: SparseEntries, positions: Tensor | None, grad: Tensor, segments: Segments, out: Tensor
+    entries: SparseEntries, positions: Tensor | None, x: Tensor, grad: Tensor, segments: Segments, out: Tensor
 ) -> None:
-    entries.gradient_(out, grad, segments.sizes, positions)
+    if positions is None:
+        entries.gradient_(out, grad, segments.sizes)
+    else:  # to have a sample's entries column by column would take longer than the zeros do
+        torch.ops.gem_fast._linear_gradient_(out, grad, x, segments.sizes)
