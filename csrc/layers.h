@@ -1,5 +1,5 @@
-// What the operators behind layers have in common: tensors as layers, activations and rows of G. They are private (their
-// names begin with an underscore), on the CPU, in float32 and float64.
+// What the operators behind layers have in common: tensors as layers, activations and rows of G. They are private
+// (their names begin with an underscore), on the CPU, in float32 and float64.
 #pragma once
 
 #include <initializer_list>

@@ -47,8 +47,8 @@ Tensor sparse_linear_cpu(const Tensor& row_start, const Tensor& columns, const T
   Tensor y = new_like(values, {n, layer.outputs()});
   Tensor scratch = new_like(values, {layer.inputs() * cpu::padded(layer.outputs())});
   cpu::sparse_linear({ints(row_start), ints(columns), values.const_data_ptr(), layer.inputs()}, dtype,
-                     positions_of(positions, rows), n, layer.layer, matrix_of(y),
-                     scratch.mutable_data_ptr(), kTorchThreads);
+                     positions_of(positions, rows), n, layer.layer, matrix_of(y), scratch.mutable_data_ptr(),
+                     kTorchThreads);
   return y;
 }
 

@@ -136,7 +136,9 @@ def test_bad_arguments_of_the_operators() -> None:
         entries_of(x.T, [4])
     with pytest.raises(ValueError, match="sizes must add up to N = 6, got 5"):
         entries_of(x, [3, 2])
-    with pytest.raises(ValueError, match=r"weight must have shape \(outputs, inputs\) and float32, got \(2, 4\) float64"):
+    with pytest.raises(
+        ValueError, match=r"weight must have shape \(outputs, inputs\) and float32, got \(2, 4\) float64"
+    ):
         entries.linear(None, torch.zeros(2, 4).double(), None)
     for wrong in (-1, 6):
         with pytest.raises(ValueError, match=f"positions must be from 0 to 5, got {wrong}"):

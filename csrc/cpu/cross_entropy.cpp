@@ -26,9 +26,9 @@ void cross_entropy_gradient(const ConstMatrix& logits, DType dtype, const int64_
     const int64_t size = tasks.start[k + 1] - first;
     executor.each(size, kGrain, [&](int64_t i) {
       const int64_t n = first + i;
-      GEM_FAST_DISPATCH_FULL(dtype, gradient_row(static_cast<const T*>(logits.data) + n * logits.stride, target[n],
-                                                 classes, T(1) / static_cast<T>(size),
-                                                 static_cast<T*>(grad.data) + n * grad.stride));
+      GEM_FAST_DISPATCH_FULL(dtype,
+                             gradient_row(static_cast<const T*>(logits.data) + n * logits.stride, target[n], classes,
+                                          T(1) / static_cast<T>(size), static_cast<T*>(grad.data) + n * grad.stride));
     });
   }
 }

@@ -142,8 +142,9 @@ void chain_backward(const ConstMatrix& grad, DType dtype, const Layer* layers, c
       const int64_t outputs = layers[l].outputs;
       const int64_t inputs = layers[l].inputs;
       if (link.bias_rows.data != nullptr) {
-        GEM_FAST_DISPATCH_FULL(dtype, sum_rows(static_cast<const T*>(mine.data), mine.stride, n, outputs,
-                                               static_cast<T*>(at(link.bias_rows.data, k * link.bias_rows.stride, dtype))));
+        GEM_FAST_DISPATCH_FULL(dtype,
+                               sum_rows(static_cast<const T*>(mine.data), mine.stride, n, outputs,
+                                        static_cast<T*>(at(link.bias_rows.data, k * link.bias_rows.stride, dtype))));
       }
       if (l == 0) break;
       ConstMatrix x = rows_from(link.x, first, dtype);

@@ -1,5 +1,5 @@
-// Chains of linear layers with ReLU between them: some rows go through all of them, forward and backward, before the next
-// rows do, so that what belongs to them stays in the second-level cache from one layer to the next.
+// Chains of linear layers with ReLU between them: some rows go through all of them, forward and backward, before the
+// next rows do, so that what belongs to them stays in the second-level cache from one layer to the next.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct Layer {
 // Elements of scratch space for both directions.
 int64_t chain_scratch(const Layer* layers, int64_t count);
 
-// From z (N, units), what the layer before the first one of these puts out before its ReLU, to the inputs of the layers,
-// inputs[l] (N, padded(layers[l].inputs)), and the outputs (N, outputs) of the last one.
+// From z (N, units), what the layer before the first one of these puts out before its ReLU, to the inputs of the
+// layers, inputs[l] (N, padded(layers[l].inputs)), and the outputs (N, outputs) of the last one.
 void chain_forward(const ConstMatrix& z, DType dtype, int64_t N, const Layer* layers, int64_t count,
                    const Matrix* inputs, const Matrix& outputs, void* scratch, const Executor& executor);
 

@@ -19,7 +19,7 @@ GEM_FAST_KERNEL void tile(const Product& p, int64_t row, int64_t column) {
   V sum[kTileRows][kVectors] = {};
   for (int64_t k = 0; k < p.n; ++k) {
     V x[kVectors];
-    for (int v = 0; v < kVectors; ++v) memcpy(&x[v], b + k * p.b_k + v * L, sizeof(V));
+    for (int v = 0; v < kVectors; ++v) x[v] = *reinterpret_cast<const V*>(b + k * p.b_k + v * L);
     for (int r = 0; r < kTileRows; ++r) {
       const T scale = a[r * p.a_row + k * p.a_k];
       for (int v = 0; v < kVectors; ++v) sum[r][v] += scale * x[v];
@@ -28,7 +28,7 @@ GEM_FAST_KERNEL void tile(const Product& p, int64_t row, int64_t column) {
   const int64_t columns = std::min<int64_t>(kVectors * L, p.columns - column);
   for (int r = 0; r < kTileRows; ++r) {
     T values[kVectors * L];
-    memcpy(values, sum[r], sizeof values);
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(values + v * L) = sum[r][v];
     T* out = static_cast<T*>(p.out) + (row + r) * p.out_row + column;
     if (p.start != nullptr) {
       const T* start = static_cast<const T*>(p.start) + column;
@@ -60,7 +60,8 @@ template <class Isa, class T>
 GEM_FAST_KERNEL void multiply_as(const Product& p) {
   constexpr int L = kLanesOf<Isa, T>;
   constexpr int kTileRows = 4;
-  constexpr int64_t kMostVectors = Isa::kFloats == 16 ? 4 : 3;  // what leaves registers for the factors
+  // 32 registers hold four rows of four sums and their factors; of 16, a compiler needs some for itself.
+  constexpr int64_t kMostVectors = Isa::kFloats == 16 ? 4 : 2;
   const int64_t vectors = (p.columns + L - 1) / L;
   const int64_t groups = (vectors + kMostVectors - 1) / kMostVectors;
   const int64_t size = (vectors + groups - 1) / groups;

@@ -25,17 +25,13 @@ GEM_FAST_KERNEL void add_entries(const T* table, int64_t stride, const int32_t* 
                                  T* sum) {
   using V = typename Lanes<T, L>::type;
   V total[kVectors];
-  for (int v = 0; v < kVectors; ++v) memcpy(&total[v], sum + v * L, sizeof(V));
+  for (int v = 0; v < kVectors; ++v) total[v] = *reinterpret_cast<const V*>(sum + v * L);
   for (int64_t e = 0; e < count; ++e) {
     const T* row = table + index[e] * stride;
     const T scale = value[e];
-    for (int v = 0; v < kVectors; ++v) {
-      V x;
-      memcpy(&x, row + v * L, sizeof(V));
-      total[v] += scale * x;
-    }
+    for (int v = 0; v < kVectors; ++v) total[v] += scale * *reinterpret_cast<const V*>(row + v * L);
   }
-  for (int v = 0; v < kVectors; ++v) memcpy(sum + v * L, &total[v], sizeof(V));
+  for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(sum + v * L) = total[v];
 }
 
 // The same for all of a row, in groups of vectors that fit the registers.
@@ -80,9 +76,9 @@ GEM_FAST_KERNEL void linear_row(const SparseRows& x, int64_t row, const T* table
 template <class Isa>
 GEM_FAST_KERNEL void linear_row_any_impl(const SparseRows& x, DType dtype, int64_t row, const void* table,
                                          const Layer& layer, void* y) {
-  GEM_FAST_DISPATCH_FULL(dtype, linear_row<Isa, T>(x, row, static_cast<const T*>(table),
-                                                   static_cast<const T*>(layer.bias), layer.outputs,
-                                                   static_cast<T*>(y)));
+  GEM_FAST_DISPATCH_FULL(
+      dtype, linear_row<Isa, T>(x, row, static_cast<const T*>(table), static_cast<const T*>(layer.bias), layer.outputs,
+                                static_cast<T*>(y)));
 }
 GEM_FAST_MULTIVERSION(linear_row_any,
                       (const SparseRows& x, DType dtype, int64_t row, const void* table, const Layer& layer, void* y),

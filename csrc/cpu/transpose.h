@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "cpu/simd.h"
 
@@ -50,9 +49,9 @@ GEM_FAST_KERNEL void transpose_into(const T* from, int64_t from_stride, int64_t 
     for (int64_t c = 0; c < columns; c += L) {
       if (r + L <= rows && c + L <= columns) {
         V tile[L];
-        for (int i = 0; i < L; ++i) memcpy(&tile[i], from + (r + i) * from_stride + c, sizeof(V));
+        for (int i = 0; i < L; ++i) tile[i] = *reinterpret_cast<const V*>(from + (r + i) * from_stride + c);
         transpose_tile<T, L>(tile);
-        for (int i = 0; i < L; ++i) memcpy(to + (c + i) * to_stride + r, &tile[i], sizeof(V));
+        for (int i = 0; i < L; ++i) *reinterpret_cast<V*>(to + (c + i) * to_stride + r) = tile[i];
         continue;
       }
       for (int64_t i = r; i < std::min(r + L, rows); ++i) {

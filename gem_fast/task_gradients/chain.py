@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
+import gem_fast._C as _C
 from gem_fast.task_gradients.pieces import Piece
 from gem_fast.task_gradients.sparse import SparseEntries
 
-# Above this number of units a library's matrix products are faster (bench/README.md).
-MOST_UNITS = 512
+# Above this number of units, and without wide vectors, a library's matrix products are faster (bench/README.md).
+MOST_UNITS = 512 if _C.build_info()["simd_in_use"] != "baseline" else 0
 
 
 class Link(NamedTuple):
     """A linear layer's part in a pass."""
 
-    weight: Parameter
-    bias: Parameter | None
+    weight: Tensor
+    bias: Tensor | None
     x: Tensor
     """(N, inputs), as the layer got it; in a forward of our own perhaps with zeros up to whole cache lines."""
     output: Tensor | None = None
@@ -54,9 +55,10 @@ def find_chain(links: Sequence[Link], output: Tensor) -> list[Link] | None:
             own = [p for link in chain for p in (link.weight, link.bias) if p is not None]
             shared = len(set(own)) < len(own)
             return None if len(chain) < 2 or shared else chain[::-1]
-        if len(before) > 1 or before[0].name() != "ReluBackward0":
+        relu: Any = before[0]
+        if len(before) > 1 or relu.name() != "ReluBackward0":
             return None
-        node = before[0].next_functions[0][0]
+        node = relu.next_functions[0][0]
     return None
 
 
@@ -121,9 +123,7 @@ def go_through(layers: Sequence[nn.Linear], piece: Piece) -> tuple[list[Link], T
 
 
 @torch.no_grad()
-def write_chain(
-    chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: dict[Parameter, Tensor]
-) -> list[bool]:
+def write_chain(chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: dict[Tensor, Tensor]) -> list[bool]:
     """Writes rows of G.
 
     Args:

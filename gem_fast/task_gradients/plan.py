@@ -13,6 +13,7 @@ from gem_fast.task_gradients.recording import CannotFuse, Rule
 from gem_fast.task_gradients.rules import convolution, units
 from gem_fast.task_gradients.rules.segmented import segmented
 
+
 class Plan:
     """Serves as long as the model has the same modules in the same states, and the same parameters are wanted.
 
@@ -44,7 +45,7 @@ class Plan:
         self._states = _states(modules)
         self._ids = [id(parameter) for parameter in parameters]
         self._hooked = _hooked(parameters)
-        self._blocks: dict[Parameter, Tensor] = {}
+        self._blocks: dict[Tensor, Tensor] = {}
         self._blocks_of: tuple[Any, ...] = ()
 
     def find_units(self) -> None:
@@ -68,7 +69,7 @@ class Plan:
         on_cpu = self.parameters[0].device.type == "cpu"
         return on_cpu and any(rule is convolution for _, rule in self.units)
 
-    def blocks(self, G: Tensor, rows: slice) -> dict[Parameter, Tensor]:
+    def blocks(self, G: Tensor, rows: slice) -> dict[Tensor, Tensor]:
         """For each parameter the (t, ...) part of these rows of G that is its own; made anew only for another G."""
         place = (G.data_ptr(), G.dtype, G.shape, G.stride(), rows.start, rows.stop)
         if place != self._blocks_of:

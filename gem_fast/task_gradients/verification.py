@@ -14,6 +14,10 @@ from gem_fast.task_gradients.recording import CannotFuse, CannotVerify, Recorder
 from gem_fast.task_gradients.rows import new_rows, random_devices
 
 
+class RowsDiffer(CannotFuse):
+    """The gradients are others: by a mistake in principle, or because a ReLU's input was zero but for rounding."""
+
+
 def verify(
     model: nn.Module,
     parameters: Sequence[Parameter],
@@ -32,7 +36,8 @@ def verify(
 
     Raises:
         CannotVerify: the gradients are not finite.
-        CannotFuse: rows, dependences or the model's buffers differ, or the fused pass failed.
+        RowsDiffer: the rows do.
+        CannotFuse: dependences or the model's buffers differ, or the fused pass failed.
     """
     expected, got = new_rows(t, parameters), new_rows(t, parameters)
     with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
@@ -91,7 +96,7 @@ def _compare_buffers(model: nn.Module, expected: Sequence[Tensor]) -> None:
 
 
 def _compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> None:
-    # Rounding flips a ReLU now and then; what is wrong in principle is wrong by orders of magnitude more.
+    # Rounding flips a ReLU now and then: of many, it changes less than this; of few, the caller tries again.
     tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
     floor = 0.01 * expected.double().norm(dim=1)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -100,7 +105,7 @@ def _compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor
         error = (mine.double() - right.double()).norm(dim=1)
         # Not "greater than": a NaN must not pass.
         if not bool((error <= tolerance * torch.maximum(right.double().norm(dim=1), floor)).all()):
-            raise CannotFuse(
+            raise RowsDiffer(
                 f"the gradients of {names.get(parameter, 'a parameter')} differ from those of one backward per task: "
                 "the model mixes the examples of a mini-batch, or uses a parameter in a way that no rule knows"
             )
