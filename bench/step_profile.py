@@ -24,20 +24,19 @@ RESULT = Path(__file__).parent / "results" / "step_profile.json"
 T, STEPS, HIDDEN, PIXELS, CLASSES = 19, 100, 100, 784, 10
 N = T * MEMORY
 
-# Which of torch's operators do which part of the work; the rest is small.
+# Which operators do which part of the work; the rest is small.
 PARTS = {
     "first layer, forward (sparse)": ("gem_fast::_sparse_linear",),
     "first layer, weight gradients (sparse)": ("gem_fast::_sparse_gradient_",),
-    "other layers, forward": ("aten::addmm",),
-    "gradients at the layers' outputs": ("aten::mm",),
-    "other layers, weight gradients": ("aten::bmm",),
+    "other layers, forward, with ReLU": ("gem_fast::_chain_forward",),
+    "other layers, backward and weight gradients": ("gem_fast::_chain_backward",),
+    "gradient of the cross entropy": ("gem_fast::_cross_entropy_gradient",),
     "projection: gram, solve, combine": ("gem_fast::project_",),
 }
 # Multiplications and additions of the dense parts, by part.
 FLOP = {
-    "other layers, forward": 2 * N * HIDDEN * (HIDDEN + CLASSES),
-    "gradients at the layers' outputs": 2 * N * HIDDEN * (HIDDEN + CLASSES),
-    "other layers, weight gradients": 2 * N * HIDDEN * (HIDDEN + CLASSES),
+    "other layers, forward, with ReLU": 2 * N * HIDDEN * (HIDDEN + CLASSES),
+    "other layers, backward and weight gradients": 4 * N * HIDDEN * (HIDDEN + CLASSES),
 }
 
 
@@ -53,7 +52,7 @@ def main() -> None:
             step()
     own = {event.key: event.self_cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
     parts = {part: sum(own.get(operator, 0.0) for operator in operators) for part, operators in PARTS.items()}
-    parts["other operators (cross entropy, ReLU, sums, the current mini-batch, SGD)"] = sum(
+    parts["other operators (the current mini-batch, SGD)"] = sum(
         milliseconds
         for name, milliseconds in own.items()
         if "::" in name and not any(name in operators for operators in PARTS.values())
