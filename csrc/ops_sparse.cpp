@@ -27,13 +27,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sparse_entries(const 
   check(x.numel() <= std::numeric_limits<int32_t>::max(), "x must have fewer than 2^31 elements, got ", x.numel());
   Tensor row_start = new_ints(x, N + 1);
   const int64_t count = cpu::count_entries(x.const_data_ptr(), dtype, N, d, ints(row_start), kTorchThreads);
-  Tensor columns = new_ints(x, count), rows = new_ints(x, count), column_start = new_ints(x, t * (d + 1));
-  Tensor values = new_like(x, {count}), column_values = new_like(x, {count});
+  Tensor columns = new_ints(x, count);
+  Tensor values = new_like(x, {count});
   cpu::fill_rows(x.const_data_ptr(), dtype, N, d, ints(row_start), ints(columns), values.mutable_data_ptr(),
                  kTorchThreads);
   const cpu::SparseRows by_rows{ints(row_start), ints(columns), values.const_data_ptr(), d};
-  cpu::fill_columns(by_rows, dtype, {start.data(), t}, ints(column_start), ints(rows), column_values.mutable_data_ptr(),
-                    kTorchThreads);
+  const int64_t together = cpu::columns_together(by_rows, N);
+  std::vector<int64_t> first(t + 1);
+  cpu::count_columns(by_rows, {start.data(), t}, together, first.data());
+  Tensor rows = new_ints(x, first[t]), column_start = new_ints(x, t * (cpu::column_groups(d, together) + 1));
+  Tensor column_values = new_like(x, {first[t], together});
+  cpu::fill_columns(by_rows, dtype, {start.data(), t}, together, first.data(), ints(column_start), ints(rows),
+                    column_values.mutable_data_ptr(), kTorchThreads);
   return {row_start, columns, values, column_start, rows, column_values};
 }
 
@@ -56,8 +61,9 @@ void sparse_gradient_cpu(const Tensor& out, const Tensor& delta, const std::vect
                          const Tensor& column_start, const Tensor& rows, const Tensor& column_values) {
   const DType dtype = full_dtype(column_values, "column_values");
   const GradientCall call(out, delta, column_values, sizes);
-  cpu::sparse_gradient({ints(column_start), ints(rows), column_values.const_data_ptr(), out.size(2)}, dtype,
-                       call.tasks(), call.delta(), call.outputs, call.out(), kTorchThreads);
+  cpu::sparse_gradient(
+      {ints(column_start), ints(rows), column_values.const_data_ptr(), out.size(2), column_values.size(1)}, dtype,
+      call.tasks(), call.delta(), call.outputs, call.out(), kTorchThreads);
 }
 
 }  // namespace

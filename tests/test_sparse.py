@@ -92,6 +92,17 @@ def test_is_used_where_it_pays() -> None:
         assert SparseEntries.of(dense, [10, len(dense) - 10]) is None
 
 
+def test_neighbouring_columns_are_taken_together_where_they_belong_together() -> None:
+    digits = load_data(MNIST_5K).train_images[:50].flatten(1).float() / 255
+    weight, grad = torch.randn(6, 784), torch.randn(50, 6)
+    for x, together in ((digits, 2), (digits[:, torch.randperm(784)].contiguous(), 1)):
+        entries, out = entries_of(x, [20, 30]), torch.empty(2, 6, 784)
+        assert entries.column_values.shape[1] == together
+        entries.gradient_(out, grad, [20, 30])
+        torch.testing.assert_close(out, dense_gradient(x, grad, [20, 30]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(entries.linear(None, weight, None), x @ weight.T, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("tasks_per_pass", [None, 2])
 @pytest.mark.parametrize(

@@ -19,23 +19,36 @@ struct SparseRows {
   int64_t d;
 };
 
-// The same by tasks and columns: those of column j of task k are [column_start[k (d + 1) + j], ... [... + j + 1]), and
-// their rows count from the task's first one.
+// The same by tasks and by groups of one or two neighbouring columns: what group j of task k has are the rows
+// [start[k (groups + 1) + j], ... [... + j + 1]), counted from the task's first one, each with as many values as the
+// group has columns.
 struct SparseColumns {
-  const int32_t* column_start;
+  const int32_t* start;
   const int32_t* rows;
   const void* values;
   int64_t d;
+  int64_t together;
 };
+
+constexpr int64_t column_groups(int64_t d, int64_t together) { return (d + together - 1) / together; }
 
 // How many entries of x (N, d), contiguous, are not zero: row_start (N + 1) and, as the result, their number.
 int64_t count_entries(const void* x, DType dtype, int64_t N, int64_t d, int32_t* row_start, const Executor& executor);
 
-// Fills in columns and values by rows, then column_start (t (d + 1)), rows and values by columns.
+// Fills in columns and values by rows.
 void fill_rows(const void* x, DType dtype, int64_t N, int64_t d, const int32_t* row_start, int32_t* columns,
                void* values, const Executor& executor);
-void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int32_t* column_start, int32_t* rows,
-                  void* values, const Executor& executor);
+
+// How many columns to take together: two where neighbours are mostly not zero in the same rows, as in pictures, because
+// they share what is read.
+int64_t columns_together(const SparseRows& x, int64_t N);
+
+// How many rows all groups of columns have: first[k] is the number before task k, for k = 0 ... t.
+void count_columns(const SparseRows& x, const Tasks& tasks, int64_t together, int64_t* first);
+
+// Fills in start (t (groups + 1)), rows and values by columns.
+void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int64_t together, const int64_t* first,
+                  int32_t* start, int32_t* rows, void* values, const Executor& executor);
 
 // y (n, outputs): row i = W x[positions[i]] + b; positions may be null for all rows in order. Scratch space:
 // d padded(outputs) elements.

@@ -21,11 +21,11 @@ class SparseEntries(NamedTuple):
     values: Tensor
     """(entries,)."""
     column_start: Tensor
-    """(t (d + 1),) int32."""
+    """(t (groups + 1),) int32, for groups of one or two neighbouring columns."""
     rows: Tensor
-    """(entries,) int32, counted from the task's first row."""
+    """(entries of groups,) int32, counted from the task's first row."""
     column_values: Tensor
-    """(entries,)."""
+    """(entries of groups, 1 or 2)."""
 
     @classmethod
     def of(cls, x: Tensor, sizes: list[int]) -> SparseEntries | None:

@@ -162,15 +162,21 @@ void run_sparse(Random& random, DType dtype) {
   bias.fill(random, Values::kOrdinary);
   grad.fill(random, Values::kOrdinary);
 
-  Buffer<int32_t> row_start(N + 1, 0), column_start(t * (d + 1), 0);
+  Buffer<int32_t> row_start(N + 1, 0);
   const int64_t count = cpu::count_entries(x.data(), dtype, N, d, row_start.data(), kPlainThreads);
-  Buffer<int32_t> columns(count, 0), rows(count, 0);
-  Buffer<T> values(count, 0), column_values(count, 0);
+  Buffer<int32_t> columns(count, 0);
+  Buffer<T> values(count, 0);
   cpu::fill_rows(x.data(), dtype, N, d, row_start.data(), columns.data(), values.data(), kPlainThreads);
   const cpu::SparseRows by_rows{row_start.data(), columns.data(), values.data(), d};
   const cpu::Tasks tasks{start.data(), t};
-  cpu::fill_columns(by_rows, dtype, tasks, column_start.data(), rows.data(), column_values.data(), kPlainThreads);
-  const cpu::SparseColumns by_columns{column_start.data(), rows.data(), column_values.data(), d};
+  const int64_t together = d > 1 && random() % 2 == 0 ? 2 : cpu::columns_together(by_rows, N);
+  std::vector<int64_t> first(t + 1);
+  cpu::count_columns(by_rows, tasks, together, first.data());
+  Buffer<int32_t> column_start(t * (cpu::column_groups(d, together) + 1), 0), rows(first[t], 0);
+  Buffer<T> column_values(first[t] * together, 0);
+  cpu::fill_columns(by_rows, dtype, tasks, together, first.data(), column_start.data(), rows.data(),
+                    column_values.data(), kPlainThreads);
+  const cpu::SparseColumns by_columns{column_start.data(), rows.data(), column_values.data(), d, together};
 
   const auto check_layer = [&](int64_t n, const int64_t* at) {
     Buffer<T> y(n * outputs, 0), scratch(d * cpu::padded(outputs), 0);
