@@ -32,6 +32,13 @@ inline Tensor new_like(const Tensor& like, std::initializer_list<int64_t> sizes)
 inline cpu::Matrix matrix_of(const Tensor& x) { return {x.mutable_data_ptr(), x.stride(0)}; }
 inline cpu::ConstMatrix const_matrix_of(const Tensor& x) { return {x.const_data_ptr(), x.stride(0)}; }
 
+// x (n, columns), with contiguous rows, as (n, padded(columns)).
+inline Tensor padded_copy(const Tensor& x) {
+  Tensor wide = new_like(x, {x.size(0), cpu::padded(x.size(1))});
+  cpu::pad_rows(const_matrix_of(x), full_dtype(x, "x"), x.size(0), x.size(1), wide.mutable_data_ptr(), kTorchThreads);
+  return wide;
+}
+
 // Where each task's rows begin, and after the last one their number.
 inline std::vector<int64_t> starts(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> start{0};
@@ -91,12 +98,7 @@ struct GradientCall {
     const bool fits = delta.dim() == 2 && (delta.size(1) == outputs || delta.size(1) == width);
     check(delta.scalar_type() == like.scalar_type() && fits && delta.size(0) == start.back(),
           "delta must have shape (n, outputs), got ", shape_of(delta));
-    if (delta.size(1) < width || delta.stride(1) != 1) {
-      const Tensor dense = as_contiguous(delta);
-      wide = new_like(delta, {delta.size(0), width});
-      cpu::pad_rows(const_matrix_of(dense), full_dtype(delta, "delta"), delta.size(0), delta.size(1),
-                    wide.mutable_data_ptr(), kTorchThreads);
-    }
+    if (delta.size(1) < width || delta.stride(1) != 1) wide = padded_copy(as_contiguous(delta));
   }
 
   cpu::Tasks tasks() const { return {start.data(), static_cast<int64_t>(start.size()) - 1}; }

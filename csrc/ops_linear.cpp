@@ -107,11 +107,7 @@ void linear_gradient_cpu(const Tensor& out, const Tensor& delta, const Tensor& x
   const int64_t inputs = out.size(2);
   check_rows(x, call.start.back(), inputs, out, "x");
   const DType dtype = full_dtype(out, "out");
-  Tensor wide = x;
-  if (x.size(1) < cpu::padded(inputs)) {
-    wide = new_like(x, {x.size(0), cpu::padded(inputs)});
-    cpu::pad_rows(const_matrix_of(x), dtype, x.size(0), inputs, wide.mutable_data_ptr(), kTorchThreads);
-  }
+  const Tensor wide = x.size(1) < cpu::padded(inputs) ? padded_copy(x) : x;
   cpu::linear_gradient(call.delta(), const_matrix_of(wide), dtype, call.tasks(), call.outputs, inputs, call.out(),
                        kTorchThreads);
 }

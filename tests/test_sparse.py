@@ -51,7 +51,7 @@ def test_equals_dense_products(
     # Rows of G: a task's block is contiguous, the tasks are not.
     G = torch.full((len(sizes), outputs * columns + 3), 7.0, dtype=dtype)
     out = G[:, 1:-2].unflatten(1, (outputs, columns))
-    entries.gradient_(out, grad, sizes)
+    entries.gradient_(out, grad, sizes, x, None)
     torch.testing.assert_close(out, dense_gradient(x, grad, sizes), **tolerance)
     assert (G[:, 0] == 7).all()
     assert (G[:, -2:] == 7).all()
@@ -67,7 +67,7 @@ def test_equals_dense_products(
     examples = slice(starts[tasks.start], len(x))
     some = entries.of_tasks(tasks, examples, len(sizes))
     torch.testing.assert_close(some.linear(None, weight, bias), F.linear(x[examples], weight, bias), **tolerance)
-    some.gradient_(out[tasks], grad[examples], sizes[tasks])
+    some.gradient_(out[tasks], grad[examples], sizes[tasks], x[examples], None)
     torch.testing.assert_close(out[tasks], dense_gradient(x[examples], grad[examples], sizes[tasks]), **tolerance)
 
 
@@ -79,7 +79,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         entries, out = entries_of(x, [30] * 3), torch.empty(3, 30, 50)
-        entries.gradient_(out, grad, [30] * 3)
+        entries.gradient_(out, grad, [30] * 3, x, None)
         results.append((entries.linear(None, weight, bias), out))
     torch.set_num_threads(before)
     assert all(a.equal(b) for pair in results[1:] for a, b in zip(pair, results[0], strict=True))
@@ -98,7 +98,7 @@ def test_neighbouring_columns_are_taken_together_where_they_belong_together() ->
     for x, together in ((digits, 2), (digits[:, torch.randperm(784)].contiguous(), 1)):
         entries, out = entries_of(x, [20, 30]), torch.empty(2, 6, 784)
         assert entries.column_values.shape[1] == together
-        entries.gradient_(out, grad, [20, 30])
+        entries.gradient_(out, grad, [20, 30], x, None)
         torch.testing.assert_close(out, dense_gradient(x, grad, [20, 30]), rtol=0, atol=1e-4)
         torch.testing.assert_close(entries.linear(None, weight, None), x @ weight.T, rtol=0, atol=1e-4)
 
@@ -155,4 +155,4 @@ def test_bad_arguments_of_the_operators() -> None:
         with pytest.raises(ValueError, match=f"positions must be from 0 to 5, got {wrong}"):
             entries.linear(torch.tensor([0, wrong]), torch.zeros(2, 4), None)
     with pytest.raises(ValueError, match=r"delta must have shape \(n, outputs\), got \(5, 2\)"):
-        entries.gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3])
+        entries.gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3], x, None)

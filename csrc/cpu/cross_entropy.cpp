@@ -6,8 +6,6 @@
 namespace gem_fast::cpu {
 namespace {
 
-constexpr int64_t kGrain = 128;
-
 template <class T>
 void gradient_row(const T* logits, int64_t target, int64_t classes, T scale, T* grad) {
   const T largest = *std::max_element(logits, logits + classes);
@@ -21,16 +19,14 @@ void gradient_row(const T* logits, int64_t target, int64_t classes, T scale, T* 
 
 void cross_entropy_gradient(const ConstMatrix& logits, DType dtype, const int64_t* target, const Tasks& tasks,
                             int64_t classes, const Matrix& grad, const Executor& executor) {
-  for (int64_t k = 0; k < tasks.t; ++k) {
-    const int64_t first = tasks.start[k];
-    const int64_t size = tasks.start[k + 1] - first;
-    executor.each(size, kGrain, [&](int64_t i) {
-      const int64_t n = first + i;
+  executor.each(tasks.t, 1, [&](int64_t k) {
+    const int64_t size = tasks.start[k + 1] - tasks.start[k];
+    for (int64_t n = tasks.start[k]; n < tasks.start[k + 1]; ++n) {
       GEM_FAST_DISPATCH_FULL(dtype,
                              gradient_row(static_cast<const T*>(logits.data) + n * logits.stride, target[n], classes,
                                           T(1) / static_cast<T>(size), static_cast<T*>(grad.data) + n * grad.stride));
-    });
-  }
+    }
+  });
 }
 
 }  // namespace gem_fast::cpu

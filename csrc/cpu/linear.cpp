@@ -1,7 +1,6 @@
 #include "cpu/linear.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "cpu/product.h"
@@ -58,8 +57,7 @@ ConstMatrix padded_rows(const ConstMatrix& x, DType dtype, int64_t n, int64_t co
   const int64_t width = padded(columns);
   buffer.resize(n * width * size_of(dtype));
   for (int64_t i = 0; i < n; ++i) {
-    memcpy(at(buffer.data(), i * width, dtype), at(x.data, i * x.stride, dtype), columns * size_of(dtype));
-    memset(at(buffer.data(), i * width + columns, dtype), 0, (width - columns) * size_of(dtype));
+    pad_row(at(x.data, i * x.stride, dtype), dtype, columns, at(buffer.data(), i * width, dtype));
   }
   return {buffer.data(), width};
 }

@@ -1,7 +1,6 @@
 #include "cpu/table.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/transpose.h"
 
@@ -43,8 +42,7 @@ void transpose(const void* x, DType dtype, int64_t rows, int64_t columns, void* 
 void pad_rows(const ConstMatrix& x, DType dtype, int64_t rows, int64_t columns, void* table, const Executor& executor) {
   const int64_t width = padded(columns);
   executor.each(rows, kGrain, [&](int64_t n) {
-    memcpy(at(table, n * width, dtype), at(x.data, n * x.stride, dtype), columns * size_of(dtype));
-    memset(at(table, n * width + columns, dtype), 0, (width - columns) * size_of(dtype));
+    pad_row(at(x.data, n * x.stride, dtype), dtype, columns, at(table, n * width, dtype));
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/types.h"
 #include "cpu/parallel.h"
@@ -44,6 +45,12 @@ inline const void* at(const void* data, int64_t elements, DType dtype) {
 }
 inline void* at(void* data, int64_t elements, DType dtype) {
   return static_cast<char*>(data) + elements * size_of(dtype);
+}
+
+// One row of a table from `columns` elements.
+inline void pad_row(const void* x, DType dtype, int64_t columns, void* row) {
+  memcpy(row, x, columns * size_of(dtype));
+  memset(at(row, columns, dtype), 0, (padded(columns) - columns) * size_of(dtype));
 }
 
 // table (columns, padded(rows)) = x' for x (rows, columns), contiguous.

@@ -52,9 +52,7 @@ def find_chain(links: Sequence[Link], output: Tensor) -> list[Link] | None:
         chain.append(link)
         before = [after for after, _ in node.next_functions if not _leads_to_parameter(after)]
         if not before:
-            own = [p for link in chain for p in (link.weight, link.bias) if p is not None]
-            shared = len(set(own)) < len(own)
-            return None if len(chain) < 2 or shared else chain[::-1]
+            return chain[::-1] if len(chain) > 1 and _own_parameters(chain) else None
         relu: Any = before[0]
         if len(before) > 1 or relu.name() != "ReluBackward0":
             return None
@@ -69,13 +67,11 @@ def layers_of(model: nn.Module) -> list[nn.Linear]:
         modules = modules[1:]
     kinds = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(modules))]
     layers = [module for module in modules if isinstance(module, nn.Linear)]
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
     is_chain = (
         len(modules) % 2 == 1
         and len(layers) > 1
         and list(map(type, modules)) == kinds
-        and all(isinstance(p, Parameter) for p in parameters)
-        and len(set(parameters)) == len(parameters)
+        and _own_parameters(layers)
         and all(layer.out_features <= MOST_UNITS for layer in layers)
         and not any(map(is_watched, model.modules()))
     )
@@ -146,9 +142,9 @@ def write_chain(chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: d
         sizes,
     )
     if first.weight in blocks:
-        if first.entries is not None and first.positions is None:
-            first.entries.gradient_(blocks[first.weight], delta, sizes)
-        else:  # to have a sample's entries column by column would take longer than its zeros do
+        if first.entries is not None:
+            first.entries.gradient_(blocks[first.weight], delta, sizes, first.x, first.positions)
+        else:
             torch.ops.gem_fast._linear_gradient_(blocks[first.weight], delta, first.x, sizes)
     used = {parameter for link in chain for parameter in (link.weight, link.bias)}
     for parameter in blocks.keys() - used:
@@ -158,8 +154,7 @@ def write_chain(chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: d
 
 def _is_fit(link: Link, output: Tensor) -> bool:
     return (
-        all(isinstance(p, Parameter) for p in (link.weight, link.bias) if p is not None)  # no parametrisation's
-        and link.x.dim() == 2
+        link.x.dim() == 2
         and link.x.stride(1) == 1
         and link.x.device.type == "cpu"
         and link.x.dtype == link.weight.dtype == output.dtype
@@ -169,6 +164,12 @@ def _is_fit(link: Link, output: Tensor) -> bool:
         and link.x._backward_hooks is None
         and (link.output is None or link.output._backward_hooks is None)
     )
+
+
+def _own_parameters(layers: Sequence[Link | nn.Linear]) -> bool:
+    """Whether weights and biases are parameters, not what a parametrisation made of some, each in one place only."""
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+    return all(isinstance(p, Parameter) for p in parameters) and len(set(parameters)) == len(parameters)
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:

@@ -235,8 +235,9 @@ class FusedTaskGradients:
 
     def _verify_new(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> None:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is."""
+        # Tasks that go through the model together have inputs of one kind.
+        is_chain = self._is_chain(plan, constraints[0][0].x)
         for k, [batch] in enumerate(constraints):
-            is_chain = self._is_chain(plan, batch.x)
             way = (batch.task if self._pass_task else None, min(2, len(constraints)), is_chain)
             if way in plan.verified:
                 continue

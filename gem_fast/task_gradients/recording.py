@@ -108,6 +108,7 @@ class Recorder:
         self.segments = piece.segments
         self._first = first
         self._calls.clear()
+        self.links.clear()
 
     def wants(self, parameter: Parameter | None) -> bool:
         """Whether the parameter's gradient is wanted."""

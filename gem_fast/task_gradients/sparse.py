@@ -53,6 +53,17 @@ class SparseEntries(NamedTuple):
         y: Tensor = torch.ops.gem_fast._sparse_linear(*self[:3], positions, weight, bias)
         return y
 
-    def gradient_(self, out: Tensor, delta: Tensor, sizes: list[int]) -> None:
-        """out[k] = sum over task k's rows of delta' x, for delta (N, outputs) and out (t, outputs, d)."""
-        torch.ops.gem_fast._sparse_gradient_(out, delta, sizes, *self[3:])
+    def gradient_(self, out: Tensor, delta: Tensor, sizes: list[int], x: Tensor, positions: Tensor | None) -> None:
+        """out[k] = sum over task k's rows of delta' x, for delta (n, outputs) and out (t, outputs, d).
+
+        Args:
+            out: written to.
+            delta: the gradient at the layer's output.
+            sizes: the number of rows of each task.
+            x: (n, d), the rows themselves.
+            positions: which of the entries' rows x is made of; None for all of them.
+        """
+        if positions is None:
+            torch.ops.gem_fast._sparse_gradient_(out, delta, sizes, *self[3:])
+        else:  # to have a sample's entries column by column would take longer than its zeros do
+            torch.ops.gem_fast._linear_gradient_(out, delta, x, sizes)

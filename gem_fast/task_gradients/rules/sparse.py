@@ -50,7 +50,4 @@ class _SparseLinear(torch.autograd.Function):
 def _write_weight(
     entries: SparseEntries, positions: Tensor | None, x: Tensor, grad: Tensor, segments: Segments, out: Tensor
 ) -> None:
-    if positions is None:
-        entries.gradient_(out, grad, segments.sizes)
-    else:  # to have a sample's entries column by column would take longer than the zeros do
-        torch.ops.gem_fast._linear_gradient_(out, grad, x, segments.sizes)
+    entries.gradient_(out, grad, segments.sizes, x, positions)
