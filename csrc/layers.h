@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "arguments.h"
-#include "cpu/linear.h"
+#include "cpu/layer.h"
+#include "cpu/sparse.h"
 #include "torch_threads.h"
 
 namespace gem_fast {
@@ -81,29 +82,48 @@ struct LayerView {
   int64_t inputs() const { return layer.inputs; }
 };
 
-// Rows of G of one weight, out (t, outputs, inputs), from the gradients at the layer's output: delta (n, outputs), or
-// (n, padded(outputs)) with zeros beyond the outputs, which spares a copy.
-struct GradientCall {
-  const Tensor& rows_of_g;
-  int64_t outputs;
+// A layer's input and the gradient at its output, as the gradients of its weight; holds on to copies.
+struct LayerCall {
   std::vector<int64_t> start;
-  Tensor wide;
+  Tensor delta, x;
+  cpu::SparseColumns by_columns{};
+  cpu::SparseRows by_rows{};
+  cpu::LayerGradients gradients{};
 
-  GradientCall(const Tensor& out, const Tensor& delta, const Tensor& like, const std::vector<int64_t>& sizes)
-      : rows_of_g(out), outputs(out.dim() == 3 ? out.size(1) : 0), start(starts(sizes)), wide(delta) {
-    check(out.scalar_type() == like.scalar_type() && out.dim() == 3 &&
-              out.size(0) == static_cast<int64_t>(sizes.size()) && out.stride(2) == 1 && out.stride(1) == out.size(2),
-          "out must have shape (t, outputs, d) with contiguous tasks, got ", shape_of(out));
+  // delta (n, outputs), or with zeros up to whole cache lines, which spares a copy. Then x (n, inputs), or its entries:
+  // by columns, or with positions by rows (see SparseEntries in gem_fast/task_gradients/sparse.py).
+  LayerCall(const Tensor& grad, int64_t outputs, int64_t inputs, const std::optional<Tensor>& input,
+            const Tensors& entries, const std::optional<Tensor>& positions, const std::vector<int64_t>& sizes)
+      : start(starts(sizes)), delta(grad) {
+    const DType dtype = full_dtype(grad, "delta");
+    const int64_t n = start.back();
     const int64_t width = cpu::padded(outputs);
-    const bool fits = delta.dim() == 2 && (delta.size(1) == outputs || delta.size(1) == width);
-    check(delta.scalar_type() == like.scalar_type() && fits && delta.size(0) == start.back(),
-          "delta must have shape (n, outputs), got ", shape_of(delta));
-    if (delta.size(1) < width || delta.stride(1) != 1) wide = padded_copy(as_contiguous(delta));
+    check(grad.dim() == 2 && grad.size(0) == n && (grad.size(1) == outputs || grad.size(1) == width),
+          "delta must have shape (n, outputs) = (", n, ", ", outputs, "), got ", shape_of(grad));
+    if (grad.size(1) < width || grad.stride(1) != 1) delta = padded_copy(as_contiguous(grad));
+    gradients = {dtype, {start.data(), static_cast<int64_t>(sizes.size())}, outputs, inputs, const_matrix_of(delta)};
+    if (entries.empty()) {
+      check(input.has_value() && input->dim() == 2 && input->size(0) == n && input->size(1) >= inputs &&
+                input->scalar_type() == grad.scalar_type(),
+            "x must have shape (n, inputs) = (", n, ", ", inputs, ") and delta's dtype, got ",
+            input.has_value() ? shape_of(*input) : "none");
+      x = input->stride(1) == 1 ? *input : as_contiguous(*input);
+      gradients.dense = const_matrix_of(x);
+      return;
+    }
+    check(entries.size() == 3, "entries must be three tensors, got ", entries.size());
+    if (positions.has_value()) {
+      by_rows = {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), inputs};
+      gradients.by_rows = &by_rows;
+      gradients.positions = positions_of(positions, by_rows.count(entries[0].size(0)));
+      check(positions->size(0) == n, "positions must have shape (n,) = (", n, ",), got ", shape_of(*positions));
+    } else {
+      by_columns = {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), inputs, entries[2].size(1)};
+      gradients.by_columns = &by_columns;
+    }
   }
-
-  cpu::Tasks tasks() const { return {start.data(), static_cast<int64_t>(start.size()) - 1}; }
-  cpu::ConstMatrix delta() const { return const_matrix_of(wide); }
-  cpu::Matrix out() const { return {rows_of_g.mutable_data_ptr(), rows_of_g.stride(0)}; }
+  LayerCall(const LayerCall&) = delete;
+  LayerCall& operator=(const LayerCall&) = delete;
 };
 
 }  // namespace gem_fast

@@ -16,19 +16,12 @@
 #include "cpu/combine.h"
 #include "cpu/gram.h"
 #include "cpu/pack.h"
-#include "cpu/project.h"
 #include "cpu/solve.h"
+#include "projection.h"
 #include "torch_threads.h"
 
 namespace gem_fast {
 namespace {
-
-[[noreturn]] void fail_non_finite(const Rows& G, const Segments& g) {
-  const int64_t row = cpu::first_non_finite(G, g);
-  check<std::runtime_error>(row != G.t, "grads must be finite, got a NaN or an infinity");
-  check<std::runtime_error>(row < 0, "G must be finite, got a NaN or an infinity in row ", row);
-  throw std::runtime_error("the inner products of G's rows and grads must be finite, got an overflow");
-}
 
 // ---- the ops -----------------------------------------------------------------------------------------------
 
@@ -76,23 +69,8 @@ void pack_cpu(const Tensor& row, const std::vector<std::optional<Tensor>>& tenso
   cpu::pack(call.segments(), row.mutable_data_ptr(), row.size(0), call.dtype, kTorchThreads);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> project_cpu(const Tensors& grads, const Tensor& G, double margin,
-                                                       double ridge) {
-  const MatrixView matrix(G);
-  check_writable(grads, "grads");
-  const ListView list(grads, "grads", G);
-  check_not_negative(margin, "margin");
-  check_not_negative(ridge, "ridge");
-  const int64_t t = matrix.rows.t;
-  Tensor v = new_doubles(G, {t});
-  Tensor q = new_doubles(G, {t});
-  Tensor status = new_int(G);
-  Tensor residual = new_doubles(G, {});
-  const auto outcome = cpu::project(list.segments(), matrix.rows, margin, ridge, doubles(v), doubles(q),
-                                    static_cast<int32_t*>(status.mutable_data_ptr()), doubles(residual), kTorchThreads);
-  if (outcome == cpu::Projected::kNonFinite) fail_non_finite(matrix.rows, list.segments());
-  list.write_back(grads);
-  return {v, q, status, residual};
+ProjectResult project_cpu(const Tensors& grads, const Tensor& G, double margin, double ridge) {
+  return project_grads(grads, G, nullptr, margin, ridge);
 }
 
 }  // namespace

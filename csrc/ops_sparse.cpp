@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sparse_entries(const 
   const auto t = static_cast<int64_t>(sizes.size());
   check(start.back() == N, "sizes must add up to N = ", N, ", got ", start.back());
   check(x.numel() <= std::numeric_limits<int32_t>::max(), "x must have fewer than 2^31 elements, got ", x.numel());
-  Tensor row_start = new_ints(x, N + 1);
+  Tensor row_start = new_ints(x, N * cpu::column_blocks(d) + 1);
   const int64_t count = cpu::count_entries(x.const_data_ptr(), dtype, N, d, ints(row_start), kTorchThreads);
   Tensor columns = new_ints(x, count);
   Tensor values = new_like(x, {count});
@@ -47,23 +47,13 @@ Tensor sparse_linear_cpu(const Tensor& row_start, const Tensor& columns, const T
                          const std::optional<Tensor>& bias) {
   const DType dtype = full_dtype(values, "values");
   const LayerView layer(weight, bias, values);
-  const int64_t rows = row_start.size(0) - 1;
+  const cpu::SparseRows x{ints(row_start), ints(columns), values.const_data_ptr(), layer.inputs()};
+  const int64_t rows = x.count(row_start.size(0));
   const int64_t n = positions.has_value() ? positions->size(0) : rows;
   Tensor y = new_like(values, {n, layer.outputs()});
-  Tensor scratch = new_like(values, {layer.inputs() * cpu::padded(layer.outputs())});
-  cpu::sparse_linear({ints(row_start), ints(columns), values.const_data_ptr(), layer.inputs()}, dtype,
-                     positions_of(positions, rows), n, layer.layer, matrix_of(y), scratch.mutable_data_ptr(),
+  cpu::sparse_linear(x, dtype, positions_of(positions, rows), n, layer.layer, matrix_of(y),
                      kTorchThreads);
   return y;
-}
-
-void sparse_gradient_cpu(const Tensor& out, const Tensor& delta, const std::vector<int64_t>& sizes,
-                         const Tensor& column_start, const Tensor& rows, const Tensor& column_values) {
-  const DType dtype = full_dtype(column_values, "column_values");
-  const GradientCall call(out, delta, column_values, sizes);
-  cpu::sparse_gradient(
-      {ints(column_start), ints(rows), column_values.const_data_ptr(), out.size(2), column_values.size(1)}, dtype,
-      call.tasks(), call.delta(), call.outputs, call.out(), kTorchThreads);
 }
 
 }  // namespace
@@ -76,13 +66,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gem_fast, m) {
   m.def(
       "_sparse_linear(Tensor row_start, Tensor columns, Tensor values, Tensor? positions, Tensor weight, "
       "Tensor? bias) -> Tensor");
-  m.def(
-      "_sparse_gradient_(Tensor(a!) out, Tensor delta, int[] sizes, Tensor column_start, Tensor rows, "
-      "Tensor column_values) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gem_fast, CPU, m) {
   m.impl("_sparse_entries", TORCH_BOX(&gem_fast::sparse_entries));
   m.impl("_sparse_linear", TORCH_BOX(&gem_fast::sparse_linear_cpu));
-  m.impl("_sparse_gradient_", TORCH_BOX(&gem_fast::sparse_gradient_cpu));
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.state import check_count, check_keys, check_plain_task, check_plain_tensor
-from gem_fast.task_gradients.rows import new_rows
+from gem_fast.task_gradients.rows import fits, new_rows
 
 
 class GradientRows:
@@ -35,7 +35,7 @@ class GradientRows:
     def due(self, past: list[Hashable], parameters: Sequence[Parameter]) -> tuple[Tensor, slice]:
         """G (t, p) for these tasks and parameters, and the rows of it that are to be computed now."""
         t, G = len(past), self._G
-        if G is None or len(G) < t or not _fits(G, parameters):
+        if G is None or len(G) < t or not fits(G, parameters):
             self._G = G = new_rows(t, parameters)
         elif self.every > 1 and past == self._past and self._same(parameters):
             phase = self._step % self.every
@@ -96,7 +96,3 @@ class GradientRows:
         self._G, self._parameters = new_rows(len(self._G), parameters).copy_(self._G), list(parameters)
         return True
 
-
-def _fits(G: Tensor, parameters: Sequence[Parameter]) -> bool:
-    like = parameters[0]
-    return G.shape[1] == sum(p.numel() for p in parameters) and (G.dtype, G.device) == (like.dtype, like.device)

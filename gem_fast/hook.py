@@ -22,6 +22,7 @@ from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
 from gem_fast.state import check_generator, check_keys, check_plain_task
 from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
+from gem_fast.task_gradients.chain_projection import ChainProjection
 from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
@@ -139,7 +140,10 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self._pass_task = pass_task
-        self._task_gradients = task_gradients or FusedTaskGradients(model, loss_fn, pass_task=pass_task)
+        fused = FusedTaskGradients(model, loss_fn, pass_task=pass_task)
+        self._task_gradients = task_gradients or fused
+        # What goes without G wherever G is not asked for.
+        self._chain = ChainProjection(fused) if task_gradients is None and refresh_every == 1 else None
         self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
         self._rows = GradientRows(refresh_every)
         self._generator = torch.Generator().manual_seed(seed)
@@ -271,6 +275,10 @@ class GEM:
             with _no_autocast(parameters[0].device.type):
                 if self._gramian is not None:
                     return self._gramian(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
+                if self._chain is not None:
+                    done = self._chain(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
+                    if done is not None:
+                        return done
                 G = self._compute_rows(constraints, sample, parameters)
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.

@@ -4,13 +4,14 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from models import Loss
 from torch import Tensor, nn
 
-from gem_fast import FusedTaskGradients, LoopTaskGradients
+from gem_fast import FusedTaskGradients, LoopTaskGradients, project_
 from gem_fast.task_gradients import Batch, Sample
 
 Memory = list[list[Batch]]
@@ -70,6 +71,47 @@ def assert_as_the_loop(
         assert len(lines) == 1
         assert fallback in lines[0], lines[0]
     return engine
+
+
+def assert_projects_as_rows(
+    projection: Callable[..., Any],
+    model: nn.Module,
+    batches: Memory,
+    loss_fn: Loss = F.cross_entropy,
+    *,
+    pass_task: bool = False,
+    sample: Sample | None = None,
+    tolerance: float = 1e-10,
+) -> None:
+    """projection(model, loss_fn, pass_task=...) projects as project_ does on the loop's rows.
+
+    For gradients that violate no constraint, some and all: v and q, and the gradient relative to its parts.
+    """
+    twin = copy.deepcopy(model)
+    parameters = trained(model)
+    sizes = [parameter.numel() for parameter in parameters]
+    G, reached = LoopTaskGradients(twin, loss_fn, pass_task=pass_task)(batches, trained(twin), sample=sample)
+    project = projection(model, loss_fn, pass_task=pass_task)
+    mean = G.mean(0)
+    directions = {"all": -mean, "some": torch.randn_like(mean) * mean.norm() / len(mean) ** 0.5 - G[-1] / 2}
+    if len(G) == 1:
+        directions["none"] = G[0]
+    for g in directions.values():
+        for margin, ridge in ((0.5, 0.0), (0.0, 1e-3)):
+            theirs, ours = (
+                [x.view_as(p).clone() for x, p in zip(g.split(sizes), parameters, strict=True)] for _ in "ab"
+            )
+            expected = project_(theirs, G, margin, ridge)
+            got, reached_by_ours = project(batches, parameters, ours, margin, ridge, sample=sample)
+            assert reached_by_ours == reached
+            assert torch.allclose(got.q, expected.q, rtol=tolerance, atol=tolerance * float(G.norm() * g.norm()))
+            assert torch.allclose(got.v, expected.v, rtol=100 * tolerance, atol=tolerance)
+            assert int(got.status) == int(expected.status) == 0
+            assert float(got.residual) <= 1e-6
+            scale = g.norm() + (G.norm(dim=1) * expected.v).sum()
+            for mine, right in zip(ours, theirs, strict=True):
+                assert (mine - right).norm() <= 10 * tolerance * scale
+    assert_untouched(model)
 
 
 def assert_rows_close(got: Tensor, expected: Tensor, tolerance: float) -> None:

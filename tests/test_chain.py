@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gem_fast import FusedTaskGradients
 from gem_fast.task_gradients import Sample, fused
 from gem_fast.task_gradients.chain import MOST_UNITS
+from gem_fast.task_gradients.chain_pass import ChainPass
 from gem_fast.task_gradients.verification import RowsDiffer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,13 +50,13 @@ class Net(nn.Module):
 def chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of layers of all chains that rows were written through."""
     seen: list[int] = []
-    write = fused.write_chain
+    write = ChainPass.write
 
-    def counted(chain: Any, *args: Any) -> list[bool]:
-        seen.append(len(chain))
-        return write(chain, *args)
+    def counted(chain: ChainPass, blocks: Any) -> list[bool]:
+        seen.append(len(chain.weights))
+        return write(chain, blocks)
 
-    monkeypatch.setattr(fused, "write_chain", counted)
+    monkeypatch.setattr(ChainPass, "write", counted)
     return seen
 
 
@@ -344,7 +345,7 @@ def test_bad_arguments_of_the_operators() -> None:
         ops._chain_forward(z, [weight], [torch.zeros(3)])
     nothing = torch.zeros(0)
     backward = partial(ops._chain_backward, torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"weights must be two or more, .* got 1, 1, 1 and 1"):
+    with pytest.raises(ValueError, match=r"weights must be two or more, .* got 1, 1 and 1"):
         backward([z], [weight], [nothing], [nothing], [4])
     before = torch.zeros(3, 1)
     with pytest.raises(ValueError, match=r"weight_rows must have one contiguous matrix of 6 elements per task, got"):

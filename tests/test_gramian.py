@@ -1,20 +1,21 @@
 """gradients="gramian": the projection of the rows, without the rows."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from asserts import assert_same_bits
-from engines import assert_untouched, log_lines, memory, trained
+from engines import assert_projects_as_rows, assert_untouched, log_lines, memory, trained
 from models import CASES, MultiHead, Transformer, case, classes, mlp, rows, stream, tokens
 from test_fused import LOOPED, WAYS, Net
 from test_rules import LAYERS, Attention, Head, of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_fast import AGEM, GEM, EpisodicMemory, FusedTaskGradients, LoopTaskGradients, project_
+from gem_fast import AGEM, GEM, EpisodicMemory, FusedTaskGradients, LoopTaskGradients
 from gem_fast.task_gradients import Sample, gramian
 from gem_fast.task_gradients.gramian import GramianProjection
 
@@ -28,41 +29,7 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gramian, "_BLOCK_BYTES", request.param)
 
 
-def assert_projects_as_rows_do(
-    model: nn.Module,
-    batches: Any,
-    loss_fn: Any = F.cross_entropy,
-    *,
-    pass_task: bool = False,
-    sample: Sample | None = None,
-    tolerance: float = 1e-10,
-) -> None:
-    """For gradients that violate no constraint, some and all: v and q, and the gradient relative to its parts."""
-    twin = copy.deepcopy(model)
-    parameters = trained(model)
-    G, reached = LoopTaskGradients(twin, loss_fn, pass_task=pass_task)(batches, trained(twin), sample=sample)
-    project = GramianProjection(model, loss_fn, pass_task=pass_task)
-    mean = G.mean(0)
-    directions = {"all": -mean, "some": torch.randn_like(mean) * mean.norm() / len(mean) ** 0.5 - G[-1] / 2}
-    if len(G) == 1:
-        directions["none"] = G[0]
-    for g in directions.values():
-        for margin, ridge in ((0.5, 0.0), (0.0, 1e-3)):
-            theirs, ours = (
-                [x.view_as(p).clone() for x, p in zip(g.split(sizes(parameters)), parameters, strict=True)]
-                for _ in "ab"
-            )
-            expected = project_(theirs, G, margin, ridge)
-            got, reached_by_ours = project(batches, parameters, ours, margin, ridge, sample=sample)
-            assert reached_by_ours == reached
-            assert torch.allclose(got.q, expected.q, rtol=tolerance, atol=tolerance * float(G.norm() * g.norm()))
-            assert torch.allclose(got.v, expected.v, rtol=100 * tolerance, atol=tolerance)
-            assert int(got.status) == int(expected.status) == 0
-            assert float(got.residual) <= 1e-6
-            scale = g.norm() + (G.norm(dim=1) * expected.v).sum()
-            for mine, right in zip(ours, theirs, strict=True):
-                assert (mine - right).norm() <= 10 * tolerance * scale
-    assert_untouched(model)
+assert_projects_as_rows_do = partial(assert_projects_as_rows, GramianProjection)
 
 
 def sizes(parameters: list[nn.Parameter]) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gem_fast import FusedTaskGradients, LoopTaskGradients
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.task_gradients import Batch, Sample
+from gem_fast.task_gradients.chain_pass import LayerInput
 from gem_fast.task_gradients.sparse import MOST_DENSE, SparseEntries
 
 DTYPES = [torch.float32, torch.float64]
@@ -22,6 +23,11 @@ def mostly_zeros(rows: int, columns: int, dtype: torch.dtype = torch.float64, pa
 
 def entries_of(x: Tensor, sizes: list[int]) -> SparseEntries:
     return SparseEntries(*torch.ops.gem_fast._sparse_entries(x, sizes))
+
+
+def gradient_(out: Tensor, delta: Tensor, sizes: list[int], entries: SparseEntries, positions: Tensor | None) -> None:
+    """out[k] = task k's delta' x."""
+    torch.ops.gem_fast._layer_gradient_(out, delta, *LayerInput.of(None, entries, positions), sizes)
 
 
 def dense_gradient(x: Tensor, grad: Tensor, sizes: list[int]) -> Tensor:
@@ -51,7 +57,7 @@ def test_equals_dense_products(
     # Rows of G: a task's block is contiguous, the tasks are not.
     G = torch.full((len(sizes), outputs * columns + 3), 7.0, dtype=dtype)
     out = G[:, 1:-2].unflatten(1, (outputs, columns))
-    entries.gradient_(out, grad, sizes, x, None)
+    gradient_(out, grad, sizes, entries, None)
     torch.testing.assert_close(out, dense_gradient(x, grad, sizes), **tolerance)
     assert (G[:, 0] == 7).all()
     assert (G[:, -2:] == 7).all()
@@ -63,11 +69,13 @@ def test_equals_dense_products(
     torch.testing.assert_close(
         entries.linear(positions, weight, bias), F.linear(x[positions], weight, bias), **tolerance
     )
+    gradient_(out, grad[: len(positions)], taken, entries, positions)
+    torch.testing.assert_close(out, dense_gradient(x[positions], grad[: len(positions)], taken), **tolerance)
     tasks = slice(len(sizes) // 2, len(sizes))
     examples = slice(starts[tasks.start], len(x))
-    some = entries.of_tasks(tasks, examples, len(sizes))
+    some = entries.of_tasks(tasks, examples, len(x), len(sizes))
     torch.testing.assert_close(some.linear(None, weight, bias), F.linear(x[examples], weight, bias), **tolerance)
-    some.gradient_(out[tasks], grad[examples], sizes[tasks], x[examples], None)
+    gradient_(out[tasks], grad[examples], sizes[tasks], some, None)
     torch.testing.assert_close(out[tasks], dense_gradient(x[examples], grad[examples], sizes[tasks]), **tolerance)
 
 
@@ -79,7 +87,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         entries, out = entries_of(x, [30] * 3), torch.empty(3, 30, 50)
-        entries.gradient_(out, grad, [30] * 3, x, None)
+        gradient_(out, grad, [30] * 3, entries, None)
         results.append((entries.linear(None, weight, bias), out))
     torch.set_num_threads(before)
     assert all(a.equal(b) for pair in results[1:] for a, b in zip(pair, results[0], strict=True))
@@ -98,7 +106,7 @@ def test_neighbouring_columns_are_taken_together_where_they_belong_together() ->
     for x, together in ((digits, 2), (digits[:, torch.randperm(784)].contiguous(), 1)):
         entries, out = entries_of(x, [20, 30]), torch.empty(2, 6, 784)
         assert entries.column_values.shape[1] == together
-        entries.gradient_(out, grad, [20, 30], x, None)
+        gradient_(out, grad, [20, 30], entries, None)
         torch.testing.assert_close(out, dense_gradient(x, grad, [20, 30]), rtol=0, atol=1e-4)
         torch.testing.assert_close(entries.linear(None, weight, None), x @ weight.T, rtol=0, atol=1e-4)
 
@@ -154,5 +162,7 @@ def test_bad_arguments_of_the_operators() -> None:
     for wrong in (-1, 6):
         with pytest.raises(ValueError, match=f"positions must be from 0 to 5, got {wrong}"):
             entries.linear(torch.tensor([0, wrong]), torch.zeros(2, 4), None)
-    with pytest.raises(ValueError, match=r"delta must have shape \(n, outputs\), got \(5, 2\)"):
-        entries.gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3], x, None)
+    with pytest.raises(ValueError, match=r"delta must have shape \(n, outputs\) = \(6, 2\), got \(5, 2\)"):
+        gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3], entries, None)
+    with pytest.raises(ValueError, match=r"positions must have shape \(n,\) = \(6,\), got \(5,\)"):
+        gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), [3, 3], entries, torch.arange(5))

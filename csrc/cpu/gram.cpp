@@ -115,6 +115,26 @@ GEM_FAST_KERNEL void sum_rows(C* sum, const T* first, int64_t stride, int64_t n)
   }
 }
 
+// sum = columns [c, c + n) of G^T 1.
+template <class T>
+GEM_FAST_KERNEL void sum_all_rows(const Rows& G, int64_t c, int64_t n, Compute<T>* sum) {
+  const T* rows = static_cast<const T*>(G.data) + c;
+  std::fill_n(sum, n, Compute<T>(0));
+  int64_t k = 0;
+  for (; k + 8 <= G.t; k += 8) sum_rows<8>(sum, rows + k * G.stride, G.stride, n);
+  for (; k < G.t; ++k) sum_rows<1>(sum, rows + k * G.stride, G.stride, n);
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void row_sum_any_impl(const Rows& G, void* sum) {
+  GEM_FAST_DISPATCH_DTYPE(G.dtype, {
+    for (int64_t c = 0; c < G.p; c += kBlock) {
+      sum_all_rows<T>(G, c, std::min(kBlock, G.p - c), static_cast<Compute<T>*>(sum) + c);
+    }
+  });
+}
+GEM_FAST_MULTIVERSION(row_sum_any, (const Rows& G, void* sum), (G, sum))
+
 // One slab of columns: adds q_k to partial[k] and (P 1)_k to partial[t + k].
 template <class Isa, class T>
 GEM_FAST_KERNEL void probe_slab(const Rows& G, const Segments& g, int64_t begin, int64_t end, double* partial) {
@@ -128,11 +148,8 @@ GEM_FAST_KERNEL void probe_slab(const Rows& G, const Segments& g, int64_t begin,
   for (int64_t c = begin; c < end; c += kColumns) {
     const int64_t n = std::min(kColumns, end - c);
     const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-    for (int64_t i = 0; i < padded; ++i) sum[i] = C(0);
-    const T* rows = static_cast<const T*>(G.data) + c;
-    int64_t summed = 0;
-    for (; summed + 8 <= G.t; summed += 8) sum_rows<8>(sum, rows + summed * G.stride, G.stride, n);
-    for (; summed < G.t; ++summed) sum_rows<1>(sum, rows + summed * G.stride, G.stride, n);
+    for (int64_t i = n; i < padded; ++i) sum[i] = C(0);
+    sum_all_rows<T>(G, c, n, sum);
     const C* current = segments_block<T, C>(g, c, n, padded, g_buffer);
     for (int64_t k = 0; k < G.t; ++k) {
       const C* row = row_block<T, C>(static_cast<const T*>(G.data) + k * G.stride, c, n, padded, row_buffer);
@@ -221,6 +238,8 @@ void probe(const Rows& G, const Segments& g, double* q, double* sums, double* wo
     }
   }
 }
+
+void row_sum(const Rows& G, void* sum) { row_sum_any(G, sum); }
 
 int64_t first_non_finite(const Rows& G, const Segments& g) {
   int64_t found = -1;

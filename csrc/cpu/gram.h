@@ -19,6 +19,9 @@ void gram(const Rows& G, const Segments& g, double* P, double* q, double* worksp
 // whether v = margin * 1 already is the answer.
 void probe(const Rows& G, const Segments& g, double* q, double* sums, double* workspace, const Executor& executor);
 
+// sum (p,) = G^T 1, of the type that G's is computed in, on this thread.
+void row_sum(const Rows& G, void* sum);
+
 // The first row of G with a NaN or an infinity; t when it is g that has one, -1 when there is none.
 int64_t first_non_finite(const Rows& G, const Segments& g);
 

@@ -22,4 +22,8 @@ struct Executor {
   }
 };
 
+// For what is itself a part of something that is spread over threads.
+inline constexpr Executor kThisThread{
+    [](int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) { body(0, n, context); }};
+
 }  // namespace gem_fast::cpu

@@ -42,6 +42,9 @@ GEM_FAST_KERNEL void tile(const Product& p, int64_t row, int64_t column) {
       const T* mask = static_cast<const T*>(p.mask) + (row + r) * p.mask_row + column;
       for (int64_t c = 0; c < columns; ++c) values[c] = mask[c] <= T(0) ? T(0) : values[c];
     }
+    if (p.add) {
+      for (int64_t c = 0; c < columns; ++c) values[c] += out[c];
+    }
     memcpy(out, values, columns * sizeof(T));
   }
 }

@@ -7,7 +7,7 @@
 
 namespace gem_fast::cpu {
 
-// out (rows, columns) = start + sum over k < n of a(r, k) b(k, :), or the positive part of that.
+// out (rows, columns) = start + sum over k < n of a(r, k) b(k, :), or the positive part of that, or added to what is there.
 struct Product {
   const void* a;
   int64_t a_row, a_k;  // elements from one row, and from one k, to the next
@@ -20,6 +20,7 @@ struct Product {
   int64_t mask_row;
   void* out;
   int64_t out_row;
+  bool add = false;
 };
 
 void multiply(DType dtype, const Product& p);

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <numeric>
+#include <vector>
 
 #include "core/status.h"
 #include "cpu/combine.h"
@@ -10,17 +11,37 @@
 #include "cpu/solve.h"
 
 namespace gem_fast::cpu {
+namespace {
 
-Projected project(const Segments& g, const Rows& G, double margin, double ridge, double* v, double* q, int32_t* status,
-                  double* residual, const Executor& executor) {
+// For up to so many tasks, P takes little beside a layer's columns, which else are formed once more where it is needed.
+constexpr int64_t kFewTasks = 32;
+
+}  // namespace
+
+Projected project(const Segments& g, const Rows& G, const LayerColumns* layer, double margin, double ridge, double* v,
+                  double* q, int32_t* status, double* residual, const Executor& executor) {
   const int64_t t = G.t;
   std::fill_n(v, t, 0.0);
   *status = kSolved;
   *residual = 0.0;
 
-  auto doubles = std::make_unique_for_overwrite<double[]>(t + probe_doubles(t, G.p));
-  double* sums = doubles.get();
-  probe(G, g, q, sums, sums + t, executor);
+  Buffer row_sum_buffer;
+  void* row_sum = layer == nullptr ? nullptr : row_sum_buffer.of(layer->row_sum_bytes());
+  std::vector<double> P, sums(t);
+  const auto form_P = [&] {
+    P.resize(t * t);
+    std::vector<double> workspace(gram_doubles(t, G.p));
+    gram(G, g, P.data(), q, workspace.data(), executor);
+    if (layer != nullptr) gram(*layer, P.data(), q, row_sum, executor);
+  };
+  if (layer != nullptr && t <= kFewTasks) {
+    form_P();
+    for (int64_t k = 0; k < t; ++k) sums[k] = std::accumulate(&P[k * t], &P[k * t] + t, 0.0);
+  } else {
+    std::vector<double> workspace(probe_doubles(t, G.p));
+    probe(G, g, q, sums.data(), workspace.data(), executor);
+    if (layer != nullptr) probe(*layer, q, sums.data(), row_sum, executor);
+  }
   bool violated = false;
   bool margin_suffices = true;
   for (int64_t k = 0; k < t; ++k) {
@@ -34,13 +55,12 @@ Projected project(const Segments& g, const Rows& G, double margin, double ridge,
     // At v = margin * 1 no slope is negative: it is the minimiser, and P need not be formed.
     std::fill_n(v, t, margin);
   } else {
-    doubles = std::make_unique_for_overwrite<double[]>(t * t + gram_doubles(t, G.p));
-    double* P = doubles.get();
-    gram(G, g, P, q, P + t * t, executor);
-    nnqp({P, q, 1, t, false, margin, ridge}, v, status, residual, nullptr, executor);
+    if (P.empty()) form_P();
+    nnqp({P.data(), q, 1, t, false, margin, ridge}, v, status, residual, nullptr, executor);
     if (*status == kNonFinite) return Projected::kNonFinite;
   }
   combine(g, G, v, executor);
+  if (layer != nullptr) combine(*layer, v, row_sum, executor);
   return Projected::kDone;
 }
 

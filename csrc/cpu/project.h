@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/arrays.h"
+#include "cpu/layer_columns.h"
 #include "cpu/parallel.h"
 
 namespace gem_fast::cpu {
@@ -13,8 +14,9 @@ enum class Projected {
   kNonFinite,  // G or g has a NaN or an infinity, or their inner products overflow; g is as it was
 };
 
-// Results: v (t,), q (t,) = G g of the gradient that came in, status and residual as nnqp reports them.
-Projected project(const Segments& g, const Rows& G, double margin, double ridge, double* v, double* q, int32_t* status,
-                  double* residual, const Executor& executor);
+// Results: v (t,), q (t,) = G g of the gradient that came in, status and residual as nnqp reports them. `layer`, unless
+// null, is further columns of G.
+Projected project(const Segments& g, const Rows& G, const LayerColumns* layer, double margin, double ridge, double* v,
+                  double* q, int32_t* status, double* residual, const Executor& executor);
 
 }  // namespace gem_fast::cpu

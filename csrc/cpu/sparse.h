@@ -5,18 +5,27 @@
 #include <cstdint>
 
 #include "core/types.h"
-#include "cpu/linear.h"
 #include "cpu/parallel.h"
 #include "cpu/table.h"
 
 namespace gem_fast::cpu {
 
-// The non-zero entries of x (N, d), by rows: those of row n are [row_start[n], row_start[n + 1]).
+// Columns of x whose gradients are formed together: those of all outputs stay in the first-level cache.
+constexpr int64_t kColumnBlock = 32;
+
+constexpr int64_t column_blocks(int64_t d) { return d > kColumnBlock ? (d + kColumnBlock - 1) / kColumnBlock : 1; }
+
+// The non-zero entries of x (N, d), by rows and blocks of columns: those of row n in block b are [start[n blocks + b],
+// start[n blocks + b + 1]), and those of the whole row [begin(n), begin(n + 1)).
 struct SparseRows {
-  const int32_t* row_start;
+  const int32_t* start;
   const int32_t* columns;
   const void* values;
   int64_t d;
+
+  int32_t begin(int64_t n) const { return start[n * column_blocks(d)]; }
+  // N, for `start` of so many elements.
+  int64_t count(int64_t starts) const { return (starts - 1) / column_blocks(d); }
 };
 
 // The same by tasks and by groups of one or two neighbouring columns: what group j of task k has are the rows
@@ -32,12 +41,12 @@ struct SparseColumns {
 
 constexpr int64_t column_groups(int64_t d, int64_t together) { return (d + together - 1) / together; }
 
-// How many entries of x (N, d), contiguous, are not zero: row_start (N + 1) and, as the result, their number.
-int64_t count_entries(const void* x, DType dtype, int64_t N, int64_t d, int32_t* row_start, const Executor& executor);
+// How many entries of x (N, d), contiguous, are not zero: start (N blocks + 1) and, as the result, their number.
+int64_t count_entries(const void* x, DType dtype, int64_t N, int64_t d, int32_t* start, const Executor& executor);
 
 // Fills in columns and values by rows.
-void fill_rows(const void* x, DType dtype, int64_t N, int64_t d, const int32_t* row_start, int32_t* columns,
-               void* values, const Executor& executor);
+void fill_rows(const void* x, DType dtype, int64_t N, int64_t d, const int32_t* start, int32_t* columns, void* values,
+               const Executor& executor);
 
 // How many columns to take together: two where neighbours are mostly not zero in the same rows, as in pictures, because
 // they share what is read.
@@ -50,13 +59,22 @@ void count_columns(const SparseRows& x, const Tasks& tasks, int64_t together, in
 void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int64_t together, const int64_t* first,
                   int32_t* start, int32_t* rows, void* values, const Executor& executor);
 
-// y (n, outputs): row i = W x[positions[i]] + b; positions may be null for all rows in order. Scratch space:
-// d padded(outputs) elements.
+// y (n, outputs): row i = W x[positions[i]] + b; positions may be null for all rows in order.
 void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const Layer& layer,
-                   const Matrix& y, void* scratch, const Executor& executor);
+                   const Matrix& y, const Executor& executor);
 
-// out k, as (outputs, d), = sum over task k's rows of delta' x, for delta = dL/dy (n, padded(outputs)).
-void sparse_gradient(const SparseColumns& x, DType dtype, const Tasks& tasks, const ConstMatrix& delta, int64_t outputs,
-                     const Matrix& out, const Executor& executor);
+// One row of that, from W' (d, padded(outputs)) and b or null: y (outputs,), or (padded(outputs),) and without what is
+// negative.
+void sparse_row(const SparseRows& x, DType dtype, int64_t row, const void* table, const void* bias, int64_t outputs,
+                bool hidden, void* y);
+
+// A block of one task's gradient, turned around: x[:, first ... last)' delta is added to out (last - first,
+// padded(outputs)), for delta (n, padded(outputs)). The columns are those of one block; out has room for kColumnBlock.
+void add_sparse_block(const SparseColumns& x, DType dtype, int64_t k, const ConstMatrix& delta, int64_t outputs,
+                  int64_t first, int64_t last, void* out);
+
+// The same for a sample: the n rows of x that positions names.
+void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const ConstMatrix& delta,
+                  int64_t outputs, int64_t first, int64_t last, void* out);
 
 }  // namespace gem_fast::cpu

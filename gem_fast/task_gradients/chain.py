@@ -1,8 +1,7 @@
-"""Chains of linear layers with ReLU between them, on a CPU: one backward of our own through all of them, task by task.
+"""Chains of linear layers with ReLU between them, on a CPU: how they are recognised.
 
-A chain is recognised by what autograd recorded in this very pass, however the model is written; nothing else than the
-chain's own parameters takes part in such an output. A model that is nothing but a chain, and says so by being an
-nn.Sequential, goes forward here, too, and needs no autograd at all.
+By what autograd recorded in this very pass, however the model is written; nothing else than the chain's own parameters
+takes part in such an output. Or by the model itself, where it is an nn.Sequential of nothing but a chain.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
 import gem_fast._C as _C
-from gem_fast.task_gradients.pieces import Piece
 from gem_fast.task_gradients.sparse import SparseEntries
 
 # Above this number of units, and without wide vectors, a library's matrix products are faster (bench/README.md).
@@ -101,55 +98,6 @@ def goes_through(layers: Sequence[nn.Linear], model: nn.Module, x: Tensor) -> bo
         and x[0].numel() == weight.shape[1]
         and not _has_any_global_hook()
     )
-
-
-def go_through(layers: Sequence[nn.Linear], piece: Piece) -> tuple[list[Link], Tensor]:
-    """The forward: all layers as links, and the model's output (N, classes)."""
-    x = piece.x.flatten(1).contiguous()
-    weights = [layer.weight.detach() for layer in layers]
-    biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
-    if piece.entries is None:
-        z = F.linear(x, weights[0], biases[0])
-    else:
-        z = piece.entries.linear(piece.positions, weights[0], biases[0])
-    *inputs, output = torch.ops.gem_fast._chain_forward(z, weights[1:], biases[1:])
-    first = Link(layers[0].weight, layers[0].bias, x, entries=piece.entries, positions=piece.positions)
-    others = [Link(layer.weight, layer.bias, h) for layer, h in zip(layers[1:], inputs, strict=True)]
-    return [first, *others], output
-
-
-@torch.no_grad()
-def write_chain(chain: Sequence[Link], grad: Tensor, sizes: list[int], blocks: dict[Tensor, Tensor]) -> list[bool]:
-    """Writes rows of G.
-
-    Args:
-        chain: the links, first layer first.
-        grad: (N, classes): the gradient at the output.
-        sizes: the number of examples of each task.
-        blocks: for each parameter whose gradient is wanted the (t, ...) part of G's rows that is its own.
-
-    Returns:
-        Per parameter, whether any of these rows depends on it.
-    """
-    nothing = grad.new_empty(0)
-    first, others = chain[0], chain[1:]
-    delta = torch.ops.gem_fast._chain_backward(
-        grad,
-        [link.x for link in others],
-        [link.weight for link in chain],
-        [blocks.get(link.weight, nothing) for link in others],
-        [nothing if link.bias is None else blocks.get(link.bias, nothing) for link in chain],
-        sizes,
-    )
-    if first.weight in blocks:
-        if first.entries is not None:
-            first.entries.gradient_(blocks[first.weight], delta, sizes, first.x, first.positions)
-        else:
-            torch.ops.gem_fast._linear_gradient_(blocks[first.weight], delta, first.x, sizes)
-    used = {parameter for link in chain for parameter in (link.weight, link.bias)}
-    for parameter in blocks.keys() - used:
-        blocks[parameter].zero_()
-    return [parameter in used for parameter in blocks]
 
 
 def _is_fit(link: Link, output: Tensor) -> bool:

@@ -1,12 +1,13 @@
 """The examples of all past tasks in one mini-batch, put together once and used until the memory changes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gem_fast.task_gradients.losses import is_plain_cross_entropy
-from gem_fast.task_gradients.pieces import Piece, Segments
+from gem_fast.task_gradients.pieces import Piece, Segments, taken
 from gem_fast.task_gradients.protocol import Batch, Sample
 from gem_fast.task_gradients.recording import CannotFuse
 from gem_fast.task_gradients.sparse import SparseEntries
@@ -38,8 +39,7 @@ class ExampleCache:
         start = sum(sample.sizes[: rows.start])
         sizes = sample.sizes[rows]
         positions = sample.positions[start : start + sum(sizes)]
-        x, y = (kept.index_select(0, positions.to(kept.device)) for kept in (self._all.x, self._all.y))
-        return self._all._replace(x=x, y=y, segments=Segments(sizes), positions=positions)
+        return replace(self._all, y=taken(self._all.y, positions), segments=Segments(sizes), positions=positions)
 
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.assembly import write_rows
-from gem_fast.task_gradients.chain import find_chain, go_through, goes_through, write_chain
+from gem_fast.task_gradients.chain import find_chain, goes_through
+from gem_fast.task_gradients.chain_pass import ChainPass
 from gem_fast.task_gradients.examples import ExampleCache
 from gem_fast.task_gradients.loop import LoopTaskGradients
 from gem_fast.task_gradients.losses import End
@@ -101,15 +103,13 @@ class FusedTaskGradients:
         G = new_rows(len(constraints), parameters) if out is None else out
         reason = None
         rows = slice(0, len(constraints)) if rows is None else rows
-        # One row is one backward in any case; so are the many batches of A-GEM's one row.
-        if rows.stop - rows.start > 1 and all(len(batches) == 1 for batches in constraints):
+        if rows.stop - rows.start > 1 and _are_tasks(constraints):
             plan = self._current_plan(parameters)
             try:
-                if not plan.given_up and not plan.units:
-                    plan.find_units()
-                    plan.given_up = self._tasks_per_pass is None and plan.is_faster_task_by_task()
-                if not plan.given_up:
-                    return TaskRows(G, self._fused(plan, constraints, G, rows, sample))
+                with _no_trace(plan):
+                    if self._is_ready(plan, constraints):
+                        with _undone_on_failure(plan), failures_as_reasons():
+                            return TaskRows(G, self._rows(plan, constraints, G, rows, sample))
             except CannotVerify:
                 pass
             except CannotFuse as error:
@@ -136,19 +136,46 @@ class FusedTaskGradients:
             raise CannotFuse("a constraint has several batches")
         plan = self._current_plan(parameters)
         plan.find_units()
-        with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
+        with _no_trace(plan):
             # Gradients that are not finite are the caller's to report.
             with suppress(CannotVerify):
                 self._verify_new(plan, constraints)
             # Sparse entries are prepared task by task, while parts of G may take several tasks together.
             pieces = [
-                piece._replace(entries=None) for piece in self._pieces(constraints, slice(0, len(constraints)), sample)
+                replace(piece, entries=None) for piece in self._pieces(constraints, slice(0, len(constraints)), sample)
             ]
             with _undone_on_failure(plan), failures_as_reasons():
                 recorder, ends = self._forward(plan, pieces, 0, learning=False)
                 grads = self._backward(recorder, ends, learning=False)
                 recorder.check_unchanged()
                 return recorder, grads
+
+    def chain(
+        self, constraints: Sequence[Sequence[Batch]], parameters: Sequence[Parameter], *, sample: Sample | None = None
+    ) -> ChainPass | None:
+        """One forward for all constraints through a chain of linear layers, from which any part of G can be formed.
+
+        Returns:
+            None where the model is more than that, or cannot be handled, or not all constraints are to go at a time.
+
+        Raises:
+            ValueError: the loss is not a scalar.
+        """
+        if not _are_tasks(constraints) or self._pass_task:
+            return None
+        plan = self._current_plan(parameters)
+        try:
+            with _no_trace(plan):
+                if not self._is_ready(plan, constraints) or not plan.is_chain:
+                    return None
+                pieces = self._pieces(constraints, slice(0, len(constraints)), sample)
+                if self._at_a_time(plan, pieces[0].segments.sizes) < len(constraints):
+                    return None
+                with _undone_on_failure(plan), failures_as_reasons():
+                    found = self._chain_or_record(plan, pieces, 0, learning=False)
+        except CannotFuse:
+            return None  # whoever computes rows instead meets the reason again, and says it
+        return found if isinstance(found, ChainPass) else None
 
     def _current_plan(self, parameters: Sequence[Parameter]) -> Plan:
         modules = list(self._model.modules())
@@ -159,25 +186,30 @@ class FusedTaskGradients:
     def _is_chain(self, plan: Plan, x: Tensor) -> bool:
         return self._chains and not self._pass_task and goes_through(plan.layers, self._model, x)
 
-    def _fused(
-        self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
-    ) -> list[bool]:
-        with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
-            self._verify_new(plan, constraints)
-            with _undone_on_failure(plan), failures_as_reasons():
-                return self._rows(plan, constraints, G, rows, sample)
+    def _is_ready(self, plan: Plan, constraints: Sequence[Sequence[Batch]]) -> bool:
+        """Whether the model goes in one pass, once all that is new to the plan is found out."""
+        if not plan.given_up and not plan.units:
+            plan.find_units()
+            plan.given_up = self._tasks_per_pass is None and plan.is_faster_task_by_task()
+        if plan.given_up:
+            return False
+        self._verify_new(plan, constraints)
+        return True
 
     def _pieces(self, constraints: Sequence[Sequence[Batch]], rows: slice, sample: Sample | None) -> list[Piece]:
         if self._pass_task:
             return [_piece(batch) for [batch] in chosen(constraints, sample)[rows]]
         return [self._examples([batch for [batch] in constraints], sample, rows)]
 
+    def _at_a_time(self, plan: Plan, sizes: list[int]) -> int:
+        return self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
+
     def _rows(
         self, plan: Plan, constraints: Sequence[Sequence[Batch]], G: Tensor, rows: slice, sample: Sample | None
     ) -> list[bool]:
         pieces = self._pieces(constraints, rows, sample)
         sizes = [size for piece in pieces for size in piece.segments.sizes]
-        step = self._tasks_per_pass or plan.tasks_per_pass(sizes, self._memory_bytes)
+        step = self._at_a_time(plan, sizes)
         reached = [False] * len(plan.parameters)
         for first in range(0, len(sizes), step):
             some = slice(first, min(first + step, len(sizes)))
@@ -189,20 +221,28 @@ class FusedTaskGradients:
     def _pass(self, plan: Plan, pieces: Sequence[Piece], first: int, G: Tensor, learning: bool) -> list[bool]:
         """Writes the pieces' rows of G, from `first` on."""
         rows = slice(first, first + sum(len(piece.segments.sizes) for piece in pieces))
-        if self._is_chain(plan, pieces[0].x):
-            [piece] = pieces
-            with torch.no_grad():
-                chain, output = go_through(plan.layers, piece)
-            end = End.of(self._loss_fn, output.requires_grad_(), piece)
-            return write_chain(chain, end.gradient(), piece.segments.sizes, plan.blocks(G, rows))
-        recorder, ends = self._forward(plan, pieces, first, learning)
-        found = find_chain(recorder.links, ends[0].output) if self._chains and len(ends) == 1 else None
-        if found is not None:
-            recorder.check_unchanged()
-            return write_chain(found, ends[0].gradient(), pieces[0].segments.sizes, plan.blocks(G, rows))
+        found = self._chain_or_record(plan, pieces, first, learning)
+        plan.is_chain = isinstance(found, ChainPass)
+        if isinstance(found, ChainPass):
+            return found.write(plan.blocks(G[rows], plan.parameters))
+        recorder, ends = found
         grads = self._backward(recorder, ends, learning)
         with torch.no_grad():
             return write_rows(recorder, grads, plan.parameters, G, rows)
+
+    def _chain_or_record(
+        self, plan: Plan, pieces: Sequence[Piece], first: int, learning: bool
+    ) -> ChainPass | tuple[Recorder, list[End]]:
+        """One forward per piece: through a chain, or what else was recorded."""
+        if self._is_chain(plan, pieces[0].memory):
+            [piece] = pieces
+            return ChainPass.through(plan.layers, piece, self._loss_fn)
+        recorder, ends = self._forward(plan, pieces, first, learning)
+        found = find_chain(recorder.links, ends[0].output) if self._chains and len(ends) == 1 else None
+        if found is None:
+            return recorder, ends
+        recorder.check_unchanged()
+        return ChainPass.recorded(found, ends[0].gradient(), pieces[0].segments.sizes)
 
     def _forward(self, plan: Plan, pieces: Sequence[Piece], first: int, learning: bool) -> tuple[Recorder, list[End]]:
         """One forward per piece."""
@@ -237,7 +277,7 @@ class FusedTaskGradients:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is."""
         # Tasks that go through the model together have inputs of one kind.
         is_chain = self._is_chain(plan, constraints[0][0].x)
-        for k, [batch] in enumerate(constraints):
+        for k, [batch] in enumerate(constraints if self._pass_task else constraints[:1]):
             way = (batch.task if self._pass_task else None, min(2, len(constraints)), is_chain)
             if way in plan.verified:
                 continue
@@ -298,6 +338,17 @@ def _half(batch: Batch, which: int) -> Batch:
 
 def _piece(batch: Batch) -> Piece:
     return Piece(batch.x, batch.y, batch.task, Segments([len(batch.x)]))
+
+
+def _are_tasks(constraints: Sequence[Sequence[Batch]]) -> bool:
+    """Whether there are several, of one batch each: one row is one backward in any case, as are A-GEM's batches."""
+    return len(constraints) > 1 and all(len(batches) == 1 for batches in constraints)
+
+
+@contextmanager
+def _no_trace(plan: Plan) -> Iterator[None]:
+    with torch.random.fork_rng(random_devices(plan.parameters)), torch.enable_grad():
+        yield
 
 
 @contextmanager

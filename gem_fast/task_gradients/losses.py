@@ -85,16 +85,18 @@ class End(NamedTuple):
         return grad
 
 
+def has_known_gradient(piece: Piece) -> bool:
+    """Whether the gradient of the losses at outputs (N, classes) follows from these without computing the losses."""
+    return piece.vectorised and piece.y.dtype == torch.int64 and piece.y.dim() == 1
+
+
 def _known_gradient(output: Tensor, piece: Piece) -> Tensor | None:
-    """The gradient of the sum of mean cross entropies at the outputs (N, classes), where no loss need be computed."""
     known = (
-        piece.vectorised
+        has_known_gradient(piece)
         and output.dim() == 2
         and len(output) == piece.segments.total
         and output.device.type == "cpu"
         and output.dtype in (torch.float32, torch.float64)
-        and piece.y.dtype == torch.int64
-        and piece.y.dim() == 1
     )
     if not known:
         return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,23 +46,32 @@ class Segments:
             torch.sum(mine, 0, out=row)
 
 
-class Piece(NamedTuple):
-    """What goes through the model in one forward."""
+@dataclass(frozen=True)
+class Piece:
+    """What goes through the model in one forward.
 
-    x: Tensor
-    """(N, ...): inputs, one task after the other."""
+    Attributes:
+        memory: (M, ...): inputs, one task after the other.
+        y: (N, ...): targets.
+        task: the model's second argument, where it takes one; the piece is then one task's.
+        segments: which examples are whose.
+        vectorised: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
+        entries: the non-zero entries of `memory`, where they are few.
+        positions: (N,) int64: the examples of `memory` that count; None for all of them.
+    """
+
+    memory: Tensor
     y: Tensor
-    """(N, ...): targets."""
     task: Hashable
-    """The model's second argument, where it takes one; the piece is then one task's."""
     segments: Segments
-    """Which examples are whose."""
     vectorised: bool = False
-    """Whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`."""
     entries: SparseEntries | None = None
-    """The non-zero entries of x, or of what x was sampled from, where they are few."""
     positions: Tensor | None = None
-    """(N,) int64: the examples of `entries` that x is made of; None for all of them."""
+
+    @cached_property
+    def x(self) -> Tensor:
+        """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
+        return self.memory if self.positions is None else taken(self.memory, self.positions)
 
     def of_tasks(self, tasks: slice) -> Piece:
         """The part that belongs to some of the tasks."""
@@ -70,11 +80,13 @@ class Piece(NamedTuple):
             return self
         bounds = [0, *accumulate(self.segments.sizes)]
         examples = slice(bounds[tasks.start], bounds[tasks.start] + sum(sizes))
-        positions, entries = self.positions, self.entries
-        if positions is not None:
-            positions = positions[examples]
-        elif entries is not None:
-            entries = entries.of_tasks(tasks, examples, len(self.segments.sizes))
-        return self._replace(
-            x=self.x[examples], y=self.y[examples], segments=Segments(sizes), entries=entries, positions=positions
-        )
+        part = replace(self, y=self.y[examples], segments=Segments(sizes))
+        if self.positions is not None:
+            return replace(part, positions=self.positions[examples])
+        entries = self.entries and self.entries.of_tasks(tasks, examples, len(self.y), len(self.segments.sizes))
+        return replace(part, memory=self.memory[examples], entries=entries)
+
+
+def taken(x: Tensor, positions: Tensor) -> Tensor:
+    """x[positions], for positions on the CPU."""
+    return x.index_select(0, positions.to(x.device))

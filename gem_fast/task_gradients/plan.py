@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.chain import is_watched, layers_of
 from gem_fast.task_gradients.recording import CannotFuse, Rule
 from gem_fast.task_gradients.rules import convolution, units
+from gem_fast.task_gradients.rows import Blocks
 from gem_fast.task_gradients.rules.segmented import segmented
 
 
@@ -25,8 +25,10 @@ class Plan:
         dims: see `Recorder`.
         verified: the tasks whose passes were verified (None where the model does not take the task), each with the
             number of tasks in the pass, 1 or 2, and whether it went through `layers`.
+        blocks: cuts G by parameters.
         bytes_per_example: what a pass keeps in memory for each example.
         ambiguous: whether the last pass met an input that could be read in two ways, see `Recorder`.
+        is_chain: whether the last pass went through a chain of linear layers, see `chain`.
         given_up: whether the model is left to the loop.
     """
 
@@ -40,13 +42,13 @@ class Plan:
         self.verified: set[tuple[Hashable, int, bool]] = set()
         self.bytes_per_example = 1
         self.ambiguous = False
+        self.is_chain = False
         self.given_up = False
         self._modules = modules
         self._states = _states(modules)
         self._ids = [id(parameter) for parameter in parameters]
         self._hooked = _hooked(parameters)
-        self._blocks: dict[Tensor, Tensor] = {}
-        self._blocks_of: tuple[Any, ...] = ()
+        self.blocks = Blocks()
 
     def find_units(self) -> None:
         """Looks up the rules, once.
@@ -68,18 +70,6 @@ class Plan:
         """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
         on_cpu = self.parameters[0].device.type == "cpu"
         return on_cpu and any(rule is convolution for _, rule in self.units)
-
-    def blocks(self, G: Tensor, rows: slice) -> dict[Tensor, Tensor]:
-        """For each parameter the (t, ...) part of these rows of G that is its own; made anew only for another G."""
-        place = (G.data_ptr(), G.dtype, G.shape, G.stride(), rows.start, rows.stop)
-        if place != self._blocks_of:
-            parts = G[rows].split([parameter.numel() for parameter in self.parameters], 1)
-            self._blocks = {
-                parameter: part.unflatten(1, parameter.shape or (1,))
-                for parameter, part in zip(self.parameters, parts, strict=True)
-            }
-            self._blocks_of = place
-        return self._blocks
 
     def serves(self, modules: list[nn.Module], parameters: Sequence[Parameter]) -> bool:
         """Whether the plan still holds."""

@@ -15,7 +15,7 @@ class SparseEntries(NamedTuple):
     """The non-zero entries of x (N, d), by rows and by columns of each task."""
 
     row_start: Tensor
-    """(N + 1,) int32."""
+    """(N blocks + 1,) int32, for blocks of 32 columns."""
     columns: Tensor
     """(entries,) int32."""
     values: Tensor
@@ -40,30 +40,25 @@ class SparseEntries(NamedTuple):
             return None
         return cls(*torch.ops.gem_fast._sparse_entries(x.flatten(1), sizes))
 
-    def of_tasks(self, tasks: slice, examples: slice, t: int) -> SparseEntries:
-        """The entries of some of the t tasks, which are those of some of the examples."""
-        per_task = len(self.column_start) // t
+    def of_tasks(self, tasks: slice, examples: slice, n: int, t: int) -> SparseEntries:
+        """The entries of some of the t tasks, which are those of some of the n examples."""
+        per_task, per_example = len(self.column_start) // t, (len(self.row_start) - 1) // n
         return self._replace(
-            row_start=self.row_start[examples.start : examples.stop + 1],
+            row_start=self.row_start[examples.start * per_example : examples.stop * per_example + 1],
             column_start=self.column_start[tasks.start * per_task : tasks.stop * per_task],
         )
 
+    @property
+    def by_rows(self) -> list[Tensor]:
+        """What operators take in the place of x, together with positions or for the forward."""
+        return list(self[:3])
+
+    @property
+    def by_columns(self) -> list[Tensor]:
+        """What they take for the gradient of all rows."""
+        return list(self[3:])
+
     def linear(self, positions: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x[positions] W' + b, (n, outputs)."""
-        y: Tensor = torch.ops.gem_fast._sparse_linear(*self[:3], positions, weight, bias)
+        y: Tensor = torch.ops.gem_fast._sparse_linear(*self.by_rows, positions, weight, bias)
         return y
-
-    def gradient_(self, out: Tensor, delta: Tensor, sizes: list[int], x: Tensor, positions: Tensor | None) -> None:
-        """out[k] = sum over task k's rows of delta' x, for delta (n, outputs) and out (t, outputs, d).
-
-        Args:
-            out: written to.
-            delta: the gradient at the layer's output.
-            sizes: the number of rows of each task.
-            x: (n, d), the rows themselves.
-            positions: which of the entries' rows x is made of; None for all of them.
-        """
-        if positions is None:
-            torch.ops.gem_fast._sparse_gradient_(out, delta, sizes, *self[3:])
-        else:  # to have a sample's entries column by column would take longer than its zeros do
-            torch.ops.gem_fast._linear_gradient_(out, delta, x, sizes)

@@ -112,7 +112,7 @@ void run_project(Random& random, Matrix<T>& G, Gradient<T>& g) {
   const double margin = random() % 2 == 0 ? 0.0 : 0.5;
   const std::vector<double> before = g.flat();
   const auto outcome =
-      cpu::project(g.segments(), G.rows, margin, 0.0, v.data(), q.data(), &status, &residual, kPlainThreads);
+      cpu::project(g.segments(), G.rows, nullptr, margin, 0.0, v.data(), q.data(), &status, &residual, kPlainThreads);
   if (outcome != cpu::Projected::kNonFinite) return;
   const std::vector<double> after = g.flat();
   expect(before.size() == after.size() &&

@@ -31,7 +31,7 @@ def sparse_linear(
     """As `rules.linear.linear`, from the entries that are not zero."""
     output: Tensor = _SparseLinear.apply(module.weight, module.bias, entries, positions)
     recorder.links.append(Link(module.weight, module.bias, input, output, output.grad_fn, entries, positions))
-    write = partial(_write_weight, entries, positions, input)
+    write = partial(_write_weight, entries, positions)
     recorder.use(module.weight, output, 0, write, module=module, reads=input)
     recorder.use(module.bias, output, 0, write_sum, module=module)
     return output
@@ -48,6 +48,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def _write_weight(
-    entries: SparseEntries, positions: Tensor | None, x: Tensor, grad: Tensor, segments: Segments, out: Tensor
+    entries: SparseEntries, positions: Tensor | None, grad: Tensor, segments: Segments, out: Tensor
 ) -> None:
-    entries.gradient_(out, grad, segments.sizes, x, positions)
+    operands = entries.by_columns if positions is None else entries.by_rows
+    torch.ops.gem_fast._layer_gradient_(out, grad, None, operands, positions, segments.sizes)

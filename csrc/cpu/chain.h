@@ -6,25 +6,15 @@
 
 #include "core/types.h"
 #include "cpu/parallel.h"
+#include "cpu/sparse.h"
 #include "cpu/table.h"
 
 namespace gem_fast::cpu {
 
-// y = x W' + b for the weights W (outputs, inputs).
-struct Layer {
-  const void* weight;
-  const void* bias;  // may be null
-  int64_t outputs;
-  int64_t inputs;
-};
-
-// Elements of scratch space for both directions.
-int64_t chain_scratch(const Layer* layers, int64_t count);
-
 // From z (N, units), what the layer before the first one of these puts out before its ReLU, to the inputs of the
 // layers, inputs[l] (N, padded(layers[l].inputs)), and the outputs (N, outputs) of the last one.
 void chain_forward(const ConstMatrix& z, DType dtype, int64_t N, const Layer* layers, int64_t count,
-                   const Matrix* inputs, const Matrix& outputs, void* scratch, const Executor& executor);
+                   const Matrix* inputs, const Matrix& outputs, const Executor& executor);
 
 // A layer's part in the backward: its input, and where its gradients go, one per task, or null.
 struct Link {
@@ -37,10 +27,17 @@ struct Link {
 // From grad (N, outputs), the gradient at the output of the last layer, to delta (N, padded(outputs)), the one at the
 // output of the first layer, before its ReLU; on the way the rows of G of all weights but the first, and all biases.
 void chain_backward(const ConstMatrix& grad, DType dtype, const Layer* layers, const Link* links, int64_t count,
-                    const Tasks& tasks, const Matrix& delta, void* scratch, const Executor& executor);
+                    const Tasks& tasks, const Matrix& delta, const Executor& executor);
 
-// out k (outputs, inputs) = sum over task k's rows of delta' x, for delta (N, outputs) and x (N, padded(inputs)).
-void linear_gradient(const ConstMatrix& delta, const ConstMatrix& x, DType dtype, const Tasks& tasks, int64_t outputs,
-                     int64_t inputs, const Matrix& out, const Executor& executor);
+// What goes into the first layer: the non-zero entries of the memory, or else x (N, inputs).
+struct ChainInput {
+  const SparseRows* entries;
+  const int64_t* positions;  // (N,): the memory's examples that count; null for all
+  ConstMatrix x;
+};
+
+// Both ways at once, with the tasks' mean cross entropies (N targets) between them; links[l].x are not read.
+void chain_pass(const ChainInput& input, const int64_t* target, DType dtype, const Layer* layers, const Link* links,
+                int64_t count, const Tasks& tasks, const Matrix& delta, const Executor& executor);
 
 }  // namespace gem_fast::cpu

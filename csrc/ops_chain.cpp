@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/chain.h"
 #include "cpu/cross_entropy.h"
-#include "cpu/linear.h"
 #include "layers.h"
 
 namespace gem_fast {
@@ -39,7 +39,6 @@ struct ChainView {
   }
 
   int64_t count() const { return static_cast<int64_t>(layers.size()); }
-  Tensor scratch(const Tensor& like) const { return new_like(like, {cpu::chain_scratch(layers.data(), count())}); }
 };
 
 // A matrix (n, columns), or (n, padded(columns)), with contiguous rows.
@@ -62,74 +61,114 @@ Tensors chain_forward_cpu(const Tensor& z, const Tensors& weights, const std::ve
     inputs.push_back(matrix_of(results.back()));
   }
   results.push_back(new_like(z, {n, chain.layers.back().outputs}));
-  Tensor scratch = chain.scratch(z);
   cpu::chain_forward(const_matrix_of(z), dtype, n, chain.layers.data(), chain.count(), inputs.data(),
-                     matrix_of(results.back()), scratch.mutable_data_ptr(), kTorchThreads);
+                     matrix_of(results.back()), kTorchThreads);
   return results;
+}
+
+// Where the gradients of a chain go: the rows of G of all weights but the first, and of all biases.
+std::vector<cpu::Link> links_of(const ChainView& chain, const Tensors& weight_rows, const Tensors& bias_rows, int64_t t) {
+  const size_t count = chain.layers.size();
+  check(count > 1 && weight_rows.size() == count - 1 && bias_rows.size() == count,
+        "weights must be two or more, with weight_rows for all but the first and bias_rows for all, got ", count, ", ",
+        weight_rows.size(), " and ", bias_rows.size());
+  std::vector<cpu::Link> links;
+  for (size_t l = 0; l < count; ++l) {
+    const cpu::Layer& layer = chain.layers[l];
+    links.push_back({{nullptr, 0}, false, {nullptr, 0}, rows_of_g(bias_rows[l], t, layer.outputs, "bias_rows")});
+    if (l > 0) {
+      links[l].weight_rows = rows_of_g(weight_rows[l - 1], t, layer.outputs * layer.inputs, "weight_rows");
+    }
+  }
+  return links;
 }
 
 Tensor chain_backward_cpu(const Tensor& grad, const Tensors& inputs, const Tensors& weights, const Tensors& weight_rows,
                           const Tensors& bias_rows, const std::vector<int64_t>& sizes) {
-  const size_t count = weights.size();
-  check(count > 1 && inputs.size() == count - 1 && weight_rows.size() == count - 1 && bias_rows.size() == count,
-        "weights must be two or more, with inputs and weight_rows for all but the first and bias_rows for all, got ",
-        count, ", ", inputs.size(), ", ", weight_rows.size(), " and ", bias_rows.size());
   const DType dtype = full_dtype(grad, "grad");
   const std::vector<int64_t> start = starts(sizes);
   const cpu::Tasks tasks{start.data(), static_cast<int64_t>(sizes.size())};
   const int64_t n = start.back();
-  const ChainView chain(weights, std::vector<std::optional<Tensor>>(count), grad);
-  std::vector<cpu::Link> links;
-  for (size_t l = 0; l < count; ++l) {
-    const cpu::Layer& layer = chain.layers[l];
-    cpu::Link link{{nullptr, 0}, false, {nullptr, 0}, rows_of_g(bias_rows[l], tasks.t, layer.outputs, "bias_rows")};
-    if (l > 0) {
-      const Tensor& x = inputs[l - 1];
-      check_rows(x, n, layer.inputs, grad, "inputs[" + std::to_string(l - 1) + "]");
-      link.x = const_matrix_of(x);
-      link.is_padded = x.size(1) == cpu::padded(layer.inputs);
-      link.weight_rows = rows_of_g(weight_rows[l - 1], tasks.t, layer.outputs * layer.inputs, "weight_rows");
-    }
-    links.push_back(link);
+  const ChainView chain(weights, std::vector<std::optional<Tensor>>(weights.size()), grad);
+  std::vector<cpu::Link> links = links_of(chain, weight_rows, bias_rows, tasks.t);
+  check(inputs.size() + 1 == weights.size(), "inputs must be those of all layers but the first, got ", inputs.size(),
+        " for ", weights.size(), " weights");
+  for (size_t l = 1; l < weights.size(); ++l) {
+    const Tensor& x = inputs[l - 1];
+    const int64_t columns = chain.layers[l].inputs;
+    check_rows(x, n, columns, grad, "inputs[" + std::to_string(l - 1) + "]");
+    links[l].x = const_matrix_of(x);
+    links[l].is_padded = x.size(1) == cpu::padded(columns);
   }
   check(grad.dim() == 2 && grad.size(0) == n && grad.size(1) == chain.layers.back().outputs,
         "grad must have shape (n, outputs) = (", n, ", ", chain.layers.back().outputs, "), got ", shape_of(grad));
   const Tensor dense = as_contiguous(grad);
-  Tensor scratch = chain.scratch(grad);
   Tensor delta = new_like(grad, {n, cpu::padded(chain.layers[0].outputs)});
   cpu::chain_backward(const_matrix_of(dense), dtype, chain.layers.data(), links.data(), chain.count(), tasks,
-                      matrix_of(delta), scratch.mutable_data_ptr(), kTorchThreads);
+                      matrix_of(delta), kTorchThreads);
   return delta;
 }
 
-void linear_gradient_cpu(const Tensor& out, const Tensor& delta, const Tensor& x, const std::vector<int64_t>& sizes) {
-  const GradientCall call(out, delta, out, sizes);
-  const int64_t inputs = out.size(2);
-  check_rows(x, call.start.back(), inputs, out, "x");
-  const DType dtype = full_dtype(out, "out");
-  const Tensor wide = x.size(1) < cpu::padded(inputs) ? padded_copy(x) : x;
-  cpu::linear_gradient(call.delta(), const_matrix_of(wide), dtype, call.tasks(), call.outputs, inputs, call.out(),
-                       kTorchThreads);
+// Class numbers as cross entropy takes them; holds on to a copy where one was needed.
+struct TargetView {
+  Tensor tensor;
+
+  TargetView(const Tensor& target, int64_t n, int64_t classes) : tensor(target) {
+    check(target.dim() == 1 && target.size(0) == n && target.scalar_type() == ScalarType::Long,
+          "target must have shape (n,) = (", n, ",) and int64, got ", shape_of(target));
+    tensor = as_contiguous(target);
+    for (int64_t i = 0; i < n; ++i) {
+      check(data()[i] >= 0 && data()[i] < classes, "target must be from 0 to ", classes - 1, ", got ", data()[i]);
+    }
+  }
+  const int64_t* data() const { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
+};
+
+Tensor chain_pass_cpu(const std::optional<Tensor>& x, const Tensors& entries, const std::optional<Tensor>& positions,
+                      const Tensor& target, const Tensors& weights, const std::vector<std::optional<Tensor>>& biases,
+                      const Tensors& weight_rows, const Tensors& bias_rows, const std::vector<int64_t>& sizes) {
+  check(!weights.empty() && entries.size() == (x.has_value() ? 0 : 3),
+        "weights must be given, and x or three tensors of entries by rows, got ", weights.size(), " and ",
+        entries.size());
+  const DType dtype = full_dtype(weights[0], "weights[0]");
+  const std::vector<int64_t> start = starts(sizes);
+  const int64_t n = start.back();
+  const cpu::Tasks tasks{start.data(), static_cast<int64_t>(sizes.size())};
+  const ChainView chain(weights, biases, weights[0]);
+  const std::vector<cpu::Link> links = links_of(chain, weight_rows, bias_rows, tasks.t);
+  const int64_t inputs = chain.layers[0].inputs;
+  cpu::ChainInput input{nullptr, nullptr, {nullptr, 0}};
+  cpu::SparseRows rows{};
+  if (x.has_value()) {
+    check_rows(*x, n, inputs, weights[0], "x");
+    input.x = const_matrix_of(*x);
+  } else {
+    rows = {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), inputs};
+    input.entries = &rows;
+    const int64_t N = rows.count(entries[0].size(0));
+    input.positions = positions_of(positions, N);
+    check(n == (positions.has_value() ? positions->size(0) : N), "sizes must add up to the number of rows, got ", n);
+  }
+  const TargetView classes(target, n, chain.layers.back().outputs);
+  Tensor delta = new_like(weights[0], {n, cpu::padded(chain.layers[0].outputs)});
+  cpu::chain_pass(input, classes.data(), dtype, chain.layers.data(), links.data(), chain.count(), tasks,
+                  matrix_of(delta), kTorchThreads);
+  return delta;
 }
 
 Tensor cross_entropy_gradient_cpu(const Tensor& logits, const Tensor& target, const std::vector<int64_t>& sizes) {
   const DType dtype = full_dtype(logits, "logits");
-  check(logits.dim() == 2 && target.dim() == 1 && target.size(0) == logits.size(0) &&
-            target.scalar_type() == ScalarType::Long,
-        "target must have shape (n,) and int64 for logits of shape (n, classes), got ", shape_of(target), " for ",
-        shape_of(logits));
-  const Tensor dense = as_contiguous(logits), classes = as_contiguous(target);
+  check(logits.dim() == 2, "logits must have shape (n, classes), got ", shape_of(logits));
+  const Tensor dense = as_contiguous(logits);
   const int64_t n = logits.size(0);
   const int64_t count = logits.size(1);
+  const TargetView classes(target, n, count);
   const std::vector<int64_t> start = starts(sizes);
   check(start.back() == n, "sizes must add up to n = ", n, ", got ", start.back());
-  const auto* wanted = static_cast<const int64_t*>(classes.const_data_ptr());
-  for (int64_t i = 0; i < n; ++i) {
-    check(wanted[i] >= 0 && wanted[i] < count, "target must be from 0 to ", count - 1, ", got ", wanted[i]);
-  }
   Tensor grad = new_like(logits, {n, count});
-  cpu::cross_entropy_gradient(const_matrix_of(dense), dtype, wanted, {start.data(), static_cast<int64_t>(sizes.size())},
-                              count, matrix_of(grad), kTorchThreads);
+  cpu::cross_entropy_gradient(const_matrix_of(dense), dtype, classes.data(),
+                              {start.data(), static_cast<int64_t>(sizes.size())}, count, matrix_of(grad),
+                              kTorchThreads);
   return grad;
 }
 
@@ -141,13 +180,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gem_fast, m) {
   m.def(
       "_chain_backward(Tensor grad, Tensor[] inputs, Tensor[] weights, Tensor(a!)[] weight_rows, "
       "Tensor(b!)[] bias_rows, int[] sizes) -> Tensor");
-  m.def("_linear_gradient_(Tensor(a!) out, Tensor delta, Tensor x, int[] sizes) -> ()");
+  m.def(
+      "_chain_pass(Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, Tensor[] weights, Tensor?[] biases, "
+      "Tensor(a!)[] weight_rows, Tensor(b!)[] bias_rows, int[] sizes) -> Tensor");
   m.def("_cross_entropy_gradient(Tensor logits, Tensor target, int[] sizes) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gem_fast, CPU, m) {
   m.impl("_chain_forward", TORCH_BOX(&gem_fast::chain_forward_cpu));
   m.impl("_chain_backward", TORCH_BOX(&gem_fast::chain_backward_cpu));
-  m.impl("_linear_gradient_", TORCH_BOX(&gem_fast::linear_gradient_cpu));
+  m.impl("_chain_pass", TORCH_BOX(&gem_fast::chain_pass_cpu));
   m.impl("_cross_entropy_gradient", TORCH_BOX(&gem_fast::cross_entropy_gradient_cpu));
 }

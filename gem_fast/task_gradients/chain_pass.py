@@ -1,0 +1,112 @@
+"""Passes through chains of linear layers, on a CPU: one backward of our own through all layers, task by task.
+
+A model that is nothing but a chain goes forward here, too, and needs no autograd at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gem_fast.task_gradients.chain import Link
+from gem_fast.task_gradients.losses import End, has_known_gradient
+from gem_fast.task_gradients.pieces import Piece
+from gem_fast.task_gradients.sparse import SparseEntries
+
+Blocks = dict[Tensor, Tensor]
+"""For each parameter whose gradient is wanted the (t, ...) part of G's rows that is its own."""
+
+
+class LayerInput(NamedTuple):
+    """A layer's input, as operators take it that form the gradients of its weight."""
+
+    x: Tensor | None
+    """(N, inputs); None where there are entries."""
+    entries: list[Tensor]
+    """By rows for a sample, else by columns."""
+    positions: Tensor | None
+    """Of a sample, as for `Piece`."""
+
+    @classmethod
+    def of(cls, x: Tensor | None, entries: SparseEntries | None, positions: Tensor | None) -> LayerInput:
+        """x, which is not needed where there are entries."""
+        if entries is None:
+            return cls(x, [], None)
+        return cls(None, entries.by_columns if positions is None else entries.by_rows, positions)
+
+
+class ChainPass(NamedTuple):
+    """A pass through a chain, from which the gradients of all tasks are formed."""
+
+    weights: list[Tensor]
+    """Of the layers, first layer first."""
+    biases: list[Tensor | None]
+    input: LayerInput
+    """The first layer's."""
+    sizes: list[int]
+    """The number of examples of each task."""
+    run: Callable[[list[Tensor], list[Tensor], list[int]], Tensor]
+    """Takes where the gradients go of all weights but the first, and of all biases, and the sizes; see `backward`."""
+
+    @classmethod
+    def recorded(cls, links: Sequence[Link], grad: Tensor, sizes: list[int]) -> ChainPass:
+        """A pass of which the forward is done, and the gradient at the output (N, classes) known."""
+        first, *others = links
+        weights = [link.weight for link in links]
+        run = partial(torch.ops.gem_fast._chain_backward, grad, [link.x for link in others], weights)
+        given = LayerInput.of(first.x, first.entries, first.positions)
+        return cls(weights, [link.bias for link in links], given, sizes, run)
+
+    @classmethod
+    def through(
+        cls, layers: Sequence[nn.Linear], piece: Piece, loss_fn: Callable[[Tensor, Tensor], Tensor]
+    ) -> ChainPass:
+        """A pass through a model that is these layers and nothing else."""
+        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
+        entries, positions, sizes = piece.entries, piece.positions, piece.segments.sizes
+        x = piece.x.flatten(1).contiguous() if entries is None else None
+        if has_known_gradient(piece):
+            rows = [] if entries is None else entries.by_rows
+            run = partial(torch.ops.gem_fast._chain_pass, x, rows, positions, piece.y, weights, biases)
+        else:
+            with torch.no_grad():
+                z = F.linear(x, weights[0], biases[0]) if x is not None else entries.linear(positions, weights[0], biases[0])
+                *inputs, output = torch.ops.gem_fast._chain_forward(z, weights[1:], biases[1:])
+            grad = End.of(loss_fn, output.requires_grad_(), piece).gradient()
+            run = partial(torch.ops.gem_fast._chain_backward, grad, inputs, weights)
+        parameters = [layer.weight for layer in layers]
+        return cls(parameters, biases, LayerInput.of(x, entries, positions), sizes, run)
+
+    @torch.no_grad()
+    def backward(self, blocks: Blocks) -> Tensor:
+        """Writes all blocks but the first weight's.
+
+        Returns:
+            (N, outputs), with zeros up to whole cache lines: the gradient at the first layer's output.
+        """
+        nothing = self.weights[0].new_empty(0)
+        for parameter in blocks.keys() - {*self.weights, *self.biases}:
+            blocks[parameter].zero_()
+        return self.run(
+            [blocks.get(weight, nothing) for weight in self.weights[1:]],
+            [nothing if bias is None else blocks.get(bias, nothing) for bias in self.biases],
+            self.sizes,
+        )
+
+    def write(self, blocks: Blocks) -> list[bool]:
+        """Writes rows of G; returns, per parameter, whether any of these rows depends on it."""
+        delta = self.backward(blocks)
+        weight = self.weights[0]
+        if weight in blocks:
+            torch.ops.gem_fast._layer_gradient_(blocks[weight], delta, *self.input, self.sizes)
+        return self.reached(blocks)
+
+    def reached(self, parameters: Iterable[Tensor]) -> list[bool]:
+        """For each of these parameters, whether it is one of the chain's."""
+        own = {*self.weights, *self.biases}
+        return [parameter in own for parameter in parameters]
