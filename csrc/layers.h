@@ -82,16 +82,28 @@ struct LayerView {
   int64_t inputs() const { return layer.inputs; }
 };
 
+// The entries of a memory's rows, from the tensors (start, columns, values) of `_sparse_rows`.
+inline cpu::SparseRows sparse_rows_of(const Tensors& entries, int64_t d) {
+  check(entries.size() == 3, "entries by rows must be three tensors, got ", entries.size());
+  return {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), d};
+}
+
+// Pairs of lines, from the tensors (members, start, index, values) of `_sparse_pairs`.
+inline cpu::SparsePairs sparse_pairs_of(const Tensors& entries) {
+  check(entries.size() == 4, "pairs must be four tensors, got ", entries.size());
+  return {ints(entries[0]), ints(entries[1]), ints(entries[2]), entries[3].const_data_ptr()};
+}
+
 // A layer's input and the gradient at its output, as the gradients of its weight; holds on to copies.
 struct LayerCall {
   std::vector<int64_t> start;
   Tensor delta, x;
-  cpu::SparseColumns by_columns{};
+  cpu::SparsePairs by_columns{};
   cpu::SparseRows by_rows{};
   cpu::LayerGradients gradients{};
 
-  // delta (n, outputs), or with zeros up to whole cache lines, which spares a copy. Then x (n, inputs), or its entries:
-  // by columns, or with positions by rows (see SparseEntries in gem_fast/task_gradients/sparse.py).
+  // delta (n, outputs), or with zeros up to whole cache lines, which spares a copy. Then x (n, inputs), or in its place
+  // pairs of each task's columns, or with positions entries by rows.
   LayerCall(const Tensor& grad, int64_t outputs, int64_t inputs, const std::optional<Tensor>& input,
             const Tensors& entries, const std::optional<Tensor>& positions, const std::vector<int64_t>& sizes)
       : start(starts(sizes)), delta(grad) {
@@ -111,14 +123,13 @@ struct LayerCall {
       gradients.dense = const_matrix_of(x);
       return;
     }
-    check(entries.size() == 3, "entries must be three tensors, got ", entries.size());
     if (positions.has_value()) {
-      by_rows = {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), inputs};
+      by_rows = sparse_rows_of(entries, inputs);
       gradients.by_rows = &by_rows;
       gradients.positions = positions_of(positions, by_rows.count(entries[0].size(0)));
       check(positions->size(0) == n, "positions must have shape (n,) = (", n, ",), got ", shape_of(*positions));
     } else {
-      by_columns = {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), inputs, entries[2].size(1)};
+      by_columns = sparse_pairs_of(entries);
       gradients.by_columns = &by_columns;
     }
   }

@@ -127,9 +127,7 @@ struct TargetView {
 Tensor chain_pass_cpu(const std::optional<Tensor>& x, const Tensors& entries, const std::optional<Tensor>& positions,
                       const Tensor& target, const Tensors& weights, const std::vector<std::optional<Tensor>>& biases,
                       const Tensors& weight_rows, const Tensors& bias_rows, const std::vector<int64_t>& sizes) {
-  check(!weights.empty() && entries.size() == (x.has_value() ? 0 : 3),
-        "weights must be given, and x or three tensors of entries by rows, got ", weights.size(), " and ",
-        entries.size());
+  check(!weights.empty(), "weights must be given, got none");
   const DType dtype = full_dtype(weights[0], "weights[0]");
   const std::vector<int64_t> start = starts(sizes);
   const int64_t n = start.back();
@@ -137,17 +135,20 @@ Tensor chain_pass_cpu(const std::optional<Tensor>& x, const Tensors& entries, co
   const ChainView chain(weights, biases, weights[0]);
   const std::vector<cpu::Link> links = links_of(chain, weight_rows, bias_rows, tasks.t);
   const int64_t inputs = chain.layers[0].inputs;
-  cpu::ChainInput input{nullptr, nullptr, {nullptr, 0}};
+  cpu::ChainInput input;
   cpu::SparseRows rows{};
+  cpu::SparsePairs pairs{};
   if (x.has_value()) {
     check_rows(*x, n, inputs, weights[0], "x");
     input.x = const_matrix_of(*x);
+  } else if (positions.has_value()) {
+    rows = sparse_rows_of(entries, inputs);
+    input.rows = &rows;
+    input.positions = positions_of(positions, rows.count(entries[0].size(0)));
+    check(positions->size(0) == n, "positions must have shape (n,) = (", n, ",), got ", shape_of(*positions));
   } else {
-    rows = {ints(entries[0]), ints(entries[1]), entries[2].const_data_ptr(), inputs};
-    input.entries = &rows;
-    const int64_t N = rows.count(entries[0].size(0));
-    input.positions = positions_of(positions, N);
-    check(n == (positions.has_value() ? positions->size(0) : N), "sizes must add up to the number of rows, got ", n);
+    pairs = sparse_pairs_of(entries);
+    input.pairs = &pairs;
   }
   const TargetView classes(target, n, chain.layers.back().outputs);
   Tensor delta = new_like(weights[0], {n, cpu::padded(chain.layers[0].outputs)});

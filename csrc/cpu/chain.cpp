@@ -221,6 +221,10 @@ void chain_pass(const ChainInput& input, const int64_t* target, DType dtype, con
   const std::vector<ForwardLayer> forward = forward_layers(layers, count, dtype, executor);
   const std::vector<Buffer> weights = backward_weights(layers, count, dtype, executor);
   const int64_t classes = layers[count - 1].outputs;
+  std::vector<int64_t> first_pair{0};
+  for (int64_t k = 0; k < tasks.t; ++k) {
+    first_pair.push_back(first_pair[k] + pairs_of(tasks.start[k + 1] - tasks.start[k]));
+  }
   executor.each(tasks.t, 1, [&](int64_t k) {
     const int64_t first = tasks.start[k];
     const int64_t n = tasks.start[k + 1] - first;
@@ -232,18 +236,19 @@ void chain_pass(const ChainInput& input, const int64_t* target, DType dtype, con
       x[l] = {buffers[l].of(n * width * size_of(dtype)), width};
     }
     const Matrix logits{buffers[0].of(n * classes * size_of(dtype)), classes};
+    if (input.pairs != nullptr) {
+      sparse_rows_forward(input.pairs->from(first_pair[k]), dtype, n, forward[0].weight.data(),
+                          forward[0].bias_or_null(), layers[0].outputs, x[1]);
+    }
     for (int64_t row = 0; row < n; row += kRows) {
       const int64_t rows = std::min(kRows, n - row);
       const Matrix y = rows_from(x[1], row, dtype);
-      if (input.entries == nullptr) {
+      for (int64_t i = 0; input.rows != nullptr && i < rows; ++i) {
+        sparse_row_forward(*input.rows, dtype, input.positions[first + row + i], forward[0].weight.data(),
+                           forward[0].bias_or_null(), layers[0].outputs, at(y.data, i * y.stride, dtype));
+      }
+      if (input.x.data != nullptr) {
         layer_forward(forward[0], dtype, rows, true, rows_from(input.x, first + row, dtype), y);
-      } else {
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t of = first + row + i;
-          sparse_row(*input.entries, dtype, input.positions == nullptr ? of : input.positions[of],
-                     forward[0].weight.data(), forward[0].bias_or_null(), layers[0].outputs, true,
-                     at(y.data, i * y.stride, dtype));
-        }
       }
       rows_forward(forward, dtype, 1, row, rows, x.data(), logits);
     }

@@ -12,9 +12,9 @@ void LayerGradients::add_block(int64_t k, int64_t block, void* out) const {
   const int64_t n = tasks.start[k + 1] - row;
   const ConstMatrix mine{at(delta.data, row * delta.stride, dtype), delta.stride};
   if (by_columns != nullptr) {
-    add_sparse_block(*by_columns, dtype, k, mine, outputs, of.first, of.last, out);
+    add_sparse_block(by_columns->from(k * pairs_of(inputs)), dtype, inputs, block, mine, outputs, out);
   } else if (by_rows != nullptr) {
-    add_sparse_block(*by_rows, dtype, positions + row, n, mine, outputs, of.first, of.last, out);
+    add_sparse_block(*by_rows, dtype, positions + row, n, block, mine, outputs, out);
   } else {
     multiply(dtype, {.a = at(dense.data, row * dense.stride + of.first, dtype),
                      .a_row = 1,

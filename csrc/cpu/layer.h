@@ -15,9 +15,9 @@ struct LayerGradients {
   Tasks tasks;
   int64_t outputs, inputs;
   ConstMatrix delta;  // (N, padded(outputs)), zeros beyond the outputs
-  // x: its non-zero entries by columns, or those of more rows than its own, of which `positions` (N,) names these, or
-  // else all of it.
-  const SparseColumns* by_columns = nullptr;
+  // x: pairs of each task's columns, or entries of more rows than its own, of which `positions` (N,) names these, or else
+  // all of it.
+  const SparsePairs* by_columns = nullptr;
   const SparseRows* by_rows = nullptr;
   const int64_t* positions = nullptr;
   ConstMatrix dense{nullptr, 0};  // (N, inputs)

@@ -14,76 +14,105 @@ namespace {
 constexpr int64_t kRowGrain = 16;
 // Vectors of outputs whose sums stay in registers while entries stream by.
 constexpr int kMostVectors = 8;
-// The part of the products with two neighbouring columns that must not be with zeros, for these to be taken together:
-// what is spared is half of what is read, and a zero costs as much as another number.
-constexpr double kLeastFull = 0.7;
 
 // ---- sums of scaled vectors --------------------------------------------------------------------------------
 
-// For c < kTogether: sum[c width ... + kVectors) += sum over the entries e of value[e kTogether + c] * table[index[e]]
+// For c < kTogether: sum[c] (kVectors) += sum over the entries e of value[e kTogether + c] * table[index[e]]
 template <class T, int L, int kTogether, int kVectors>
 GEM_FAST_KERNEL void add_entries(const T* table, int64_t width, const int32_t* index, const T* value, int64_t count,
-                                 T* sum) {
+                                 T* const* sum, int64_t at) {
   using V = typename Lanes<T, L>::type;
   V total[kTogether][kVectors];
   for (int c = 0; c < kTogether; ++c) {
-    for (int v = 0; v < kVectors; ++v) total[c][v] = *reinterpret_cast<const V*>(sum + c * width + v * L);
+    for (int v = 0; v < kVectors; ++v) total[c][v] = *reinterpret_cast<const V*>(sum[c] + at + v * L);
   }
   for (int64_t e = 0; e < count; ++e) {
-    const T* row = table + index[e] * width;
+    const T* row = table + index[e] * width + at;
     for (int v = 0; v < kVectors; ++v) {
       const V x = *reinterpret_cast<const V*>(row + v * L);
       for (int c = 0; c < kTogether; ++c) total[c][v] += value[e * kTogether + c] * x;
     }
   }
   for (int c = 0; c < kTogether; ++c) {
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(sum + c * width + v * L) = total[c][v];
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(sum[c] + at + v * L) = total[c][v];
   }
 }
 
 // The same for all of a row, in groups of vectors that fit the registers.
 template <class T, int L, int kTogether>
 GEM_FAST_KERNEL void add_all_entries(const T* table, int64_t width, const int32_t* index, const T* value, int64_t count,
-                                     T* sum) {
+                                     T* const* sum) {
   constexpr int64_t kMost = kTogether == 1 || L * sizeof(T) == 64 ? kMostVectors : kMostVectors / 2;
   const int64_t vectors = width / L;
   const int64_t groups = (vectors + kMost - 1) / kMost;
   const int64_t size = (vectors + groups - 1) / groups;
   for (int64_t v = 0; v < vectors; v += size) {
-    const T* from = table + v * L;
-    T* to = sum + v * L;
     switch (std::min(size, vectors - v)) {
-      case 1: add_entries<T, L, kTogether, 1>(from, width, index, value, count, to); break;
-      case 2: add_entries<T, L, kTogether, 2>(from, width, index, value, count, to); break;
-      case 3: add_entries<T, L, kTogether, 3>(from, width, index, value, count, to); break;
-      case 4: add_entries<T, L, kTogether, 4>(from, width, index, value, count, to); break;
-      case 5: add_entries<T, L, kTogether, 5>(from, width, index, value, count, to); break;
-      case 6: add_entries<T, L, kTogether, 6>(from, width, index, value, count, to); break;
-      case 7: add_entries<T, L, kTogether, 7>(from, width, index, value, count, to); break;
-      default: add_entries<T, L, kTogether, 8>(from, width, index, value, count, to); break;
+      case 1: add_entries<T, L, kTogether, 1>(table, width, index, value, count, sum, v * L); break;
+      case 2: add_entries<T, L, kTogether, 2>(table, width, index, value, count, sum, v * L); break;
+      case 3: add_entries<T, L, kTogether, 3>(table, width, index, value, count, sum, v * L); break;
+      case 4: add_entries<T, L, kTogether, 4>(table, width, index, value, count, sum, v * L); break;
+      case 5: add_entries<T, L, kTogether, 5>(table, width, index, value, count, sum, v * L); break;
+      case 6: add_entries<T, L, kTogether, 6>(table, width, index, value, count, sum, v * L); break;
+      case 7: add_entries<T, L, kTogether, 7>(table, width, index, value, count, sum, v * L); break;
+      default: add_entries<T, L, kTogether, 8>(table, width, index, value, count, sum, v * L); break;
     }
   }
 }
 
+// The entries of pair i: calls add_all_entries with sums of its two lines.
+template <class T, int L>
+GEM_FAST_KERNEL void add_pair(const SparsePairs& x, int64_t i, const T* table, int64_t width, T* first, T* second) {
+  T* const sums[] = {first, second};
+  const int32_t begin = x.start[i];
+  add_all_entries<T, L, 2>(table, width, x.index + begin, static_cast<const T*>(x.values) + 2 * begin,
+                           x.start[i + 1] - begin, sums);
+}
+
 // ---- the layer ---------------------------------------------------------------------------------------------
 
-// y = the bias and the sum over a row's entries.
+// sum (width) = the bias, or zeros.
+template <class T>
+GEM_FAST_KERNEL void start_sum(const T* bias, int64_t outputs, int64_t width, T* sum) {
+  const int64_t given = bias == nullptr ? 0 : outputs;
+  std::copy_n(bias, given, sum);
+  std::fill(sum + given, sum + width, T(0));
+}
+
+// Like torch's ReLU, it lets a NaN pass.
+template <class T>
+GEM_FAST_KERNEL void keep_positive(T* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = y[i] <= T(0) ? T(0) : y[i];
+}
+
+// y (width) = the bias and the sum over a row's entries.
 template <class Isa, class T>
 GEM_FAST_KERNEL void linear_row(const SparseRows& x, int64_t row, const T* table, const T* bias, int64_t outputs,
                                 bool hidden, T* y) {
   const int64_t width = padded(outputs);
-  thread_local Buffer buffer;
-  T* sum = static_cast<T*>(buffer.of(width * sizeof(T)));
-  std::fill_n(sum, width, T(0));
-  if (bias != nullptr) std::copy_n(bias, outputs, sum);
+  T* const sums[] = {y};
+  start_sum(bias, outputs, width, y);
   const int32_t first = x.begin(row);
   add_all_entries<T, kLanesOf<Isa, T>, 1>(table, width, x.columns + first, static_cast<const T*>(x.values) + first,
-                                          x.begin(row + 1) - first, sum);
-  if (hidden) {
-    // Like torch's, it lets a NaN pass.
-    for (int64_t o = 0; o < width; ++o) y[o] = sum[o] <= T(0) ? T(0) : sum[o];
-  } else {
-    std::copy_n(sum, outputs, y);
+                                          x.begin(row + 1) - first, sums);
+  if (hidden) keep_positive(y, width);
+}
+
+template <class Isa, class T>
+GEM_FAST_KERNEL void linear_pairs(const SparsePairs& x, int64_t n, const T* table, const T* bias, int64_t outputs,
+                                  T* y, int64_t stride) {
+  const int64_t width = padded(outputs);
+  thread_local Buffer buffer;
+  T* none = static_cast<T*>(buffer.of(width * sizeof(T)));
+  for (int64_t i = 0; i < pairs_of(n); ++i) {
+    T* rows[2];
+    for (int c = 0; c < 2; ++c) {
+      const int32_t row = x.members[2 * i + c];
+      rows[c] = row < 0 ? none : y + row * stride;
+      start_sum(bias, outputs, width, rows[c]);
+    }
+    add_pair<T, kLanesOf<Isa, T>>(x, i, table, width, rows[0], rows[1]);
+    for (T* row : rows) keep_positive(row, width);
   }
 }
 
@@ -98,23 +127,34 @@ GEM_FAST_MULTIVERSION(linear_row_any,
                        int64_t outputs, bool hidden, void* y),
                       (x, dtype, row, table, bias, outputs, hidden, y))
 
+template <class Isa>
+GEM_FAST_KERNEL void linear_pairs_any_impl(const SparsePairs& x, DType dtype, int64_t n, const void* table,
+                                           const void* bias, int64_t outputs, const Matrix& y) {
+  GEM_FAST_DISPATCH_FULL(dtype, linear_pairs<Isa, T>(x, n, static_cast<const T*>(table), static_cast<const T*>(bias),
+                                                     outputs, static_cast<T*>(y.data), y.stride));
+}
+GEM_FAST_MULTIVERSION(linear_pairs_any,
+                      (const SparsePairs& x, DType dtype, int64_t n, const void* table, const void* bias,
+                       int64_t outputs, const Matrix& y),
+                      (x, dtype, n, table, bias, outputs, y))
+
 // ---- its gradient ------------------------------------------------------------------------------------------
 
-// Columns [first, last) of one task: the sums of dL/dy's rows, scaled by a column's entries.
+// Columns of one block: the sums of dL/dy's rows, scaled by the columns' entries.
 template <class Isa, class T>
-GEM_FAST_KERNEL void columns_block(const SparseColumns& x, int64_t k, const T* delta, int64_t width, int64_t first,
-                                   int64_t last, T* out) {
-  constexpr int L = kLanesOf<Isa, T>;
-  const int32_t* starts = x.start + k * (column_groups(x.d, x.together) + 1);
-  for (int64_t j = first; j < last; j += x.together) {
-    const int32_t* start = starts + j / x.together;
-    const int32_t* rows = x.rows + start[0];
-    const T* values = static_cast<const T*>(x.values) + start[0] * x.together;
-    if (x.together == 2) {
-      add_all_entries<T, L, 2>(delta, width, rows, values, start[1] - start[0], out + (j - first) * width);
-    } else {
-      add_all_entries<T, L, 1>(delta, width, rows, values, start[1] - start[0], out + (j - first) * width);
+GEM_FAST_KERNEL void pairs_block(const SparsePairs& x, int64_t d, int64_t block, const T* delta, int64_t width, T* out) {
+  thread_local Buffer buffer;
+  T* none = static_cast<T*>(buffer.of(width * sizeof(T)));
+  const int64_t first = block * kColumnBlock;
+  const int64_t last = std::min(d, first + kColumnBlock);
+  for (int64_t i = first / 2; i < pairs_of(last); ++i) {
+    T* columns[2];
+    for (int c = 0; c < 2; ++c) {
+      const int32_t column = x.members[2 * i + c];
+      columns[c] = column < 0 ? none : out + (column - first) * width;
     }
+    if (columns[1] == none) std::fill_n(none, width, T(0));
+    add_pair<T, kLanesOf<Isa, T>>(x, i, delta, width, columns[0], columns[1]);
   }
 }
 
@@ -133,12 +173,12 @@ GEM_FAST_KERNEL void add_row(const int32_t* columns, const T* values, int64_t co
 }
 
 template <class Isa, class T>
-GEM_FAST_KERNEL void rows_block(const SparseRows& x, const int64_t* positions, int64_t n, const T* delta, int64_t stride,
-                                int64_t width, int64_t first, int64_t last, T* out) {
+GEM_FAST_KERNEL void rows_block(const SparseRows& x, const int64_t* positions, int64_t n, int64_t block, const T* delta,
+                                int64_t stride, int64_t width, T* out) {
   constexpr int L = kLanesOf<Isa, T>;
-  T* origin = out - first * width;
+  T* origin = out - block * kColumnBlock * width;
   for (int64_t i = 0; i < n; ++i) {
-    const int32_t* start = x.start + positions[i] * column_blocks(x.d) + first / kColumnBlock;
+    const int32_t* start = x.start + positions[i] * column_blocks(x.d) + block;
     const int32_t* columns = x.columns + start[0];
     const T* values = static_cast<const T*>(x.values) + start[0];
     const int64_t count = start[1] - start[0];
@@ -160,61 +200,26 @@ GEM_FAST_KERNEL void rows_block(const SparseRows& x, const int64_t* positions, i
 }
 
 template <class Isa>
-GEM_FAST_KERNEL void columns_block_any_impl(const SparseColumns& x, DType dtype, int64_t k, const void* delta,
-                                            int64_t width, int64_t first, int64_t last, void* out) {
-  GEM_FAST_DISPATCH_FULL(dtype, columns_block<Isa, T>(x, k, static_cast<const T*>(delta), width, first, last,
-                                                      static_cast<T*>(out)));
+GEM_FAST_KERNEL void pairs_block_any_impl(const SparsePairs& x, DType dtype, int64_t d, int64_t block, const void* delta,
+                                          int64_t width, void* out) {
+  GEM_FAST_DISPATCH_FULL(
+      dtype, pairs_block<Isa, T>(x, d, block, static_cast<const T*>(delta), width, static_cast<T*>(out)));
 }
-GEM_FAST_MULTIVERSION(columns_block_any,
-                      (const SparseColumns& x, DType dtype, int64_t k, const void* delta, int64_t width, int64_t first,
-                       int64_t last, void* out),
-                      (x, dtype, k, delta, width, first, last, out))
+GEM_FAST_MULTIVERSION(pairs_block_any,
+                      (const SparsePairs& x, DType dtype, int64_t d, int64_t block, const void* delta, int64_t width,
+                       void* out),
+                      (x, dtype, d, block, delta, width, out))
 
 template <class Isa>
 GEM_FAST_KERNEL void rows_block_any_impl(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n,
-                                         const ConstMatrix& delta, int64_t width, int64_t first, int64_t last,
-                                         void* out) {
-  GEM_FAST_DISPATCH_FULL(dtype, rows_block<Isa, T>(x, positions, n, static_cast<const T*>(delta.data), delta.stride,
-                                                   width, first, last, static_cast<T*>(out)));
+                                         int64_t block, const ConstMatrix& delta, int64_t width, void* out) {
+  GEM_FAST_DISPATCH_FULL(dtype, rows_block<Isa, T>(x, positions, n, block, static_cast<const T*>(delta.data),
+                                                   delta.stride, width, static_cast<T*>(out)));
 }
 GEM_FAST_MULTIVERSION(rows_block_any,
-                      (const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const ConstMatrix& delta,
-                       int64_t width, int64_t first, int64_t last, void* out),
-                      (x, dtype, positions, n, delta, width, first, last, out))
-
-// Calls f(row, entry, column, is_new) for the entries of rows [first, last); is_new: the row's first one in its group.
-template <class F>
-void each_entry(const SparseRows& x, int64_t first, int64_t last, int64_t together, const F& f) {
-  for (int64_t row = first; row < last; ++row) {
-    int64_t before = -1;
-    for (int32_t e = x.begin(row); e < x.begin(row + 1); ++e) {
-      const int64_t group = x.columns[e] / together;
-      f(row, e, group, group != before);
-      before = group;
-    }
-  }
-}
-
-// The entries of rows [first, last) by groups of columns, `begin` being the place of the first.
-template <class T>
-void by_columns(const SparseRows& x, int64_t first, int64_t last, int64_t together, int64_t begin, int32_t* start,
-                int32_t* rows, T* values) {
-  const int64_t groups = column_groups(x.d, together);
-  std::vector<int32_t> next(groups + 1, 0);
-  each_entry(x, first, last, together,
-             [&](int64_t, int32_t, int64_t group, bool is_new) { next[group + 1] += is_new; });
-  next[0] = static_cast<int32_t>(begin);
-  for (int64_t j = 0; j < groups; ++j) next[j + 1] += next[j];
-  memcpy(start, next.data(), (groups + 1) * sizeof(int32_t));
-  each_entry(x, first, last, together, [&](int64_t row, int32_t e, int64_t group, bool is_new) {
-    if (is_new) {
-      const int32_t to = next[group]++;
-      rows[to] = static_cast<int32_t>(row - first);
-      std::fill_n(values + to * together, together, T(0));
-    }
-    values[(next[group] - 1) * together + x.columns[e] % together] = static_cast<const T*>(x.values)[e];
-  });
-}
+                      (const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
+                       const ConstMatrix& delta, int64_t width, void* out),
+                      (x, dtype, positions, n, block, delta, width, out))
 
 }  // namespace
 
@@ -252,56 +257,40 @@ void fill_rows(const void* x, DType dtype, int64_t N, int64_t d, const int32_t* 
   });
 }
 
-int64_t columns_together(const SparseRows& x, int64_t N) {
-  int64_t pairs = 0;
-  each_entry(x, 0, N, 2, [&](int64_t, int32_t, int64_t, bool is_new) { pairs += is_new; });
-  return static_cast<double>(x.begin(N)) >= kLeastFull * 2 * static_cast<double>(pairs) && x.d > 1 ? 2 : 1;
-}
-
-void count_columns(const SparseRows& x, const Tasks& tasks, int64_t together, int64_t* first) {
-  first[0] = 0;
-  for (int64_t k = 0; k < tasks.t; ++k) {
-    first[k + 1] = first[k];
-    each_entry(x, tasks.start[k], tasks.start[k + 1], together,
-               [&](int64_t, int32_t, int64_t, bool is_new) { first[k + 1] += is_new; });
-  }
-}
-
-void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int64_t together, const int64_t* first,
-                  int32_t* start, int32_t* rows, void* values, const Executor& executor) {
-  executor.each(tasks.t, 1, [&](int64_t k) {
-    GEM_FAST_DISPATCH_FULL(dtype,
-                           by_columns(x, tasks.start[k], tasks.start[k + 1], together, first[k],
-                                      start + k * (column_groups(x.d, together) + 1), rows, static_cast<T*>(values)));
-  });
-}
-
 // ---- forward and backward ----------------------------------------------------------------------------------
 
 void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const Layer& layer,
                    const Matrix& y, const Executor& executor) {
   Buffer table;
-  transpose(layer.weight, dtype, layer.outputs, layer.inputs,
-            table.of(layer.inputs * padded(layer.outputs) * size_of(dtype)), executor);
+  const int64_t width = padded(layer.outputs);
+  transpose(layer.weight, dtype, layer.outputs, layer.inputs, table.of(layer.inputs * width * size_of(dtype)), executor);
   executor.each(n, kRowGrain, [&](int64_t i) {
-    sparse_row(x, dtype, positions == nullptr ? i : positions[i], table.data(), layer.bias, layer.outputs, false,
-               at(y.data, i * y.stride, dtype));
+    thread_local Buffer buffer;
+    void* row = buffer.of(width * size_of(dtype));
+    linear_row_any(x, dtype, positions == nullptr ? i : positions[i], table.data(), layer.bias, layer.outputs, false,
+                   row);
+    memcpy(at(y.data, i * y.stride, dtype), row, layer.outputs * size_of(dtype));
   });
 }
 
-void sparse_row(const SparseRows& x, DType dtype, int64_t row, const void* table, const void* bias, int64_t outputs,
-                bool hidden, void* y) {
-  linear_row_any(x, dtype, row, table, bias, outputs, hidden, y);
+void sparse_row_forward(const SparseRows& x, DType dtype, int64_t row, const void* table, const void* bias,
+                        int64_t outputs, void* y) {
+  linear_row_any(x, dtype, row, table, bias, outputs, true, y);
 }
 
-void add_sparse_block(const SparseColumns& x, DType dtype, int64_t k, const ConstMatrix& delta, int64_t outputs,
-                  int64_t first, int64_t last, void* out) {
-  columns_block_any(x, dtype, k, delta.data, padded(outputs), first, last, out);
+void sparse_rows_forward(const SparsePairs& x, DType dtype, int64_t n, const void* table, const void* bias,
+                         int64_t outputs, const Matrix& y) {
+  linear_pairs_any(x, dtype, n, table, bias, outputs, y);
 }
 
-void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const ConstMatrix& delta,
-                  int64_t outputs, int64_t first, int64_t last, void* out) {
-  rows_block_any(x, dtype, positions, n, delta, padded(outputs), first, last, out);
+void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t block, const ConstMatrix& delta,
+                      int64_t outputs, void* out) {
+  pairs_block_any(x, dtype, d, block, delta.data, padded(outputs), out);
+}
+
+void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
+                      const ConstMatrix& delta, int64_t outputs, void* out) {
+  rows_block_any(x, dtype, positions, n, block, delta, padded(outputs), out);
 }
 
 }  // namespace gem_fast::cpu

@@ -1,5 +1,5 @@
 // The first linear layer over a memory of mostly zeros (the pixels of digits, say): y = x W' + b from the entries of x
-// that are not zero, row by row, and every task's dL/dW from those same entries, column by column.
+// that are not zero, and every task's dL/dW from the same entries.
 #pragma once
 
 #include <cstdint>
@@ -28,53 +28,45 @@ struct SparseRows {
   int64_t count(int64_t starts) const { return (starts - 1) / column_blocks(d); }
 };
 
-// The same by tasks and by groups of one or two neighbouring columns: what group j of task k has are the rows
-// [start[k (groups + 1) + j], ... [... + j + 1]), counted from the task's first one, each with as many values as the
-// group has columns.
-struct SparseColumns {
+// Pairs of lines, rows of x or columns of it, that are mostly not zero in the same places and so share what is read of a
+// table: pair i is lines members[2 i] and members[2 i + 1] (-1: there is none), with entries [start[i], start[i + 1]) of
+// two values each, of which one may be zero.
+struct SparsePairs {
+  const int32_t* members;
   const int32_t* start;
-  const int32_t* rows;
+  const int32_t* index;
   const void* values;
-  int64_t d;
-  int64_t together;
+
+  SparsePairs from(int64_t pair) const { return {members + 2 * pair, start + pair, index, values}; }
 };
 
-constexpr int64_t column_groups(int64_t d, int64_t together) { return (d + together - 1) / together; }
+// Of n lines, in groups of an even number of lines.
+constexpr int64_t pairs_of(int64_t n) { return (n + 1) / 2; }
 
-// How many entries of x (N, d), contiguous, are not zero: start (N blocks + 1) and, as the result, their number.
-int64_t count_entries(const void* x, DType dtype, int64_t N, int64_t d, int32_t* start, const Executor& executor);
+// How many entries of x (n, d), contiguous, are not zero: start (n blocks + 1) and, as the result, their number.
+int64_t count_entries(const void* x, DType dtype, int64_t n, int64_t d, int32_t* start, const Executor& executor);
 
 // Fills in columns and values by rows.
-void fill_rows(const void* x, DType dtype, int64_t N, int64_t d, const int32_t* start, int32_t* columns, void* values,
+void fill_rows(const void* x, DType dtype, int64_t n, int64_t d, const int32_t* start, int32_t* columns, void* values,
                const Executor& executor);
-
-// How many columns to take together: two where neighbours are mostly not zero in the same rows, as in pictures, because
-// they share what is read.
-int64_t columns_together(const SparseRows& x, int64_t N);
-
-// How many rows all groups of columns have: first[k] is the number before task k, for k = 0 ... t.
-void count_columns(const SparseRows& x, const Tasks& tasks, int64_t together, int64_t* first);
-
-// Fills in start (t (groups + 1)), rows and values by columns.
-void fill_columns(const SparseRows& x, DType dtype, const Tasks& tasks, int64_t together, const int64_t* first,
-                  int32_t* start, int32_t* rows, void* values, const Executor& executor);
 
 // y (n, outputs): row i = W x[positions[i]] + b; positions may be null for all rows in order.
 void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const Layer& layer,
                    const Matrix& y, const Executor& executor);
 
-// One row of that, from W' (d, padded(outputs)) and b or null: y (outputs,), or (padded(outputs),) and without what is
-// negative.
-void sparse_row(const SparseRows& x, DType dtype, int64_t row, const void* table, const void* bias, int64_t outputs,
-                bool hidden, void* y);
+// The same for one row of x, and for n of them from their pairs, in any order: from W' (d, padded(outputs)) and b (or
+// null) to the rows of y (n, padded(outputs)), without what is negative.
+void sparse_row_forward(const SparseRows& x, DType dtype, int64_t row, const void* table, const void* bias,
+                        int64_t outputs, void* y);
+void sparse_rows_forward(const SparsePairs& x, DType dtype, int64_t n, const void* table, const void* bias,
+                         int64_t outputs, const Matrix& y);
 
-// A block of one task's gradient, turned around: x[:, first ... last)' delta is added to out (last - first,
-// padded(outputs)), for delta (n, padded(outputs)). The columns are those of one block; out has room for kColumnBlock.
-void add_sparse_block(const SparseColumns& x, DType dtype, int64_t k, const ConstMatrix& delta, int64_t outputs,
-                  int64_t first, int64_t last, void* out);
-
-// The same for a sample: the n rows of x that positions names.
-void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, const ConstMatrix& delta,
-                  int64_t outputs, int64_t first, int64_t last, void* out);
+// A block of one task's gradient, turned around: x[:, block]' delta is added to out (columns of the block,
+// padded(outputs)), for delta (n, padded(outputs)). From pairs of the task's columns:
+void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t block, const ConstMatrix& delta,
+                      int64_t outputs, void* out);
+// and for a sample, the n rows of x that positions names:
+void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
+                      const ConstMatrix& delta, int64_t outputs, void* out);
 
 }  // namespace gem_fast::cpu

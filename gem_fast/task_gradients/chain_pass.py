@@ -28,7 +28,7 @@ class LayerInput(NamedTuple):
     x: Tensor | None
     """(N, inputs); None where there are entries."""
     entries: list[Tensor]
-    """By rows for a sample, else by columns."""
+    """By rows for a sample, else pairs of columns."""
     positions: Tensor | None
     """Of a sample, as for `Piece`."""
 
@@ -37,7 +37,7 @@ class LayerInput(NamedTuple):
         """x, which is not needed where there are entries."""
         if entries is None:
             return cls(x, [], None)
-        return cls(None, entries.by_columns if positions is None else entries.by_rows, positions)
+        return cls(None, entries.column_pairs if positions is None else entries.by_rows, positions)
 
 
 class ChainPass(NamedTuple):
@@ -71,7 +71,7 @@ class ChainPass(NamedTuple):
         entries, positions, sizes = piece.entries, piece.positions, piece.segments.sizes
         x = piece.x.flatten(1).contiguous() if entries is None else None
         if has_known_gradient(piece):
-            rows = [] if entries is None else entries.by_rows
+            rows = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
             run = partial(torch.ops.gem_fast._chain_pass, x, rows, positions, piece.y, weights, biases)
         else:
             with torch.no_grad():

@@ -10,7 +10,7 @@ from gem_fast.task_gradients.losses import is_plain_cross_entropy
 from gem_fast.task_gradients.pieces import Piece, Segments, taken
 from gem_fast.task_gradients.protocol import Batch, Sample
 from gem_fast.task_gradients.recording import CannotFuse
-from gem_fast.task_gradients.sparse import SparseEntries
+from gem_fast.task_gradients.sparse import SparseEntries, TaskEntries
 
 
 class ExampleCache:
@@ -22,6 +22,7 @@ class ExampleCache:
     def __init__(self, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._loss_fn = loss_fn
         self._sources: list[tuple[Tensor, int]] = []
+        self._entries: list[TaskEntries | None] = []
         self._all: Piece | None = None
 
     def __call__(self, batches: Sequence[Batch], sample: Sample | None, rows: slice) -> Piece:
@@ -43,9 +44,7 @@ class ExampleCache:
 
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(
-            # The sources are kept alive, so that no other tensor can come to lie where they are.
-            (new is old or _same_place(new, old)) and new._version == version
-            for new, (old, version) in zip(tensors, self._sources, strict=True)
+            _is_unchanged(new, old, version) for new, (old, version) in zip(tensors, self._sources, strict=True)
         )
 
     def _fill(self, batches: Sequence[Batch], tensors: list[Tensor]) -> None:
@@ -55,11 +54,28 @@ class ExampleCache:
                 raise CannotFuse(f"the tasks' {name} differ in shape, dtype or device")
         # An inference tensor has no version, so that a change of it would go unnoticed: it is copied each time.
         tracked = not any(x.is_inference() for x in tensors)
+        entries = self._entries_of(tensors[::2]) if tracked else None
+        self._entries = self._entries if tracked else []
         self._sources = [(x, x._version) for x in tensors] if tracked else []
         x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
         segments = Segments([len(batch.x) for batch in batches])
-        entries = SparseEntries.of(x, segments.sizes) if tracked else None
         self._all = Piece(x, y, None, segments, is_plain_cross_entropy(self._loss_fn, y), entries)
+
+    def _entries_of(self, inputs: list[Tensor]) -> SparseEntries | None:
+        """The tasks' entries, prepared anew only for those whose examples are not the ones they were."""
+        before = list(zip(self._sources[::2], self._entries, strict=True))
+        self._entries = [
+            next((known for source, known in before if _is_unchanged(x, *source)), None) or TaskEntries.of(x)
+            for x in inputs
+        ]
+        tasks = [task for task in self._entries if task is not None]
+        few_enough = sum(x.numel() for x in inputs) < 2**31
+        return SparseEntries(tasks) if len(tasks) == len(inputs) and few_enough else None
+
+
+def _is_unchanged(new: Tensor, old: Tensor, version: int) -> bool:
+    # The sources are kept alive, so that no other tensor can come to lie where they are.
+    return (new is old or _same_place(new, old)) and new._version == version
 
 
 def _same_place(new: Tensor, old: Tensor) -> bool:

@@ -83,7 +83,7 @@ class Piece:
         part = replace(self, y=self.y[examples], segments=Segments(sizes))
         if self.positions is not None:
             return replace(part, positions=self.positions[examples])
-        entries = self.entries and self.entries.of_tasks(tasks, examples, len(self.y), len(self.segments.sizes))
+        entries = self.entries and self.entries.of_tasks(tasks)
         return replace(part, memory=self.memory[examples], entries=entries)
 
 

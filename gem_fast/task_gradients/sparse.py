@@ -1,8 +1,10 @@
-"""A memory of mostly zeros: the entries that are not, prepared once for as long as the memory stays the same."""
+"""A memory of mostly zeros: the entries that are not, prepared once for as long as a task's examples stay the same."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,54 +13,92 @@ from torch import Tensor
 MOST_DENSE = 0.3
 
 
-class SparseEntries(NamedTuple):
-    """The non-zero entries of x (N, d), by rows and by columns of each task."""
+class TaskEntries:
+    """The non-zero entries of one task's examples x (n, d): row by row, and when they are asked for, pairs of lines.
 
-    row_start: Tensor
-    """(N blocks + 1,) int32, for blocks of 32 columns."""
-    columns: Tensor
-    """(entries,) int32."""
-    values: Tensor
-    """(entries,)."""
-    column_start: Tensor
-    """(t (groups + 1),) int32, for groups of one or two neighbouring columns."""
-    rows: Tensor
-    """(entries of groups,) int32, counted from the task's first row."""
-    column_values: Tensor
-    """(entries of groups, 1 or 2)."""
+    Rows that are mostly not zero in the same places make a pair, and so do columns: whoever goes through a pair reads
+    for both what would else be read for each.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        """Takes x contiguous."""
+        self._d = x.shape[1]
+        # start (n blocks + 1,) int32 for blocks of 32 columns, columns (entries,) int32, values (entries,).
+        self.rows: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_rows(x)
+
+    # members (2 pairs,) int32 (-1: none), start (pairs + 1,) int32, index (entries,) int32, values (entries, 2).
+
+    @cached_property
+    def row_pairs(self) -> tuple[Tensor, ...]:
+        """The index is the column."""
+        pairs: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_pairs(*self.rows, self._d, False)
+        return pairs
+
+    @cached_property
+    def column_pairs(self) -> tuple[Tensor, ...]:
+        """The index is the row; a pair is within one block of 32 columns."""
+        pairs: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_pairs(*self.rows, self._d, True)
+        return pairs
 
     @classmethod
-    def of(cls, x: Tensor, sizes: list[int]) -> SparseEntries | None:
-        """The entries of x (N, ...), with its examples flattened; None where a dense product serves as well.
-
-        Args:
-            x: contiguous inputs, one task after the other.
-            sizes: the number of examples of each task.
-        """
+    def of(cls, x: Tensor) -> TaskEntries | None:
+        """The entries of x (n, ...), with its examples flattened; None where a dense product serves as well."""
         usable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < 2**31
         if not usable or int(torch.count_nonzero(x)) > MOST_DENSE * x.numel():
             return None
-        return cls(*torch.ops.gem_fast._sparse_entries(x.flatten(1), sizes))
+        return cls(x.flatten(1).contiguous())
 
-    def of_tasks(self, tasks: slice, examples: slice, n: int, t: int) -> SparseEntries:
-        """The entries of some of the t tasks, which are those of some of the n examples."""
-        per_task, per_example = len(self.column_start) // t, (len(self.row_start) - 1) // n
-        return self._replace(
-            row_start=self.row_start[examples.start * per_example : examples.stop * per_example + 1],
-            column_start=self.column_start[tasks.start * per_task : tasks.stop * per_task],
-        )
 
-    @property
+class SparseEntries:
+    """The entries of some tasks, one task after the other, as operators take them.
+
+    Args:
+        tasks: each task's own.
+        whole: entries that these are a part of, so that they are views.
+        first: the number of the first of these among them.
+    """
+
+    def __init__(self, tasks: Sequence[TaskEntries], whole: SparseEntries | None = None, first: int = 0) -> None:
+        self._tasks = tasks
+        self._whole = whole
+        self._first = first
+
+    @cached_property
     def by_rows(self) -> list[Tensor]:
-        """What operators take in the place of x, together with positions or for the forward."""
-        return list(self[:3])
+        """For the forward of any rows, and the gradient of a sample of them."""
+        return self._part("by_rows") if self._whole else _joined([task.rows for task in self._tasks])
 
-    @property
-    def by_columns(self) -> list[Tensor]:
-        """What they take for the gradient of all rows."""
-        return list(self[3:])
+    @cached_property
+    def row_pairs(self) -> list[Tensor]:
+        """For the forward of all rows."""
+        return self._part("row_pairs") if self._whole else _joined([task.row_pairs for task in self._tasks])
+
+    @cached_property
+    def column_pairs(self) -> list[Tensor]:
+        """For the gradient of all rows."""
+        return self._part("column_pairs") if self._whole else _joined([task.column_pairs for task in self._tasks])
+
+    def of_tasks(self, tasks: slice) -> SparseEntries:
+        """The entries of some of the tasks."""
+        return SparseEntries(self._tasks[tasks], self._whole or self, self._first + tasks.start)
 
     def linear(self, positions: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x[positions] W' + b, (n, outputs)."""
         y: Tensor = torch.ops.gem_fast._sparse_linear(*self.by_rows, positions, weight, bias)
         return y
+
+    def _part(self, kind: str) -> list[Tensor]:
+        assert self._whole is not None
+        *members, start, index, values = getattr(self._whole, kind)
+        own = [getattr(task, "rows" if kind == "by_rows" else kind) for task in self._whole._tasks]
+        bounds = [0, *accumulate(len(parts[-3]) - 1 for parts in own)]
+        first, last = bounds[self._first], bounds[self._first + len(self._tasks)]
+        return [*(pair[2 * first : 2 * last] for pair in members), start[first : last + 1], index, values]
+
+
+def _joined(tasks: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Several tasks' tensors as one of each kind; the last three are start, index and values."""
+    ends = [0, *accumulate(len(parts[-2]) for parts in tasks)]
+    start = torch.cat([tasks[0][-3], *(parts[-3][1:] + end for parts, end in zip(tasks[1:], ends[1:], strict=False))])
+    *members, _, index, values = ([*kind] for kind in zip(*tasks, strict=True))
+    return [*map(torch.cat, members), start, torch.cat(index), torch.cat(values)]

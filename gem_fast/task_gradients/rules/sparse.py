@@ -50,5 +50,5 @@ class _SparseLinear(torch.autograd.Function):
 def _write_weight(
     entries: SparseEntries, positions: Tensor | None, grad: Tensor, segments: Segments, out: Tensor
 ) -> None:
-    operands = entries.by_columns if positions is None else entries.by_rows
+    operands = entries.column_pairs if positions is None else entries.by_rows
     torch.ops.gem_fast._layer_gradient_(out, grad, None, operands, positions, segments.sizes)
