@@ -67,7 +67,8 @@ Tensors chain_forward_cpu(const Tensor& z, const Tensors& weights, const std::ve
 }
 
 // Where the gradients of a chain go: the rows of G of all weights but the first, and of all biases.
-std::vector<cpu::Link> links_of(const ChainView& chain, const Tensors& weight_rows, const Tensors& bias_rows, int64_t t) {
+std::vector<cpu::Link> links_of(const ChainView& chain, const Tensors& weight_rows, const Tensors& bias_rows,
+                                int64_t t) {
   const size_t count = chain.layers.size();
   check(count > 1 && weight_rows.size() == count - 1 && bias_rows.size() == count,
         "weights must be two or more, with weight_rows for all but the first and bias_rows for all, got ", count, ", ",

@@ -1,5 +1,5 @@
-// The operators that form the gradients of a linear layer's weight, on the CPU: as rows of G, and as columns of a G that
-// is projected on and never whole.
+// The operators that form the gradients of a linear layer's weight, on the CPU: as rows of G, and as columns of a G
+// that is projected on and never whole.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -28,8 +28,8 @@ ProjectResult project_layer_cpu(const Tensors& grads, const Tensor& G, const Ten
   check(grad.dim() == 2 && grad.scalar_type() == delta.scalar_type(),
         "grad must have shape (outputs, inputs) and delta's dtype, got ", shape_of(grad));
   check_writable({grad}, "grad");
-  check(G.dim() == 2 && G.size(0) == t && G.scalar_type() == grad.scalar_type(), "G must have shape (t, p) with t = ",
-        t, " and grad's dtype, got ", shape_of(G));
+  check(G.dim() == 2 && G.size(0) == t && G.scalar_type() == grad.scalar_type(),
+        "G must have shape (t, p) with t = ", t, " and grad's dtype, got ", shape_of(G));
   const LayerCall call(delta, grad.size(0), grad.size(1), x, entries, positions, sizes);
   const Tensor dense = as_contiguous(grad);
   const cpu::LayerColumns layer{call.gradients, dense.mutable_data_ptr()};

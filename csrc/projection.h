@@ -34,9 +34,8 @@ inline ProjectResult project_grads(const Tensors& grads, const Tensor& G, const 
   Tensor q = new_doubles(G, {t});
   Tensor status = new_int(G);
   Tensor residual = new_doubles(G, {});
-  const auto outcome =
-      cpu::project(list.segments(), matrix.rows, layer, margin, ridge, doubles(v), doubles(q),
-                   static_cast<int32_t*>(status.mutable_data_ptr()), doubles(residual), kTorchThreads);
+  const auto outcome = cpu::project(list.segments(), matrix.rows, layer, margin, ridge, doubles(v), doubles(q),
+                                    static_cast<int32_t*>(status.mutable_data_ptr()), doubles(residual), kTorchThreads);
   if (outcome == cpu::Projected::kNonFinite) {
     if (layer != nullptr) {
       const Segment gradient{layer->g, layer->of.elements(), 0};

@@ -95,4 +95,3 @@ class GradientRows:
         assert self._G is not None
         self._G, self._parameters = new_rows(len(self._G), parameters).copy_(self._G), list(parameters)
         return True
-

@@ -1,6 +1,7 @@
 """The projection for chains of linear layers, without the first layer's columns of G."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_real_digits(flat: bool, sampled: bool) -> None:
 def test_any_sizes(sizes: list[int], widths: list[int], part: float, sampled: bool, seed: int) -> None:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).double()
 

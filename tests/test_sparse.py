@@ -11,7 +11,8 @@ from gem_fast import FusedTaskGradients, LoopTaskGradients
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.task_gradients import Batch, Sample
 from gem_fast.task_gradients.chain_pass import LayerInput
-from gem_fast.task_gradients.sparse import MOST_DENSE, SparseEntries
+from gem_fast.task_gradients.examples import ExampleCache
+from gem_fast.task_gradients.sparse import MOST_DENSE, SparseEntries, TaskEntries
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -22,12 +23,26 @@ def mostly_zeros(rows: int, columns: int, dtype: torch.dtype = torch.float64, pa
 
 
 def entries_of(x: Tensor, sizes: list[int]) -> SparseEntries:
-    return SparseEntries(*torch.ops.gem_fast._sparse_entries(x, sizes))
+    return SparseEntries([TaskEntries(mine.contiguous()) for mine in x.split(sizes)])
 
 
 def gradient_(out: Tensor, delta: Tensor, sizes: list[int], entries: SparseEntries, positions: Tensor | None) -> None:
     """out[k] = task k's delta' x."""
     torch.ops.gem_fast._layer_gradient_(out, delta, *LayerInput.of(None, entries, positions), sizes)
+
+
+def assert_same_entries(got: SparseEntries, expected: SparseEntries) -> None:
+    """Line by line: a part's entries lie somewhere within the whole's."""
+    for mine, right in (
+        (got.by_rows, expected.by_rows),
+        (got.row_pairs, expected.row_pairs),
+        (got.column_pairs, expected.column_pairs),
+    ):
+        first, last = mine[-3][0], mine[-3][-1]
+        assert all(a.equal(b) for a, b in zip(mine[:-3], right[:-3], strict=True))
+        assert (mine[-3] - first).equal(right[-3])
+        assert mine[-2][first:last].equal(right[-2])
+        assert mine[-1][first:last].equal(right[-1])
 
 
 def dense_gradient(x: Tensor, grad: Tensor, sizes: list[int]) -> Tensor:
@@ -73,10 +88,13 @@ def test_equals_dense_products(
     torch.testing.assert_close(out, dense_gradient(x[positions], grad[: len(positions)], taken), **tolerance)
     tasks = slice(len(sizes) // 2, len(sizes))
     examples = slice(starts[tasks.start], len(x))
-    some = entries.of_tasks(tasks, examples, len(x), len(sizes))
+    some = entries.of_tasks(tasks)
     torch.testing.assert_close(some.linear(None, weight, bias), F.linear(x[examples], weight, bias), **tolerance)
     gradient_(out[tasks], grad[examples], sizes[tasks], some, None)
     torch.testing.assert_close(out[tasks], dense_gradient(x[examples], grad[examples], sizes[tasks]), **tolerance)
+    if len(sizes) > 2:  # a part of a part
+        last = some.of_tasks(slice(1, len(sizes[tasks])))
+        assert_same_entries(last, SparseEntries([TaskEntries(mine.contiguous()) for mine in x.split(sizes)[tasks][1:]]))
 
 
 def test_the_same_bits_with_any_number_of_threads() -> None:
@@ -95,20 +113,68 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 
 def test_is_used_where_it_pays() -> None:
     digits = load_data(MNIST_5K).train_images[:50].flatten(1).float() / 255
-    assert SparseEntries.of(digits, [25, 25]) is not None
+    assert TaskEntries.of(digits) is not None
     for dense in (torch.rand(20, 8), mostly_zeros(20, 50, part=1.5 * MOST_DENSE), digits.half(), digits.long()):
-        assert SparseEntries.of(dense, [10, len(dense) - 10]) is None
+        assert TaskEntries.of(dense) is None
 
 
-def test_neighbouring_columns_are_taken_together_where_they_belong_together() -> None:
-    digits = load_data(MNIST_5K).train_images[:50].flatten(1).float() / 255
-    weight, grad = torch.randn(6, 784), torch.randn(50, 6)
-    for x, together in ((digits, 2), (digits[:, torch.randperm(784)].contiguous(), 1)):
-        entries, out = entries_of(x, [20, 30]), torch.empty(2, 6, 784)
-        assert entries.column_values.shape[1] == together
-        gradient_(out, grad, [20, 30], entries, None)
-        torch.testing.assert_close(out, dense_gradient(x, grad, [20, 30]), rtol=0, atol=1e-4)
-        torch.testing.assert_close(entries.linear(None, weight, None), x @ weight.T, rtol=0, atol=1e-4)
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 300), d=st.integers(1, 70), part=st.sampled_from([0.0, 0.2, 1.0]), seed=st.integers(0, 3),
+    of=st.sampled_from(["rows", "columns"]),
+)  # fmt: skip
+def test_every_line_is_in_one_pair_with_all_its_entries(n: int, d: int, part: float, seed: int, of: str) -> None:
+    torch.manual_seed(seed)
+    x = mostly_zeros(n, d, part=part)
+    entries = TaskEntries(x)
+    members, start, index, values = entries.row_pairs if of == "rows" else entries.column_pairs
+    lines = x if of == "rows" else x.T
+    assert sorted(m for m in members.tolist() if m >= 0) == list(range(len(lines)))
+    assert len(start) == (len(lines) + 1) // 2 + 1
+    for i, pair in enumerate(members.view(-1, 2).tolist()):
+        mine = slice(start[i], start[i + 1])
+        for c, line in enumerate(pair):
+            got = torch.zeros(lines.shape[1], dtype=x.dtype).index_put((index[mine].long(),), values[mine, c])
+            assert got.equal(lines[line] if line >= 0 else torch.zeros_like(got))
+        # What is zero in both takes no time.
+        assert bool((values[mine] != 0).any(1).all())
+        if of == "columns":
+            assert {line // 32 for line in pair if line >= 0} == {i // 16}
+
+
+def test_pairs_have_much_in_common() -> None:
+    digits = load_data(MNIST_5K).train_images[:256].flatten(1).float() / 255
+    for x in (digits, digits[:, torch.randperm(784)].contiguous()):
+        entries = TaskEntries(x)
+        count = int(torch.count_nonzero(x))
+        assert len(entries.row_pairs[2]) < 0.66 * count
+        assert len(entries.column_pairs[2]) < 0.75 * count
+
+
+def test_only_new_tasks_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    of = TaskEntries.of
+    monkeypatch.setattr(TaskEntries, "of", lambda x: made.append(len(x)) or of(x))
+    cache = ExampleCache(F.cross_entropy)
+    batches = [Batch(k, mostly_zeros(4 + k, 50, part=0.1), torch.zeros(4 + k, dtype=torch.int64)) for k in range(3)]
+    for past, expected in (
+        (batches[:2], [4, 5]),
+        (batches[:2], []),
+        (batches, [6]),
+        (batches[1:], []),
+        (batches, [4]),
+    ):
+        made.clear()
+        piece = cache(past, None, slice(0, len(past)))
+        assert made == expected
+        assert piece.entries is not None
+        assert_same_entries(piece.entries, SparseEntries([TaskEntries(batch.x) for batch in past]))
+    batches[1].x[0, 0] = 3.0
+    made.clear()
+    assert cache(batches, None, slice(0, 3)).entries is not None
+    assert made == [5]
+    dense = Batch(3, torch.rand(4, 50, dtype=torch.float64), torch.zeros(4, dtype=torch.int64))
+    assert cache([*batches, dense], None, slice(0, 4)).entries is None
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -150,11 +216,9 @@ def test_bad_arguments_of_the_operators() -> None:
     x = mostly_zeros(6, 4, torch.float32)
     entries = entries_of(x, [3, 3])
     with pytest.raises(ValueError, match="x must be float32 or float64, got bfloat16"):
-        entries_of(x.bfloat16(), [3, 3])
-    with pytest.raises(ValueError, match=r"x must be contiguous with shape \(N, d\), got \(4, 6\)"):
-        entries_of(x.T, [4])
-    with pytest.raises(ValueError, match="sizes must add up to N = 6, got 5"):
-        entries_of(x, [3, 2])
+        TaskEntries(x.bfloat16())
+    with pytest.raises(ValueError, match=r"x must be contiguous with shape \(n, d\), got \(4, 6\)"):
+        TaskEntries(x.T)
     with pytest.raises(
         ValueError, match=r"weight must have shape \(outputs, inputs\) and float32, got \(2, 4\) float64"
     ):
@@ -166,3 +230,10 @@ def test_bad_arguments_of_the_operators() -> None:
         gradient_(torch.zeros(2, 2, 4), torch.zeros(5, 2), [3, 3], entries, None)
     with pytest.raises(ValueError, match=r"positions must have shape \(n,\) = \(6,\), got \(5,\)"):
         gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), [3, 3], entries, torch.arange(5))
+    layer_gradient_ = torch.ops.gem_fast._layer_gradient_
+    with pytest.raises(ValueError, match=r"x must have shape \(n, inputs\) = \(6, 4\) and delta's dtype, got \(5, 4\)"):
+        layer_gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), torch.zeros(5, 4), [], None, [3, 3])
+    with pytest.raises(ValueError, match="pairs must be four tensors, got 3"):
+        layer_gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), None, entries.by_rows, None, [3, 3])
+    with pytest.raises(ValueError, match=r"out must have shape \(t, outputs, inputs\) with contiguous tasks"):
+        layer_gradient_(torch.zeros(2, 4, 2).mT, torch.zeros(6, 2), x, [], None, [3, 3])

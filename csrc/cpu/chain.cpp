@@ -138,8 +138,9 @@ std::vector<Buffer> backward_weights(const Layer* layers, int64_t count, DType d
 }
 
 // Task k's backward, from its n rows of grad to those of delta; x[l] is its input of layer l, as padded rows.
-void task_backward(const std::vector<Buffer>& weights, DType dtype, const Layer* layers, const Link* links, int64_t count,
-                   int64_t k, int64_t n, const ConstMatrix& grad, const ConstMatrix* x, const Matrix& delta) {
+void task_backward(const std::vector<Buffer>& weights, DType dtype, const Layer* layers, const Link* links,
+                   int64_t count, int64_t k, int64_t n, const ConstMatrix& grad, const ConstMatrix* x,
+                   const Matrix& delta) {
   thread_local Buffer buffers[2];
   ConstMatrix mine = padded_rows(grad, dtype, n, layers[count - 1].outputs, buffers[0]);
   for (int64_t l = count - 1;; --l) {

@@ -15,8 +15,8 @@ struct LayerGradients {
   Tasks tasks;
   int64_t outputs, inputs;
   ConstMatrix delta;  // (N, padded(outputs)), zeros beyond the outputs
-  // x: pairs of each task's columns, or entries of more rows than its own, of which `positions` (N,) names these, or else
-  // all of it.
+  // x: pairs of each task's columns, or entries of more rows than its own, of which `positions` (N,) names these, or
+  // else all of it.
   const SparsePairs* by_columns = nullptr;
   const SparseRows* by_rows = nullptr;
   const int64_t* positions = nullptr;

@@ -10,6 +10,9 @@
 namespace gem_fast::cpu {
 namespace {
 
+// Elements to scale that one thread takes at a time: for fewer it is not worth waking another.
+constexpr int64_t kElements = int64_t{1} << 17;
+
 // One block of G's rows, and of g, turned around.
 struct Block {
   const LayerColumns& G;
@@ -72,8 +75,9 @@ std::vector<double> sum_over_blocks(const LayerColumns& G, int64_t doubles, void
 // delta with task k's rows times v_k.
 ConstMatrix scaled_rows(const LayerGradients& of, const double* v, Buffer& buffer, const Executor& executor) {
   const int64_t width = padded(of.outputs);
-  void* scaled = buffer.of(of.tasks.start[of.tasks.t] * width * size_of(of.dtype));
-  executor.each(of.tasks.t, 1, [&](int64_t k) {
+  const int64_t elements = of.tasks.start[of.tasks.t] * width;
+  void* scaled = buffer.of(elements * size_of(of.dtype));
+  executor.each(of.tasks.t, 1 + kElements * of.tasks.t / (elements + 1), [&](int64_t k) {
     GEM_FAST_DISPATCH_FULL(of.dtype, {
       for (int64_t n = of.tasks.start[k]; n < of.tasks.start[k + 1]; ++n) {
         const T* from = static_cast<const T*>(of.delta.data) + n * of.delta.stride;
@@ -94,10 +98,11 @@ void add(const double* from, int64_t n, double* to) {
 void gram(const LayerColumns& G, double* P, double* q, void* row_sum, const Executor& executor) {
   const int64_t t = G.of.tasks.t;
   const int64_t doubles = gram_doubles(t, G.of.block_elements());
-  const auto sum = sum_over_blocks(G, t * t + t, row_sum, executor, [&](const Rows& rows, const Segments& g, double* part) {
-    std::vector<double> workspace(doubles);
-    gram(rows, g, part, part + t * t, workspace.data(), kThisThread);
-  });
+  const auto sum =
+      sum_over_blocks(G, t * t + t, row_sum, executor, [&](const Rows& rows, const Segments& g, double* part) {
+        std::vector<double> workspace(doubles);
+        gram(rows, g, part, part + t * t, workspace.data(), kThisThread);
+      });
   add(sum.data(), t * t, P);
   add(sum.data() + t * t, t, q);
 }

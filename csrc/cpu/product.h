@@ -7,7 +7,8 @@
 
 namespace gem_fast::cpu {
 
-// out (rows, columns) = start + sum over k < n of a(r, k) b(k, :), or the positive part of that, or added to what is there.
+// out (rows, columns) = start + sum over k < n of a(r, k) b(k, :), or the positive part of that, or added to what is
+// there.
 struct Product {
   const void* a;
   int64_t a_row, a_k;  // elements from one row, and from one k, to the next

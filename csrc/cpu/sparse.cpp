@@ -99,8 +99,8 @@ GEM_FAST_KERNEL void linear_row(const SparseRows& x, int64_t row, const T* table
 }
 
 template <class Isa, class T>
-GEM_FAST_KERNEL void linear_pairs(const SparsePairs& x, int64_t n, const T* table, const T* bias, int64_t outputs,
-                                  T* y, int64_t stride) {
+GEM_FAST_KERNEL void linear_pairs(const SparsePairs& x, int64_t n, const T* table, const T* bias, int64_t outputs, T* y,
+                                  int64_t stride) {
   const int64_t width = padded(outputs);
   thread_local Buffer buffer;
   T* none = static_cast<T*>(buffer.of(width * sizeof(T)));
@@ -142,7 +142,8 @@ GEM_FAST_MULTIVERSION(linear_pairs_any,
 
 // Columns of one block: the sums of dL/dy's rows, scaled by the columns' entries.
 template <class Isa, class T>
-GEM_FAST_KERNEL void pairs_block(const SparsePairs& x, int64_t d, int64_t block, const T* delta, int64_t width, T* out) {
+GEM_FAST_KERNEL void pairs_block(const SparsePairs& x, int64_t d, int64_t block, const T* delta, int64_t width,
+                                 T* out) {
   thread_local Buffer buffer;
   T* none = static_cast<T*>(buffer.of(width * sizeof(T)));
   const int64_t first = block * kColumnBlock;
@@ -200,10 +201,10 @@ GEM_FAST_KERNEL void rows_block(const SparseRows& x, const int64_t* positions, i
 }
 
 template <class Isa>
-GEM_FAST_KERNEL void pairs_block_any_impl(const SparsePairs& x, DType dtype, int64_t d, int64_t block, const void* delta,
-                                          int64_t width, void* out) {
-  GEM_FAST_DISPATCH_FULL(
-      dtype, pairs_block<Isa, T>(x, d, block, static_cast<const T*>(delta), width, static_cast<T*>(out)));
+GEM_FAST_KERNEL void pairs_block_any_impl(const SparsePairs& x, DType dtype, int64_t d, int64_t block,
+                                          const void* delta, int64_t width, void* out) {
+  GEM_FAST_DISPATCH_FULL(dtype,
+                         pairs_block<Isa, T>(x, d, block, static_cast<const T*>(delta), width, static_cast<T*>(out)));
 }
 GEM_FAST_MULTIVERSION(pairs_block_any,
                       (const SparsePairs& x, DType dtype, int64_t d, int64_t block, const void* delta, int64_t width,
@@ -233,8 +234,8 @@ int64_t count_entries(const void* x, DType dtype, int64_t N, int64_t d, int32_t*
       const T* row = static_cast<const T*>(x) + n * d;
       for (int64_t b = 0; b < blocks; ++b) {
         const T* end = row + std::min(d, (b + 1) * kColumnBlock);
-        start[n * blocks + b + 1] = static_cast<int32_t>(
-            std::count_if(row + b * kColumnBlock, end, [](T value) { return value != T(0); }));
+        start[n * blocks + b + 1] =
+            static_cast<int32_t>(std::count_if(row + b * kColumnBlock, end, [](T value) { return value != T(0); }));
       }
     });
   });
@@ -263,7 +264,8 @@ void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, i
                    const Matrix& y, const Executor& executor) {
   Buffer table;
   const int64_t width = padded(layer.outputs);
-  transpose(layer.weight, dtype, layer.outputs, layer.inputs, table.of(layer.inputs * width * size_of(dtype)), executor);
+  transpose(layer.weight, dtype, layer.outputs, layer.inputs, table.of(layer.inputs * width * size_of(dtype)),
+            executor);
   executor.each(n, kRowGrain, [&](int64_t i) {
     thread_local Buffer buffer;
     void* row = buffer.of(width * size_of(dtype));

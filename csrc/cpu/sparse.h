@@ -28,9 +28,9 @@ struct SparseRows {
   int64_t count(int64_t starts) const { return (starts - 1) / column_blocks(d); }
 };
 
-// Pairs of lines, rows of x or columns of it, that are mostly not zero in the same places and so share what is read of a
-// table: pair i is lines members[2 i] and members[2 i + 1] (-1: there is none), with entries [start[i], start[i + 1]) of
-// two values each, of which one may be zero.
+// Pairs of lines, rows of x or columns of it, that are mostly not zero in the same places and so share what is read of
+// a table: pair i is lines members[2 i] and members[2 i + 1] (-1: there is none), with entries [start[i], start[i + 1])
+// of two values each, of which one may be zero.
 struct SparsePairs {
   const int32_t* members;
   const int32_t* start;

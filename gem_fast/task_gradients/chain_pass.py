@@ -67,20 +67,21 @@ class ChainPass(NamedTuple):
         cls, layers: Sequence[nn.Linear], piece: Piece, loss_fn: Callable[[Tensor, Tensor], Tensor]
     ) -> ChainPass:
         """A pass through a model that is these layers and nothing else."""
-        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor | None] = [layer.bias for layer in layers]
         entries, positions, sizes = piece.entries, piece.positions, piece.segments.sizes
         x = piece.x.flatten(1).contiguous() if entries is None else None
         if has_known_gradient(piece):
-            rows = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
-            run = partial(torch.ops.gem_fast._chain_pass, x, rows, positions, piece.y, weights, biases)
+            given = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
+            run = partial(torch.ops.gem_fast._chain_pass, x, given, positions, piece.y, weights, biases)
         else:
             with torch.no_grad():
-                z = F.linear(x, weights[0], biases[0]) if x is not None else entries.linear(positions, weights[0], biases[0])
+                first = partial(F.linear, piece.x.flatten(1)) if entries is None else partial(entries.linear, positions)
+                z = first(weights[0], biases[0])
                 *inputs, output = torch.ops.gem_fast._chain_forward(z, weights[1:], biases[1:])
             grad = End.of(loss_fn, output.requires_grad_(), piece).gradient()
             run = partial(torch.ops.gem_fast._chain_backward, grad, inputs, weights)
-        parameters = [layer.weight for layer in layers]
-        return cls(parameters, biases, LayerInput.of(x, entries, positions), sizes, run)
+        return cls(weights, biases, LayerInput.of(x, entries, positions), sizes, run)
 
     @torch.no_grad()
     def backward(self, blocks: Blocks) -> Tensor:

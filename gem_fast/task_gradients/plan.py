@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.task_gradients.chain import is_watched, layers_of
 from gem_fast.task_gradients.recording import CannotFuse, Rule
-from gem_fast.task_gradients.rules import convolution, units
 from gem_fast.task_gradients.rows import Blocks
+from gem_fast.task_gradients.rules import convolution, units
 from gem_fast.task_gradients.rules.segmented import segmented
 
 

@@ -2,8 +2,10 @@
 // too many.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -16,6 +18,12 @@
 namespace gem_fast::native {
 
 using Random = std::mt19937_64;
+
+inline void expect(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "wrong result: %s\n", what);
+  std::exit(1);
+}
 
 inline int64_t pick(Random& random, const std::vector<int64_t>& choices) { return choices[random() % choices.size()]; }
 

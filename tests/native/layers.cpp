@@ -1,0 +1,275 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/chain.h"
+#include "cpu/cross_entropy.h"
+#include "cpu/layer_columns.h"
+#include "cpu/pairing.h"
+#include "cpu/project.h"
+#include "threads.h"
+
+namespace gem_fast::native {
+namespace {
+
+void expect_close(double got, double right, const char* what) {
+  expect(std::fabs(got - right) <= 1e-3 * (1 + std::fabs(right)), what);
+}
+
+std::vector<int64_t> random_starts(Random& random, int64_t t, int64_t most) {
+  std::vector<int64_t> start{0};
+  for (int64_t k = 0; k < t; ++k) start.push_back(start.back() + 1 + static_cast<int64_t>(random() % most));
+  return start;
+}
+
+// A memory of mostly zeros, its entries by rows, and its tasks' pairs one after the other.
+template <class T>
+struct SparseMemory {
+  int64_t d;
+  std::vector<int64_t> start;
+  Buffer<T> x;
+  std::vector<int32_t> row_start, columns;
+  std::vector<T> values;
+  struct Pairs {
+    std::vector<int32_t> members, start{0}, index;
+    std::vector<T> values;
+    cpu::SparsePairs view() const { return {members.data(), start.data(), index.data(), values.data()}; }
+  } row_pairs, column_pairs;
+
+  SparseMemory(Random& random, DType dtype, int64_t t, int64_t inputs)
+      : d(inputs), start(random_starts(random, t, 40)), x(start.back() * d, 0) {
+    for (int64_t i = 0; i < x.size(); ++i) x[i] = random() % 5 == 0 ? T(value(random, Values::kOrdinary)) : T(0);
+    const int64_t N = start.back();
+    row_start.resize(N * cpu::column_blocks(d) + 1);
+    const int64_t count = cpu::count_entries(x.data(), dtype, N, d, row_start.data(), kPlainThreads);
+    columns.resize(count);
+    values.resize(count);
+    cpu::fill_rows(x.data(), dtype, N, d, row_start.data(), columns.data(), values.data(), kPlainThreads);
+    for (int64_t k = 0; k < t; ++k) {
+      const int64_t n = start[k + 1] - start[k];
+      const cpu::SparseRows mine{row_start.data() + start[k] * cpu::column_blocks(d), columns.data(), values.data(), d};
+      add(cpu::rows_of(mine, n), dtype, 6, row_pairs);
+      add(cpu::columns_of(mine, dtype, n), dtype, cpu::kColumnBlock, column_pairs);
+    }
+  }
+
+  cpu::SparseRows rows() const { return {row_start.data(), columns.data(), values.data(), d}; }
+
+ private:
+  static void add(const cpu::Lines& lines, DType dtype, int64_t group, Pairs& pairs) {
+    const cpu::Pairing pairing = cpu::pair(lines, group);
+    const int32_t before = pairs.start.back();
+    pairs.members.insert(pairs.members.end(), pairing.members.begin(), pairing.members.end());
+    for (size_t i = 1; i < pairing.start.size(); ++i) pairs.start.push_back(before + pairing.start[i]);
+    pairs.index.resize(pairs.start.back());
+    pairs.values.resize(2 * pairs.start.back());
+    cpu::fill_pairs(lines, dtype, pairing, pairs.index.data() + before, pairs.values.data() + 2 * before);
+  }
+};
+
+// Some of each task's examples, and where each task's begin among them.
+struct Sampled {
+  std::vector<int64_t> positions, start{0};
+
+  Sampled(Random& random, const std::vector<int64_t>& tasks) {
+    for (size_t k = 0; k + 1 < tasks.size(); ++k) {
+      for (int64_t i = tasks[k]; i < tasks[k + 1]; i += 1 + static_cast<int64_t>(random() % 5)) positions.push_back(i);
+      start.push_back(static_cast<int64_t>(positions.size()));
+    }
+  }
+};
+
+// The gradients of a first layer's weight, in all its inputs' forms, as rows of G; and the projection on them.
+template <class T>
+void run_first_layer(Random& random, DType dtype) {
+  const int64_t t = pick(random, {1, 2, 3, 7, 33}), d = pick(random, {1, 3, 31, 32, 33, 64, 100}),
+                outputs = pick(random, {1, 2, 15, 16, 17, 33, 100, 129, 300});
+  SparseMemory<T> memory(random, dtype, t, d);
+  const Sampled sampled(random, memory.start);
+  const bool some = random() % 3 == 0;
+  const std::vector<int64_t>& start = some ? sampled.start : memory.start;
+  const int64_t n = start.back(), width = cpu::padded(outputs), size = outputs * d;
+  const auto row_of = [&](int64_t i) { return some ? sampled.positions[i] : i; };
+
+  Buffer<T> grad(n * outputs, 1), delta(n * width, 0);
+  grad.fill(random, Values::kOrdinary);
+  cpu::pad_rows({grad.data(), outputs}, dtype, n, outputs, delta.data(), kPlainThreads);
+  const cpu::SparseRows rows = memory.rows();
+  const cpu::SparsePairs pairs = memory.column_pairs.view();
+  cpu::LayerGradients gradients{dtype, {start.data(), t}, outputs, d, {delta.data(), width}};
+  if (some) {
+    gradients.by_rows = &rows;
+    gradients.positions = sampled.positions.data();
+  } else if (random() % 2 == 0) {
+    gradients.by_columns = &pairs;
+  } else {
+    gradients.dense = {memory.x.data(), d};
+  }
+  const int64_t stride = size + static_cast<int64_t>(random() % 3);
+  Buffer<T> G((t - 1) * stride + size, 0);
+  cpu::write_rows(gradients, {G.data(), stride}, kPlainThreads);
+  for (int64_t k = 0; k < t; ++k) {
+    const int64_t o = random() % outputs, j = random() % d;
+    double sum = 0;
+    for (int64_t i = start[k]; i < start[k + 1]; ++i) sum += grad.at(i * outputs + o) * memory.x.at(row_of(i) * d + j);
+    expect_close(G.at(k * stride + o * d + j), sum, "the gradient of W");
+  }
+
+  // Three more columns of G, of their own.
+  Buffer<T> other(t * 3, 0), g(size, 0), g_other(3, 0), whole(t * (size + 3), 0), g_whole(size + 3, 0);
+  for (Buffer<T>* buffer : {&other, &g, &g_other}) buffer->fill(random, Values::kOrdinary);
+  for (int64_t k = 0; k < t; ++k) {
+    std::copy_n(&G[k * stride], size, &whole[k * (size + 3)]);
+    std::copy_n(&other[k * 3], 3, &whole[k * (size + 3) + size]);
+  }
+  std::copy_n(&g[0], size, &g_whole[0]);
+  std::copy_n(&g_other[0], 3, &g_whole[size]);
+  const Segment part{g_other.data(), 3, 0}, all{g_whole.data(), size + 3, 0};
+  const cpu::LayerColumns layer{gradients, g.data()};
+  Buffer<double> v(t, 0), q(t, 0), v_whole(t, 0), q_whole(t, 0);
+  int32_t status = -1;
+  double residual = -1.0;
+  cpu::project({&part, 1}, {other.data(), 3, t, 3, dtype}, &layer, 0.5, 1e-3, v.data(), q.data(), &status, &residual,
+               kPlainThreads);
+  cpu::project({&all, 1}, {whole.data(), size + 3, t, size + 3, dtype}, nullptr, 0.5, 1e-3, v_whole.data(),
+               q_whole.data(), &status, &residual, kPlainThreads);
+  double scale = 1;
+  for (int64_t k = 0; k < t; ++k) scale = std::fmax(scale, std::fabs(q_whole[k]));
+  for (int64_t k = 0; k < t; ++k) expect(std::fabs(q[k] - q_whole[k]) <= 1e-4 * scale, "q with a layer's columns");
+  if (*std::max_element(&v_whole[0], &v_whole[0] + t) > 0.5) return;  // v may be ill-determined
+  for (int64_t trial = 0; trial < 5; ++trial) {
+    const int64_t i = random() % size;
+    expect(std::fabs(g.at(i) - g_whole.at(i)) <= 1e-3 * t * 40, "g + G^T v with a layer's columns");
+  }
+}
+
+// A first layer over mostly zeros, row by row.
+template <class T>
+void run_sparse_forward(Random& random, DType dtype) {
+  const int64_t d = pick(random, {1, 3, 31, 32, 33, 100}), outputs = pick(random, {1, 2, 16, 17, 100, 129, 300});
+  SparseMemory<T> memory(random, dtype, 2, d);
+  Buffer<T> weight(outputs * d, 1), bias(outputs, 0);
+  weight.fill(random, Values::kOrdinary);
+  bias.fill(random, Values::kOrdinary);
+  const Sampled sampled(random, memory.start);
+  for (const bool some : {false, true}) {
+    const auto n = some ? static_cast<int64_t>(sampled.positions.size()) : memory.start.back();
+    Buffer<T> y(n * outputs, 0);
+    cpu::sparse_linear(memory.rows(), dtype, some ? sampled.positions.data() : nullptr, n,
+                       {weight.data(), bias.data(), outputs, d}, {y.data(), outputs}, kPlainThreads);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t o = random() % outputs, row = some ? sampled.positions[i] : i;
+      double sum = bias.at(o);
+      for (int64_t j = 0; j < d; ++j) sum += memory.x.at(row * d + j) * weight.at(o * d + j);
+      expect_close(y.at(i * outputs + o), sum, "W x + b");
+    }
+  }
+}
+
+// Layers with ReLU between them and their tensors.
+template <class T>
+struct RandomChain {
+  int64_t t, count;
+  std::vector<int64_t> widths;  // from the input of the first layer to the classes
+  std::vector<Buffer<T>> weights, biases, weight_rows, bias_rows;
+  std::vector<cpu::Layer> layers;
+  std::vector<cpu::Link> links;
+
+  RandomChain(Random& random, int64_t tasks, int64_t inputs)
+      : t(tasks), count(pick(random, {2, 3, 4})), widths{inputs} {
+    for (int64_t l = 0; l < count; ++l) {
+      widths.push_back(pick(random, {1, 2, 10, 15, 16, 17, 64, 65, 100}));
+      const int64_t size = widths[l + 1] * widths[l];
+      weights.emplace_back(size, 1).fill(random, Values::kOrdinary);
+      biases.emplace_back(widths[l + 1], 0).fill(random, Values::kOrdinary);
+      weight_rows.emplace_back(t * size, 0);
+      bias_rows.emplace_back(t * widths[l + 1], 0);
+      layers.push_back({weights[l].data(), biases[l].data(), widths[l + 1], widths[l]});
+      links.push_back({{nullptr, 0},
+                       false,
+                       {l == 0 ? nullptr : weight_rows[l].data(), size},
+                       {random() % 4 == 0 ? nullptr : bias_rows[l].data(), widths[l + 1]}});
+    }
+  }
+
+  int64_t classes() const { return widths.back(); }
+};
+
+// Forward and backward as two calls and as one, against each other and, by one element each, float64.
+template <class T>
+void run_chain(Random& random, DType dtype) {
+  const int64_t t = pick(random, {1, 2, 3}), d = pick(random, {1, 16, 33, 70});
+  SparseMemory<T> memory(random, dtype, t, d);
+  RandomChain<T> chain(random, t, d);
+  const Sampled sampled(random, memory.start);
+  const int64_t form = random() % 3;
+  const std::vector<int64_t>& start = form == 2 ? sampled.start : memory.start;
+  const int64_t N = start.back(), count = chain.count, classes = chain.classes(), units = chain.widths[1];
+  const cpu::Tasks tasks{start.data(), t};
+
+  Buffer<T> z(N * units, 0), outputs(N * classes, 0), grad(N * classes, 0), delta(N * cpu::padded(units), 0);
+  cpu::sparse_linear(memory.rows(), dtype, form == 2 ? sampled.positions.data() : nullptr, N, chain.layers[0],
+                     {z.data(), units}, kPlainThreads);
+  std::vector<Buffer<T>> inputs;
+  std::vector<cpu::Matrix> hidden;
+  for (int64_t l = 1; l < count; ++l) {
+    inputs.emplace_back(N * cpu::padded(chain.widths[l]), 0);
+    hidden.push_back({inputs[l - 1].data(), cpu::padded(chain.widths[l])});
+    chain.links[l].x = hidden[l - 1];
+    chain.links[l].is_padded = random() % 2 == 0;
+  }
+  cpu::chain_forward({z.data(), units}, dtype, N, chain.layers.data() + 1, count - 1, hidden.data(),
+                     {outputs.data(), classes}, kPlainThreads);
+  const int64_t last = chain.widths[count - 1], row = random() % N, o = random() % classes;
+  double sum = chain.biases[count - 1].at(o);
+  for (int64_t i = 0; i < last; ++i) {
+    sum += inputs[count - 2].at(row * cpu::padded(last) + i) * chain.weights[count - 1].at(o * last + i);
+  }
+  expect_close(outputs.at(row * classes + o), sum, "the last layer");
+
+  std::vector<int64_t> target(N);
+  for (int64_t& y : target) y = random() % classes;
+  cpu::cross_entropy_gradient({outputs.data(), classes}, dtype, target.data(), tasks, classes, {grad.data(), classes},
+                              kPlainThreads);
+  for (int64_t n = 0; n < N; ++n) {
+    double total = 0;
+    for (int64_t c = 0; c < classes; ++c) total += grad.at(n * classes + c);
+    expect(std::fabs(total) <= 1e-5, "the gradient of cross entropy");
+  }
+
+  cpu::chain_backward({grad.data(), classes}, dtype, chain.layers.data(), chain.links.data(), count, tasks,
+                      {delta.data(), cpu::padded(units)}, kPlainThreads);
+  const int64_t k = random() % t, i = random() % last;
+  sum = 0;
+  for (int64_t n = start[k]; n < start[k + 1]; ++n) {
+    sum += grad.at(n * classes + o) * inputs[count - 2].at(n * cpu::padded(last) + i);
+  }
+  const int64_t place = (k * classes + o) * last + i;
+  expect_close(chain.weight_rows[count - 1].at(place), sum, "a layer's gradient");
+
+  const cpu::SparseRows rows = memory.rows();
+  const cpu::SparsePairs pairs = memory.row_pairs.view();
+  cpu::ChainInput input;
+  if (form == 0) input.x = {memory.x.data(), d};
+  if (form == 1) input.pairs = &pairs;
+  if (form == 2) input.rows = &rows, input.positions = sampled.positions.data();
+  cpu::chain_pass(input, target.data(), dtype, chain.layers.data(), chain.links.data(), count, tasks,
+                  {delta.data(), cpu::padded(units)}, kPlainThreads);
+  // A ReLU's input may be zero but for rounding: only float64 is compared as closely.
+  if (dtype == DType::kFloat64) expect_close(chain.weight_rows[count - 1].at(place), sum, "a gradient in one pass");
+}
+
+}  // namespace
+
+void run_layers(Random& random) {
+  run_first_layer<float>(random, DType::kFloat32);
+  run_first_layer<double>(random, DType::kFloat64);
+  run_sparse_forward<float>(random, DType::kFloat32);
+  run_sparse_forward<double>(random, DType::kFloat64);
+  run_chain<float>(random, DType::kFloat32);
+  run_chain<double>(random, DType::kFloat64);
+}
+
+}  // namespace gem_fast::native

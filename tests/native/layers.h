@@ -1,0 +1,10 @@
+// The kernels of linear layers and of chains of them, over random shapes.
+#pragma once
+
+#include "inputs.h"
+
+namespace gem_fast::native {
+
+void run_layers(Random& random);
+
+}  // namespace gem_fast::native
