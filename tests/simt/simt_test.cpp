@@ -290,8 +290,8 @@ void compare_project(const Problem& before, double margin, double ridge) {
   Problem ours(before), theirs(before);
   const Projection mine = run_project(ours, margin, ridge);
   Projection other{doubles(before.t), doubles(before.t)};
-  const auto outcome = cpu::project(theirs.segments(), theirs.rows(), nullptr, margin, ridge, other.v.get(), other.q.get(),
-                                    &other.status, &other.residual, kThisThread);
+  const auto outcome = cpu::project(theirs.segments(), theirs.rows(), nullptr, margin, ridge, other.v.get(),
+                                    other.q.get(), &other.status, &other.residual, kThisThread);
   const std::string name = "project margin=" + std::to_string(margin) + " " + before.name();
   const bool violated = std::any_of(other.v.get(), other.v.get() + before.t, [](double v) { return v != 0.0; });
   if (outcome == cpu::Projected::kNonFinite) {
