@@ -12,8 +12,8 @@ namespace {
 
 // Columns whose float64 sums are kept in the first-level cache while the rows stream by.
 constexpr int64_t kColumns = 512;
-// Columns that one thread takes at a time: for fewer it is not worth waking another.
-constexpr int64_t kGrain = 32 * kColumns;
+// Columns that one thread takes at a time.
+constexpr int64_t kGrain = 8 * kColumns;
 
 struct Term {
   int64_t row;

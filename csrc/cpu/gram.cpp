@@ -16,8 +16,6 @@ constexpr int64_t kPanel = 64;
 // Doubles that the partial sums of all slabs may take together.
 constexpr int64_t kPartials = int64_t{1} << 22;
 constexpr int64_t kMostSlabs = 64;
-// Slabs of so many rows that one thread takes at a time: for fewer it is not worth waking another.
-constexpr int64_t slab_grain(int64_t t) { return t < 32 ? 2 : 1; }
 
 // G's rows with g as one more, filled up with zero rows to whole tiles.
 int64_t padded_rows(int64_t t) { return (t + 1 + 3) / 4 * 4; }
@@ -205,7 +203,7 @@ void gram(const Rows& G, const Segments& g, double* P, double* q, double* worksp
   std::fill_n(workspace, slabs.count * n * n, 0.0);
   const int64_t panels = (n + kPanel - 1) / kPanel;
   const int64_t pairs = panels * (panels + 1) / 2;
-  executor.each(slabs.count * pairs, slab_grain(G.t), [&](int64_t task) {
+  executor.each(slabs.count * pairs, 1, [&](int64_t task) {
     const int64_t slab = task / pairs;
     int64_t pair = task % pairs;
     int64_t i = 0;
@@ -229,7 +227,7 @@ void gram(const Rows& G, const Segments& g, double* P, double* q, double* worksp
 void probe(const Rows& G, const Segments& g, double* q, double* sums, double* workspace, const Executor& executor) {
   const Slabs slabs(G.p, kMostSlabs);
   std::fill_n(workspace, slabs.count * 2 * G.t, 0.0);
-  executor.each(slabs.count, slab_grain(G.t), [&](int64_t slab) {
+  executor.each(slabs.count, 1, [&](int64_t slab) {
     probe_any(G, g, slab * slabs.width, std::min(G.p, (slab + 1) * slabs.width), workspace + slab * 2 * G.t);
   });
   for (int64_t k = 0; k < G.t; ++k) {

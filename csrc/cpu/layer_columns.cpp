@@ -10,9 +10,6 @@
 namespace gem_fast::cpu {
 namespace {
 
-// Elements to scale that one thread takes at a time: for fewer it is not worth waking another.
-constexpr int64_t kElements = int64_t{1} << 17;
-
 // One block of G's rows, and of g, turned around.
 struct Block {
   const LayerColumns& G;
@@ -75,9 +72,8 @@ std::vector<double> sum_over_blocks(const LayerColumns& G, int64_t doubles, void
 // delta with task k's rows times v_k.
 ConstMatrix scaled_rows(const LayerGradients& of, const double* v, Buffer& buffer, const Executor& executor) {
   const int64_t width = padded(of.outputs);
-  const int64_t elements = of.tasks.start[of.tasks.t] * width;
-  void* scaled = buffer.of(elements * size_of(of.dtype));
-  executor.each(of.tasks.t, 1 + kElements * of.tasks.t / (elements + 1), [&](int64_t k) {
+  void* scaled = buffer.of(of.tasks.start[of.tasks.t] * width * size_of(of.dtype));
+  executor.each(of.tasks.t, 1, [&](int64_t k) {
     GEM_FAST_DISPATCH_FULL(of.dtype, {
       for (int64_t n = of.tasks.start[k]; n < of.tasks.start[k + 1]; ++n) {
         const T* from = static_cast<const T*>(of.delta.data) + n * of.delta.stride;

@@ -7,10 +7,8 @@
 namespace gem_fast::cpu {
 namespace {
 
-// Rows of a table that are made at a time.
+// Rows of a table that one thread takes at a time.
 constexpr int64_t kGrain = 64;
-// Elements that one thread takes at a time: for fewer it is not worth waking another.
-constexpr int64_t kElements = int64_t{1} << 17;
 
 // Columns [first, last) of x (rows, columns) as rows of a table.
 template <class Isa, class T>
@@ -45,11 +43,10 @@ GEM_FAST_MULTIVERSION(turn_back_any,
 }  // namespace
 
 void transpose(const void* x, DType dtype, int64_t rows, int64_t columns, void* table, const Executor& executor) {
-  executor.each(
-      (columns + kGrain - 1) / kGrain, std::max<int64_t>(1, kElements / (kGrain * padded(rows))), [&](int64_t block) {
-        const int64_t first = block * kGrain;
-        turn(x, dtype, rows, columns, first, std::min(columns, first + kGrain), at(table, first * padded(rows), dtype));
-      });
+  executor.each((columns + kGrain - 1) / kGrain, 2, [&](int64_t block) {
+    const int64_t first = block * kGrain;
+    turn(x, dtype, rows, columns, first, std::min(columns, first + kGrain), at(table, first * padded(rows), dtype));
+  });
 }
 
 void turn(const void* x, DType dtype, int64_t rows, int64_t columns, int64_t first, int64_t last, void* table) {
@@ -62,7 +59,7 @@ void turn_back(const void* table, DType dtype, int64_t columns, int64_t rows, vo
 
 void pad_rows(const ConstMatrix& x, DType dtype, int64_t rows, int64_t columns, void* table, const Executor& executor) {
   const int64_t width = padded(columns);
-  executor.each(rows, std::max<int64_t>(1, kElements / width), [&](int64_t n) {
+  executor.each(rows, kGrain, [&](int64_t n) {
     pad_row(at(x.data, n * x.stride, dtype), dtype, columns, at(table, n * width, dtype));
   });
 }
