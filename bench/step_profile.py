@@ -24,56 +24,46 @@ RESULT = Path(__file__).parent / "results" / "step_profile.json"
 T, STEPS, HIDDEN, PIXELS, CLASSES = 19, 100, 100, 784, 10
 N = T * MEMORY
 
-# Which operators do which part of the work; the rest is small.
+# Which operator does which part of the work; the rest is small.
 PARTS = {
-    "first layer, forward (sparse)": ("gem_fast::_sparse_linear",),
-    "first layer, weight gradients (sparse)": ("gem_fast::_sparse_gradient_",),
-    "other layers, forward, with ReLU": ("gem_fast::_chain_forward",),
-    "other layers, backward and weight gradients": ("gem_fast::_chain_backward",),
-    "gradient of the cross entropy": ("gem_fast::_cross_entropy_gradient",),
-    "projection: gram, solve, combine": ("gem_fast::project_",),
+    "pass: all forward, and backward to the first layer's outputs": "gem_fast::_chain_pass",
+    "projection: the first layer's gradients, gram, solve, combine": "gem_fast::_project_layer_",
 }
-# Multiplications and additions of the dense parts, by part.
-FLOP = {
-    "other layers, forward, with ReLU": 2 * N * HIDDEN * (HIDDEN + CLASSES),
-    "other layers, backward and weight gradients": 4 * N * HIDDEN * (HIDDEN + CLASSES),
-}
+
+
+def flop(density: float) -> dict[str, float]:
+    """Multiplications and additions by part, of the first layer those with an entry that is not zero."""
+    first, others, p = PIXELS * HIDDEN * density, HIDDEN * (HIDDEN + CLASSES), 89_610
+    return dict(zip(PARTS, (2 * N * (first + 3 * others), 2 * N * first + T * (T + 1) * p), strict=True))
 
 
 def main() -> None:
     torch.set_num_threads(2)
     step, density = trained_step()
-    FLOP["first layer, forward (sparse)"] = FLOP["first layer, weight gradients (sparse)"] = int(
-        2 * N * HIDDEN * PIXELS * density
-    )
     wall = median_ms(step)
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         for _ in range(STEPS):
             step()
     own = {event.key: event.self_cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
-    parts = {part: sum(own.get(operator, 0.0) for operator in operators) for part, operators in PARTS.items()}
+    parts = {part: own[operator] for part, operator in PARTS.items()}
     parts["other operators (the current mini-batch, SGD)"] = sum(
-        milliseconds
-        for name, milliseconds in own.items()
-        if "::" in name and not any(name in operators for operators in PARTS.values())
+        milliseconds for name, milliseconds in own.items() if "::" in name and name not in PARTS.values()
     )
     parts["Python and dispatch: the rest"] = wall - sum(parts.values())
     gflops = sgemm_gflops()
     gbytes = copy_gbytes()
+    work = flop(density)
     rows = [
-        {"part": part, "ms": ms, "gflops": FLOP[part] / ms / 1e6 if part in FLOP else None}
+        {"part": part, "ms": ms, "gflops": work[part] / ms / 1e6 if part in work else None}
         for part, ms in parts.items()
     ]
-    # gram or probe, and combine, each read G once.
-    read = 2 * T * 89_610 * 4 / 1e6 / parts["projection: gram, solve, combine"]
-    result = {"t": T, "step_ms": wall, "parts": rows, "sgemm_gflops": gflops, "copy_gbytes": gbytes, "G_gbytes": read}
+    result = {"t": T, "step_ms": wall, "parts": rows, "sgemm_gflops": gflops, "copy_gbytes": gbytes}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(f"One step at {T} past tasks: {wall:.2f} ms; sgemm {gflops:.0f} GFLOP/s, copy {gbytes:.0f} GB/s\n")
     print("| part | ms | of the step | GFLOP/s |\n|---|---|---|---|")
     for row in rows:
         rate = "" if row["gflops"] is None else f"{row['gflops']:.0f}"
         print(f"| {row['part']} | {row['ms']:.2f} | {100 * row['ms'] / wall:.0f} % | {rate} |")
-    print(f"\nThe projection reads G at {read:.0f} GB/s.")
 
 
 def trained_step() -> tuple[Callable[[], None], float]:

@@ -14,6 +14,10 @@ namespace gem_fast::cpu {
 // rows of a block stay in the fast caches.
 inline constexpr int64_t kBlock = 1024;
 
+// Doubles that the partial sums of all slabs may take together.
+inline constexpr int64_t kPartials = int64_t{1} << 22;
+inline constexpr int64_t kMostSlabs = 64;
+
 // p is cut into slabs whose number depends on the problem's size alone, never on the number of threads: partial
 // sums are added in the same order everywhere, so the same input gives the same bits.
 struct Slabs {

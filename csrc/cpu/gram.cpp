@@ -13,9 +13,6 @@ namespace {
 
 // Rows are taken in panels, so that the rows of two panels over a block of columns stay in the second-level cache.
 constexpr int64_t kPanel = 64;
-// Doubles that the partial sums of all slabs may take together.
-constexpr int64_t kPartials = int64_t{1} << 22;
-constexpr int64_t kMostSlabs = 64;
 
 // G's rows with g as one more, filled up with zero rows to whole tiles.
 int64_t padded_rows(int64_t t) { return (t + 1 + 3) / 4 * 4; }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/blocks.h"
 #include "cpu/combine.h"
 #include "cpu/gram.h"
 
@@ -50,23 +51,35 @@ struct Block {
   }
 };
 
-// Calls f(rows, g, part) for each block with a part of its own, and returns the sum of all parts, added in the order of
-// the blocks. On the way it leaves the sum of all rows.
+// Adds n doubles.
+void add(const double* from, int64_t n, double* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+}
+
+// Calls f(rows, g, result) for each block, where result has so many doubles to be written, and returns the sum of all
+// results, added in the same order whatever the number of threads. On the way it leaves the sum of all rows.
 template <class F>
 std::vector<double> sum_over_blocks(const LayerColumns& G, int64_t doubles, void* sum_of_rows, const Executor& executor,
                                     const F& f) {
-  std::vector<double> parts(G.of.blocks() * doubles);
-  executor.each(G.of.blocks(), 1, [&](int64_t b) {
-    const Block block(G, b);
-    const Segment g = block.gradient();
-    const Rows rows = block.rows();
-    row_sum(rows, block.of_sum(sum_of_rows));
-    f(rows, Segments{&g, 1}, parts.data() + b * doubles);
+  const int64_t blocks = G.of.blocks();
+  const int64_t most = std::clamp<int64_t>(kPartials / doubles, 1, kMostSlabs);
+  const int64_t per_slab = (blocks + most - 1) / most;
+  const int64_t slabs = (blocks + per_slab - 1) / per_slab;
+  std::vector<double> sums((slabs + 1) * doubles);
+  executor.each(slabs, 1, [&](int64_t slab) {
+    thread_local std::vector<double> result;
+    result.resize(doubles);
+    for (int64_t b = slab * per_slab; b < std::min(blocks, (slab + 1) * per_slab); ++b) {
+      const Block block(G, b);
+      const Segment g = block.gradient();
+      const Rows rows = block.rows();
+      row_sum(rows, block.of_sum(sum_of_rows));
+      f(rows, Segments{&g, 1}, result.data());
+      add(result.data(), doubles, &sums[(slab + 1) * doubles]);
+    }
   });
-  for (int64_t b = 1; b < G.of.blocks(); ++b) {
-    for (int64_t i = 0; i < doubles; ++i) parts[i] += parts[b * doubles + i];
-  }
-  return parts;
+  for (int64_t slab = 0; slab < slabs; ++slab) add(&sums[(slab + 1) * doubles], doubles, sums.data());
+  return sums;
 }
 
 // delta with task k's rows times v_k.
@@ -78,15 +91,11 @@ ConstMatrix scaled_rows(const LayerGradients& of, const double* v, Buffer& buffe
       for (int64_t n = of.tasks.start[k]; n < of.tasks.start[k + 1]; ++n) {
         const T* from = static_cast<const T*>(of.delta.data) + n * of.delta.stride;
         T* to = static_cast<T*>(scaled) + n * width;
-        for (int64_t o = 0; o < width; ++o) to[o] = static_cast<T>(v[k]) * from[o];
+        for (int64_t o = 0; o < width; ++o) to[o] = static_cast<T>(v[k] * static_cast<double>(from[o]));
       }
     });
   });
   return {scaled, width};
-}
-
-void add(const double* from, int64_t n, double* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
 
 }  // namespace
@@ -95,9 +104,9 @@ void gram(const LayerColumns& G, double* P, double* q, void* row_sum, const Exec
   const int64_t t = G.of.tasks.t;
   const int64_t doubles = gram_doubles(t, G.of.block_elements());
   const auto sum =
-      sum_over_blocks(G, t * t + t, row_sum, executor, [&](const Rows& rows, const Segments& g, double* part) {
+      sum_over_blocks(G, t * t + t, row_sum, executor, [&](const Rows& rows, const Segments& g, double* result) {
         std::vector<double> workspace(doubles);
-        gram(rows, g, part, part + t * t, workspace.data(), kThisThread);
+        gram(rows, g, result, result + t * t, workspace.data(), kThisThread);
       });
   add(sum.data(), t * t, P);
   add(sum.data() + t * t, t, q);
@@ -106,10 +115,11 @@ void gram(const LayerColumns& G, double* P, double* q, void* row_sum, const Exec
 void probe(const LayerColumns& G, double* q, double* sums, void* row_sum, const Executor& executor) {
   const int64_t t = G.of.tasks.t;
   const int64_t doubles = probe_doubles(t, G.of.block_elements());
-  const auto sum = sum_over_blocks(G, 2 * t, row_sum, executor, [&](const Rows& rows, const Segments& g, double* part) {
-    std::vector<double> workspace(doubles);
-    probe(rows, g, part, part + t, workspace.data(), kThisThread);
-  });
+  const auto sum =
+      sum_over_blocks(G, 2 * t, row_sum, executor, [&](const Rows& rows, const Segments& g, double* result) {
+        std::vector<double> workspace(doubles);
+        probe(rows, g, result, result + t, workspace.data(), kThisThread);
+      });
   add(sum.data(), t, q);
   add(sum.data() + t, t, sums);
 }
