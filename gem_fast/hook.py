@@ -67,8 +67,9 @@ class GEM:
         memory_batch: m', the number of examples of each past task that count in a step, a fresh random subset each
             time; default all of them, which is exact.
         refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
-        gradients: "rows" keeps G whole, t rows of all parameters. "gramian" never does: the same projection for models
-            of which t rows do not fit into memory, at more memory for activations, see
+        gradients: "rows" keeps G, t rows of all parameters (for a chain of linear layers on a CPU without the first
+            weight's, see `gem_fast.task_gradients.chain_projection`). "gramian" never does: the same projection for
+            models of which t rows do not fit into memory, at more memory for activations, see
             `gem_fast.task_gradients.gramian.GramianProjection`.
         task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
@@ -142,7 +143,7 @@ class GEM:
         self._pass_task = pass_task
         fused = FusedTaskGradients(model, loss_fn, pass_task=pass_task)
         self._task_gradients = task_gradients or fused
-        # What goes without G wherever G is not asked for.
+        # Goes without the largest part of G, where nobody asks for its rows.
         self._chain = ChainProjection(fused) if task_gradients is None and refresh_every == 1 else None
         self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
         self._rows = GradientRows(refresh_every)
