@@ -1,5 +1,6 @@
 // The operators behind a first linear layer over a memory of mostly zeros, on the CPU. They are private (their names
-// begin with an underscore): the entries that they take come from `_sparse_entries` and are not checked again.
+// begin with an underscore): the entries that operators take come from `_sparse_rows` and `_sparse_pairs`, and are not
+// checked again.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

@@ -64,7 +64,7 @@ GEM_FAST_KERNEL void add_all_entries(const T* table, int64_t width, const int32_
 template <class T, int L>
 GEM_FAST_KERNEL void add_pair(const SparsePairs& x, int64_t i, const T* table, int64_t width, T* first, T* second) {
   T* const sums[] = {first, second};
-  const int32_t begin = x.start[i];
+  const int64_t begin = x.start[i];
   add_all_entries<T, L, 2>(table, width, x.index + begin, static_cast<const T*>(x.values) + 2 * begin,
                            x.start[i + 1] - begin, sums);
 }
