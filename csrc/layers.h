@@ -47,13 +47,14 @@ inline std::vector<int64_t> starts(const std::vector<int64_t>& sizes) {
   return start;
 }
 
-// The numbers of the rows that are meant, each smaller than `rows`; null for all of them.
-inline const int64_t* positions_of(const std::optional<Tensor>& positions, int64_t rows) {
+// The numbers of the n rows that are meant, each smaller than `rows`; null for all of them.
+inline const int64_t* positions_of(const std::optional<Tensor>& positions, int64_t rows, int64_t n) {
   if (!positions.has_value()) return nullptr;
   check(positions->scalar_type() == ScalarType::Long && positions->dim() == 1 && positions->is_contiguous(),
         "positions must be int64, contiguous and of shape (n,), got ", shape_of(*positions));
+  check(positions->size(0) == n, "positions must have shape (n,) = (", n, ",), got ", shape_of(*positions));
   const auto* numbers = static_cast<const int64_t*>(positions->const_data_ptr());
-  for (int64_t i = 0; i < positions->size(0); ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     check(numbers[i] >= 0 && numbers[i] < rows, "positions must be from 0 to ", rows - 1, ", got ", numbers[i]);
   }
   return numbers;
@@ -94,47 +95,56 @@ inline cpu::SparsePairs sparse_pairs_of(const Tensors& entries) {
   return {ints(entries[0]), ints(entries[1]), ints(entries[2]), entries[3].const_data_ptr()};
 }
 
+// A layer's input of n rows: x (n, inputs), or in its place pairs, or with positions entries by rows; holds on to a
+// copy.
+struct InputView {
+  Tensor x;
+  cpu::SparsePairs pairs{};
+  cpu::SparseRows rows{};
+  cpu::LayerInput input{};
+
+  InputView(const std::optional<Tensor>& dense, const Tensors& entries, const std::optional<Tensor>& positions,
+            int64_t n, int64_t inputs, const Tensor& like, const char* like_name) {
+    if (entries.empty()) {
+      check(dense.has_value() && dense->dim() == 2 && dense->size(0) == n && dense->size(1) >= inputs &&
+                dense->scalar_type() == like.scalar_type(),
+            "x must have shape (n, inputs) = (", n, ", ", inputs, ") and ", like_name, "'s dtype, got ",
+            dense.has_value() ? shape_of(*dense) : "none");
+      x = dense->stride(1) == 1 ? *dense : as_contiguous(*dense);
+      input.dense = const_matrix_of(x);
+    } else if (positions.has_value()) {
+      rows = sparse_rows_of(entries, inputs);
+      input.rows = &rows;
+      input.positions = positions_of(positions, rows.count(entries[0].size(0)), n);
+    } else {
+      pairs = sparse_pairs_of(entries);
+      input.pairs = &pairs;
+    }
+  }
+  InputView(const InputView&) = delete;
+  InputView& operator=(const InputView&) = delete;
+};
+
 // A layer's input and the gradient at its output, as the gradients of its weight; holds on to copies.
 struct LayerCall {
   std::vector<int64_t> start;
-  Tensor delta, x;
-  cpu::SparsePairs by_columns{};
-  cpu::SparseRows by_rows{};
+  Tensor delta;
+  InputView view;
   cpu::LayerGradients gradients{};
 
-  // delta (n, outputs), or with zeros up to whole cache lines, which spares a copy. Then x (n, inputs), or in its place
-  // pairs of each task's columns, or with positions entries by rows.
-  LayerCall(const Tensor& grad, int64_t outputs, int64_t inputs, const std::optional<Tensor>& input,
-            const Tensors& entries, const std::optional<Tensor>& positions, const std::vector<int64_t>& sizes)
-      : start(starts(sizes)), delta(grad) {
+  // delta (n, outputs), or with zeros up to whole cache lines, which spares a copy.
+  LayerCall(const Tensor& grad, int64_t outputs, int64_t inputs, const std::optional<Tensor>& x, const Tensors& entries,
+            const std::optional<Tensor>& positions, const std::vector<int64_t>& sizes)
+      : start(starts(sizes)), delta(grad), view(x, entries, positions, start.back(), inputs, grad, "delta") {
     const DType dtype = full_dtype(grad, "delta");
     const int64_t n = start.back();
     const int64_t width = cpu::padded(outputs);
     check(grad.dim() == 2 && grad.size(0) == n && (grad.size(1) == outputs || grad.size(1) == width),
           "delta must have shape (n, outputs) = (", n, ", ", outputs, "), got ", shape_of(grad));
     if (grad.size(1) < width || grad.stride(1) != 1) delta = padded_copy(as_contiguous(grad));
-    gradients = {dtype, {start.data(), static_cast<int64_t>(sizes.size())}, outputs, inputs, const_matrix_of(delta)};
-    if (entries.empty()) {
-      check(input.has_value() && input->dim() == 2 && input->size(0) == n && input->size(1) >= inputs &&
-                input->scalar_type() == grad.scalar_type(),
-            "x must have shape (n, inputs) = (", n, ", ", inputs, ") and delta's dtype, got ",
-            input.has_value() ? shape_of(*input) : "none");
-      x = input->stride(1) == 1 ? *input : as_contiguous(*input);
-      gradients.dense = const_matrix_of(x);
-      return;
-    }
-    if (positions.has_value()) {
-      by_rows = sparse_rows_of(entries, inputs);
-      gradients.by_rows = &by_rows;
-      gradients.positions = positions_of(positions, by_rows.count(entries[0].size(0)));
-      check(positions->size(0) == n, "positions must have shape (n,) = (", n, ",), got ", shape_of(*positions));
-    } else {
-      by_columns = sparse_pairs_of(entries);
-      gradients.by_columns = &by_columns;
-    }
+    const cpu::Tasks tasks{start.data(), static_cast<int64_t>(sizes.size())};
+    gradients = {dtype, tasks, outputs, inputs, const_matrix_of(delta), view.input};
   }
-  LayerCall(const LayerCall&) = delete;
-  LayerCall& operator=(const LayerCall&) = delete;
 };
 
 }  // namespace gem_fast

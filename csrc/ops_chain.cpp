@@ -135,25 +135,10 @@ Tensor chain_pass_cpu(const std::optional<Tensor>& x, const Tensors& entries, co
   const cpu::Tasks tasks{start.data(), static_cast<int64_t>(sizes.size())};
   const ChainView chain(weights, biases, weights[0]);
   const std::vector<cpu::Link> links = links_of(chain, weight_rows, bias_rows, tasks.t);
-  const int64_t inputs = chain.layers[0].inputs;
-  cpu::ChainInput input;
-  cpu::SparseRows rows{};
-  cpu::SparsePairs pairs{};
-  if (x.has_value()) {
-    check_rows(*x, n, inputs, weights[0], "x");
-    input.x = const_matrix_of(*x);
-  } else if (positions.has_value()) {
-    rows = sparse_rows_of(entries, inputs);
-    input.rows = &rows;
-    input.positions = positions_of(positions, rows.count(entries[0].size(0)));
-    check(positions->size(0) == n, "positions must have shape (n,) = (", n, ",), got ", shape_of(*positions));
-  } else {
-    pairs = sparse_pairs_of(entries);
-    input.pairs = &pairs;
-  }
+  const InputView view(x, entries, positions, n, chain.layers[0].inputs, weights[0], "weights[0]");
   const TargetView classes(target, n, chain.layers.back().outputs);
   Tensor delta = new_like(weights[0], {n, cpu::padded(chain.layers[0].outputs)});
-  cpu::chain_pass(input, classes.data(), dtype, chain.layers.data(), links.data(), chain.count(), tasks,
+  cpu::chain_pass(view.input, classes.data(), dtype, chain.layers.data(), links.data(), chain.count(), tasks,
                   matrix_of(delta), kTorchThreads);
   return delta;
 }

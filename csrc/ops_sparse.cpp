@@ -59,7 +59,7 @@ Tensor sparse_linear_cpu(const Tensor& row_start, const Tensor& columns, const T
   const int64_t rows = x.count(row_start.size(0));
   const int64_t n = positions.has_value() ? positions->size(0) : rows;
   Tensor y = new_like(values, {n, layer.outputs()});
-  cpu::sparse_linear(x, dtype, positions_of(positions, rows), n, layer.layer, matrix_of(y), kTorchThreads);
+  cpu::sparse_linear(x, dtype, positions_of(positions, rows, n), n, layer.layer, matrix_of(y), kTorchThreads);
   return y;
 }
 

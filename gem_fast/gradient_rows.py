@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.state import check_count, check_keys, check_plain_task, check_plain_tensor
-from gem_fast.task_gradients.rows import fits, new_rows
+from gem_fast.task_gradients.rows import enough_rows, new_rows
 
 
 class GradientRows:
@@ -34,13 +34,13 @@ class GradientRows:
 
     def due(self, past: list[Hashable], parameters: Sequence[Parameter]) -> tuple[Tensor, slice]:
         """G (t, p) for these tasks and parameters, and the rows of it that are to be computed now."""
-        t, G = len(past), self._G
-        if G is None or len(G) < t or not fits(G, parameters):
-            self._G = G = new_rows(t, parameters)
+        t, G = len(past), enough_rows(self._G, len(past), parameters)
+        if G is not self._G:
+            self._G = G
         elif self.every > 1 and past == self._past and self._same(parameters):
             phase = self._step % self.every
             self._step += 1
-            assert self._G is not None
+            assert self._G is not None  # perhaps another one: `_same` takes up a loaded state
             return self._G[:t], slice(phase * t // self.every, (phase + 1) * t // self.every)
         self._past, self._parameters, self._step = past, list(parameters), 0
         self.reached = [False] * len(parameters)

@@ -1,6 +1,7 @@
 """Compares the fused engine with the loop."""
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,27 @@ def memory(
         return x.to(dtype) if x.is_floating_point() else x
 
     return [[Batch(task, cast(inputs(n)), cast(targets(n)))] for task, n in enumerate(sizes)]
+
+
+def half_of_each(sizes: Sequence[int]) -> Sample:
+    """A random half of each task's examples, at least one."""
+    taken = [(n + 1) // 2 for n in sizes]
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    positions = [torch.randperm(n)[:m] + start for n, m, start in zip(sizes, taken, starts, strict=True)]
+    return Sample(torch.cat(positions), taken)
+
+
+def relu_chain(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def sparse_rows(n: int, width: int, part: float) -> Tensor:
+    """Normal values, of which only a part is not zero."""
+    return torch.where(torch.rand(n, width) < part, torch.randn(n, width), 0.0)
 
 
 def assert_as_the_loop(

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engines import assert_as_the_loop, log_lines, memory, trained
+from engines import assert_as_the_loop, half_of_each, log_lines, memory, relu_chain, sparse_rows, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import classes
 from torch import Tensor, nn
 
 from gem_fast import FusedTaskGradients
-from gem_fast.task_gradients import Sample, fused
+from gem_fast.task_gradients import fused
 from gem_fast.task_gradients.chain import MOST_UNITS
 from gem_fast.task_gradients.chain_pass import ChainPass
 from gem_fast.task_gradients.verification import RowsDiffer
@@ -207,21 +207,9 @@ def test_any_sizes(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1]).to(dtype)
-
-    def inputs_of(n: int) -> Tensor:
-        return torch.where(torch.rand(n, widths[0]) < part, torch.randn(n, widths[0]), 0.0)
-
-    batches = memory(sizes, inputs_of, lambda n: torch.randint(widths[-1], (n,)), dtype)
-    sample = None
-    if sampled:
-        taken = [(n + 1) // 2 for n in sizes]
-        starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        positions = [torch.randperm(n)[:m] + s for n, m, s in zip(sizes, taken, starts, strict=True)]
-        sample = Sample(torch.cat(positions), taken)
+    model = relu_chain(widths).to(dtype)
+    batches = memory(sizes, lambda n: sparse_rows(n, widths[0], part), lambda n: torch.randint(widths[-1], (n,)), dtype)
+    sample = half_of_each(sizes) if sampled else None
     # In float32 a ReLU's input may be zero but for rounding.
     tolerance = 1e-10 if dtype == torch.float64 else 0.05
     assert_as_the_loop(model, batches, tolerance=tolerance, sample=sample, tasks_per_pass=tasks_per_pass)

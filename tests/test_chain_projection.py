@@ -1,7 +1,6 @@
 """The projection for chains of linear layers, without the first layer's columns of G."""
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from asserts import assert_same_bits
-from engines import Memory, assert_projects_as_rows, log_lines, memory, trained
+from engines import (
+    Memory,
+    assert_projects_as_rows,
+    half_of_each,
+    log_lines,
+    memory,
+    relu_chain,
+    sparse_rows,
+    trained,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import classes
 from test_chain import CHAINS, LOSSES, OTHERS, SIZES, rows, sequential
-from torch import Tensor, nn
+from torch import nn
 
 from gem_fast import GEM, EpisodicMemory, FusedTaskGradients
 from gem_fast.paper.data import MNIST_5K, load_data
@@ -95,21 +103,9 @@ def test_real_digits(flat: bool, sampled: bool) -> None:
 )
 def test_any_sizes(sizes: list[int], widths: list[int], part: float, sampled: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1]).double()
-
-    def inputs_of(n: int) -> Tensor:
-        return torch.where(torch.rand(n, widths[0]) < part, torch.randn(n, widths[0]), 0.0)
-
-    batches = memory(sizes, inputs_of, lambda n: torch.randint(widths[-1], (n,)))
-    sample = None
-    if sampled:
-        taken = [(n + 1) // 2 for n in sizes]
-        starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        positions = [torch.randperm(n)[:m] + s for n, m, s in zip(sizes, taken, starts, strict=True)]
-        sample = Sample(torch.cat(positions), taken)
+    model = relu_chain(widths).double()
+    batches = memory(sizes, lambda n: sparse_rows(n, widths[0], part), lambda n: torch.randint(widths[-1], (n,)))
+    sample = half_of_each(sizes) if sampled else None
     # Few units, and tasks of few examples: gradients that are nearly or wholly dependent leave v undetermined.
     parameters = trained(model)
     grads = [torch.randn_like(p) for p in parameters]

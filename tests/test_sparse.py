@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from gem_fast import FusedTaskGradients, LoopTaskGradients
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.task_gradients import Batch, Sample
-from gem_fast.task_gradients.chain_pass import LayerInput
 from gem_fast.task_gradients.examples import ExampleCache
-from gem_fast.task_gradients.sparse import MOST_DENSE, SparseEntries, TaskEntries
+from gem_fast.task_gradients.sparse import MOST_DENSE, LayerInput, SparseEntries, TaskEntries
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -217,7 +217,7 @@ void chain_backward(const ConstMatrix& grad, DType dtype, const Layer* layers, c
   });
 }
 
-void chain_pass(const ChainInput& input, const int64_t* target, DType dtype, const Layer* layers, const Link* links,
+void chain_pass(const LayerInput& input, const int64_t* target, DType dtype, const Layer* layers, const Link* links,
                 int64_t count, const Tasks& tasks, const Matrix& delta, const Executor& executor) {
   const std::vector<ForwardLayer> forward = forward_layers(layers, count, dtype, executor);
   const std::vector<Buffer> weights = backward_weights(layers, count, dtype, executor);
@@ -248,8 +248,8 @@ void chain_pass(const ChainInput& input, const int64_t* target, DType dtype, con
         sparse_row_forward(*input.rows, dtype, input.positions[first + row + i], forward[0].weight.data(),
                            forward[0].bias_or_null(), layers[0].outputs, at(y.data, i * y.stride, dtype));
       }
-      if (input.x.data != nullptr) {
-        layer_forward(forward[0], dtype, rows, true, rows_from(input.x, first + row, dtype), y);
+      if (input.dense.data != nullptr) {
+        layer_forward(forward[0], dtype, rows, true, rows_from(input.dense, first + row, dtype), y);
       }
       rows_forward(forward, dtype, 1, row, rows, x.data(), logits);
     }

@@ -29,17 +29,9 @@ struct Link {
 void chain_backward(const ConstMatrix& grad, DType dtype, const Layer* layers, const Link* links, int64_t count,
                     const Tasks& tasks, const Matrix& delta, const Executor& executor);
 
-// What goes into the first layer: pairs of each task's rows, or the entries of a memory of which `positions` (N,) names
-// these rows, or else x (N, inputs).
-struct ChainInput {
-  const SparsePairs* pairs = nullptr;
-  const SparseRows* rows = nullptr;
-  const int64_t* positions = nullptr;
-  ConstMatrix x{nullptr, 0};
-};
-
 // Both ways at once, with the tasks' mean cross entropies (N targets) between them; links[l].x are not read.
-void chain_pass(const ChainInput& input, const int64_t* target, DType dtype, const Layer* layers, const Link* links,
+// `input` is the first layer's, its pairs are of rows.
+void chain_pass(const LayerInput& input, const int64_t* target, DType dtype, const Layer* layers, const Link* links,
                 int64_t count, const Tasks& tasks, const Matrix& delta, const Executor& executor);
 
 }  // namespace gem_fast::cpu

@@ -11,14 +11,14 @@ void LayerGradients::add_block(int64_t k, int64_t block, void* out) const {
   const int64_t row = tasks.start[k];
   const int64_t n = tasks.start[k + 1] - row;
   const ConstMatrix mine{at(delta.data, row * delta.stride, dtype), delta.stride};
-  if (by_columns != nullptr) {
-    add_sparse_block(by_columns->from(k * pairs_of(inputs)), dtype, inputs, block, mine, outputs, out);
-  } else if (by_rows != nullptr) {
-    add_sparse_block(*by_rows, dtype, positions + row, n, block, mine, outputs, out);
+  if (x.pairs != nullptr) {
+    add_sparse_block(x.pairs->from(k * pairs_of(inputs)), dtype, inputs, block, mine, outputs, out);
+  } else if (x.rows != nullptr) {
+    add_sparse_block(*x.rows, dtype, x.positions + row, n, block, mine, outputs, out);
   } else {
-    multiply(dtype, {.a = at(dense.data, row * dense.stride + of.first, dtype),
+    multiply(dtype, {.a = at(x.dense.data, row * x.dense.stride + of.first, dtype),
                      .a_row = 1,
-                     .a_k = dense.stride,
+                     .a_k = x.dense.stride,
                      .b = mine.data,
                      .b_k = mine.stride,
                      .rows = of.count(),

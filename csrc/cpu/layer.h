@@ -15,12 +15,7 @@ struct LayerGradients {
   Tasks tasks;
   int64_t outputs, inputs;
   ConstMatrix delta;  // (N, padded(outputs)), zeros beyond the outputs
-  // x: pairs of each task's columns, or entries of more rows than its own, of which `positions` (N,) names these, or
-  // else all of it.
-  const SparsePairs* by_columns = nullptr;
-  const SparseRows* by_rows = nullptr;
-  const int64_t* positions = nullptr;
-  ConstMatrix dense{nullptr, 0};  // (N, inputs)
+  LayerInput x;       // pairs are of columns
 
   int64_t blocks() const { return column_blocks(inputs); }
   int64_t elements() const { return outputs * inputs; }

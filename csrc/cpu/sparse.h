@@ -40,6 +40,15 @@ struct SparsePairs {
   SparsePairs from(int64_t pair) const { return {members + 2 * pair, start + pair, index, values}; }
 };
 
+// A layer's input x (N, inputs): pairs of each task's lines (rows for the forward, columns for the gradient), or the
+// entries of a memory of which `positions` (N,) names these rows, or else x itself.
+struct LayerInput {
+  const SparsePairs* pairs = nullptr;
+  const SparseRows* rows = nullptr;
+  const int64_t* positions = nullptr;
+  ConstMatrix dense{nullptr, 0};
+};
+
 // Of n lines, in groups of an even number of lines.
 constexpr int64_t pairs_of(int64_t n) { return (n + 1) / 2; }
 

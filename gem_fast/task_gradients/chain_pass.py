@@ -16,28 +16,10 @@ from torch import Tensor, nn
 from gem_fast.task_gradients.chain import Link
 from gem_fast.task_gradients.losses import End, has_known_gradient
 from gem_fast.task_gradients.pieces import Piece
-from gem_fast.task_gradients.sparse import SparseEntries
+from gem_fast.task_gradients.sparse import LayerInput
 
 Blocks = dict[Tensor, Tensor]
 """For each parameter whose gradient is wanted the (t, ...) part of G's rows that is its own."""
-
-
-class LayerInput(NamedTuple):
-    """A layer's input, as operators take it that form the gradients of its weight."""
-
-    x: Tensor | None
-    """(N, inputs); None where there are entries."""
-    entries: list[Tensor]
-    """By rows for a sample, else pairs of columns."""
-    positions: Tensor | None
-    """Of a sample, as for `Piece`."""
-
-    @classmethod
-    def of(cls, x: Tensor | None, entries: SparseEntries | None, positions: Tensor | None) -> LayerInput:
-        """x, which is not needed where there are entries."""
-        if entries is None:
-            return cls(x, [], None)
-        return cls(None, entries.column_pairs if positions is None else entries.by_rows, positions)
 
 
 class ChainPass(NamedTuple):

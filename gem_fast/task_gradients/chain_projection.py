@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from gem_fast.projection import Projection, project_
 from gem_fast.task_gradients.fused import FusedTaskGradients
 from gem_fast.task_gradients.protocol import Batch, Sample
-from gem_fast.task_gradients.rows import Blocks, fits, new_rows
+from gem_fast.task_gradients.rows import Blocks, enough_rows
 
 
 class ChainProjection:
@@ -81,7 +81,5 @@ class ChainProjection:
     def _rows(self, parameters: Sequence[Tensor], weight: Tensor, t: int) -> Tensor:
         if not parameters:
             return weight.new_empty(t, 0)
-        G = self._G
-        if G is None or len(G) < t or not fits(G, parameters):
-            G = self._G = new_rows(t, parameters)
-        return G[:t]
+        self._G = enough_rows(self._G, t, parameters)
+        return self._G[:t]

@@ -18,10 +18,12 @@ def new_rows(t: int, parameters: Sequence[Tensor]) -> Tensor:
     return torch.empty((t, -(-p // per_line) * per_line), dtype=like.dtype, device=like.device)[:, :p]
 
 
-def fits(G: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether G is a matrix for these parameters."""
-    like = parameters[0]
-    return G.shape[1] == sum(p.numel() for p in parameters) and (G.dtype, G.device) == (like.dtype, like.device)
+def enough_rows(G: Tensor | None, t: int, parameters: Sequence[Tensor]) -> Tensor:
+    """G itself where it has t rows or more for these parameters, else a new matrix."""
+    like, p = parameters[0], sum(parameter.numel() for parameter in parameters)
+    if G is not None and len(G) >= t and (G.shape[1], G.dtype, G.device) == (p, like.dtype, like.device):
+        return G
+    return new_rows(t, parameters)
 
 
 class Blocks:

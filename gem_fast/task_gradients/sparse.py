@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,20 +25,20 @@ class TaskEntries:
         """Takes x contiguous."""
         self._d = x.shape[1]
         # start (n blocks + 1,) int32 for blocks of 32 columns, columns (entries,) int32, values (entries,).
-        self.rows: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_rows(x)
+        self.by_rows: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_rows(x)
 
     # members (2 pairs,) int32 (-1: none), start (pairs + 1,) int32, index (entries,) int32, values (entries, 2).
 
     @cached_property
     def row_pairs(self) -> tuple[Tensor, ...]:
         """The index is the column."""
-        pairs: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_pairs(*self.rows, self._d, False)
+        pairs: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_pairs(*self.by_rows, self._d, False)
         return pairs
 
     @cached_property
     def column_pairs(self) -> tuple[Tensor, ...]:
         """The index is the row; a pair is within one block of 32 columns."""
-        pairs: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_pairs(*self.rows, self._d, True)
+        pairs: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_pairs(*self.by_rows, self._d, True)
         return pairs
 
     @classmethod
@@ -66,17 +67,17 @@ class SparseEntries:
     @cached_property
     def by_rows(self) -> list[Tensor]:
         """For the forward of any rows, and the gradient of a sample of them."""
-        return self._part("by_rows") if self._whole else _joined([task.rows for task in self._tasks])
+        return self._of_kind("by_rows")
 
     @cached_property
     def row_pairs(self) -> list[Tensor]:
         """For the forward of all rows."""
-        return self._part("row_pairs") if self._whole else _joined([task.row_pairs for task in self._tasks])
+        return self._of_kind("row_pairs")
 
     @cached_property
     def column_pairs(self) -> list[Tensor]:
         """For the gradient of all rows."""
-        return self._part("column_pairs") if self._whole else _joined([task.column_pairs for task in self._tasks])
+        return self._of_kind("column_pairs")
 
     def of_tasks(self, tasks: slice) -> SparseEntries:
         """The entries of some of the tasks."""
@@ -87,18 +88,37 @@ class SparseEntries:
         y: Tensor = torch.ops.gem_fast._sparse_linear(*self.by_rows, positions, weight, bias)
         return y
 
-    def _part(self, kind: str) -> list[Tensor]:
-        assert self._whole is not None
+    def _of_kind(self, kind: str) -> list[Tensor]:
+        own = [getattr(task, kind) for task in (self._whole or self)._tasks]
+        if self._whole is None:
+            return _joined(own)
         *members, start, index, values = getattr(self._whole, kind)
-        own = [getattr(task, "rows" if kind == "by_rows" else kind) for task in self._whole._tasks]
         bounds = [0, *accumulate(len(parts[-3]) - 1 for parts in own)]
         first, last = bounds[self._first], bounds[self._first + len(self._tasks)]
         return [*(pair[2 * first : 2 * last] for pair in members), start[first : last + 1], index, values]
 
 
+class LayerInput(NamedTuple):
+    """A layer's input, as operators take it that form the gradients of its weight."""
+
+    x: Tensor | None
+    """(N, inputs); None where there are entries."""
+    entries: list[Tensor]
+    """By rows for a sample, else pairs of columns."""
+    positions: Tensor | None
+    """Of a sample, as for `Piece`."""
+
+    @classmethod
+    def of(cls, x: Tensor | None, entries: SparseEntries | None, positions: Tensor | None) -> LayerInput:
+        """x, which is not needed where there are entries."""
+        if entries is None:
+            return cls(x, [], None)
+        return cls(None, entries.column_pairs if positions is None else entries.by_rows, positions)
+
+
 def _joined(tasks: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     """Several tasks' tensors as one of each kind; the last three are start, index and values."""
     ends = [0, *accumulate(len(parts[-2]) for parts in tasks)]
-    start = torch.cat([tasks[0][-3], *(parts[-3][1:] + end for parts, end in zip(tasks[1:], ends[1:], strict=False))])
+    start = torch.cat([tasks[0][-3], *(parts[-3][1:] + end for parts, end in zip(tasks[1:], ends[1:-1], strict=True))])
     *members, _, index, values = ([*kind] for kind in zip(*tasks, strict=True))
     return [*map(torch.cat, members), start, torch.cat(index), torch.cat(values)]

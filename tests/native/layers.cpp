@@ -98,14 +98,14 @@ void run_first_layer(Random& random, DType dtype) {
   cpu::pad_rows({grad.data(), outputs}, dtype, n, outputs, delta.data(), kPlainThreads);
   const cpu::SparseRows rows = memory.rows();
   const cpu::SparsePairs pairs = memory.column_pairs.view();
-  cpu::LayerGradients gradients{dtype, {start.data(), t}, outputs, d, {delta.data(), width}};
+  cpu::LayerGradients gradients{dtype, {start.data(), t}, outputs, d, {delta.data(), width}, {}};
   if (some) {
-    gradients.by_rows = &rows;
-    gradients.positions = sampled.positions.data();
+    gradients.x.rows = &rows;
+    gradients.x.positions = sampled.positions.data();
   } else if (random() % 2 == 0) {
-    gradients.by_columns = &pairs;
+    gradients.x.pairs = &pairs;
   } else {
-    gradients.dense = {memory.x.data(), d};
+    gradients.x.dense = {memory.x.data(), d};
   }
   const int64_t stride = size + static_cast<int64_t>(random() % 3);
   Buffer<T> G((t - 1) * stride + size, 0);
@@ -251,8 +251,8 @@ void run_chain(Random& random, DType dtype) {
 
   const cpu::SparseRows rows = memory.rows();
   const cpu::SparsePairs pairs = memory.row_pairs.view();
-  cpu::ChainInput input;
-  if (form == 0) input.x = {memory.x.data(), d};
+  cpu::LayerInput input;
+  if (form == 0) input.dense = {memory.x.data(), d};
   if (form == 1) input.pairs = &pairs;
   if (form == 2) input.rows = &rows, input.positions = sampled.positions.data();
   cpu::chain_pass(input, target.data(), dtype, chain.layers.data(), chain.links.data(), count, tasks,

@@ -10,7 +10,7 @@ from gem_fast.task_gradients.chain import Link
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.recording import Recorder
 from gem_fast.task_gradients.rules.sums import write_sum
-from gem_fast.task_gradients.sparse import SparseEntries
+from gem_fast.task_gradients.sparse import LayerInput, SparseEntries
 
 
 def is_memory(x: Tensor, piece: Piece) -> bool:
@@ -50,5 +50,4 @@ class _SparseLinear(torch.autograd.Function):
 def _write_weight(
     entries: SparseEntries, positions: Tensor | None, grad: Tensor, segments: Segments, out: Tensor
 ) -> None:
-    operands = entries.column_pairs if positions is None else entries.by_rows
-    torch.ops.gem_fast._layer_gradient_(out, grad, None, operands, positions, segments.sizes)
+    torch.ops.gem_fast._layer_gradient_(out, grad, *LayerInput.of(None, entries, positions), segments.sizes)
