@@ -12,7 +12,20 @@ except ImportError as error:
 
 from gem_fast import metrics, ops
 from gem_fast.agem import AGEM
-from gem_fast.hook import GEM
+from gem_fast.gem import GEM
+from gem_fast.gradients import (
+    Batch,
+    Constraint,
+    Engine,
+    Fused,
+    LayerwiseGradients,
+    Loop,
+    Objective,
+    RowGradients,
+    Sample,
+    TaskGradients,
+    register_rule,
+)
 from gem_fast.memory import (
     MEMORY_POLICIES,
     ClassBalancedMemory,
@@ -23,7 +36,6 @@ from gem_fast.memory import (
 )
 from gem_fast.ops import Status, build_info
 from gem_fast.projection import Projection, project_
-from gem_fast.task_gradients import FusedTaskGradients, LoopTaskGradients
 
 __version__: str = _C.build_info()["version"]
 
@@ -31,17 +43,26 @@ __all__ = [
     "AGEM",
     "GEM",
     "MEMORY_POLICIES",
+    "Batch",
     "ClassBalancedMemory",
+    "Constraint",
+    "Engine",
     "EpisodicMemory",
-    "FusedTaskGradients",
+    "Fused",
     "HerdingMemory",
-    "LoopTaskGradients",
+    "LayerwiseGradients",
+    "Loop",
     "Memory",
+    "Objective",
     "Projection",
     "ReservoirMemory",
+    "RowGradients",
+    "Sample",
     "Status",
+    "TaskGradients",
     "build_info",
     "metrics",
     "ops",
     "project_",
+    "register_rule",
 ]

@@ -1,15 +1,16 @@
 """Averaged GEM: GEM with one constraint on all past tasks together."""
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gem_fast.hook import GEM
+from gem_fast.gem import GEM
+from gem_fast.gradients import Batch, Constraint, Loop, Sample
+from gem_fast.memory import Memory
 from gem_fast.sampling import sample_all
-from gem_fast.task_gradients import Batch, Sample
 
 
 class AGEM(GEM):
@@ -21,13 +22,17 @@ class AGEM(GEM):
     Args:
         model: as for `GEM`.
         optimizer: as for `GEM`.
-        memory_batch: number of past examples drawn, without replacement, for each step: of all tasks together.
+        loss_fn: as for `GEM`.
+        memory: as for `GEM`.
+        memory_batch: number of past examples drawn, without replacement, for each step: of all tasks together
+            (`sample_size` in Avalanche).
         margin: lower bound on the multiplier when the constraint is violated; 0 is the published method.
-        **options: the other options of `GEM`.
+        pass_task: as for `GEM`.
+        seed: as for `GEM`.
+        check: as for `GEM`.
 
     Raises:
-        TypeError, RuntimeError: as for `GEM`.
-        ValueError: as for `GEM`, or refresh_every is not 1.
+        TypeError, ValueError, RuntimeError: as for `GEM`.
     """
 
     def __init__(
@@ -35,26 +40,39 @@ class AGEM(GEM):
         model: nn.Module,
         optimizer: Optimizer,
         *,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        memory: Memory | None = None,
         memory_batch: int = 256,
         margin: float = 0.0,
-        **options: Any,
+        pass_task: bool | None = None,
+        seed: int = 0,
+        check: bool = False,
     ) -> None:
-        if options.get("refresh_every", 1) != 1:
-            raise ValueError(
-                f"refresh_every must be 1: the constraint is drawn anew for each step, got {options['refresh_every']}"
-            )
-        super().__init__(model, optimizer, memory_batch=memory_batch, margin=margin, **options)
+        super().__init__(
+            model,
+            optimizer,
+            loss_fn=loss_fn,
+            memory=memory,
+            margin=margin,
+            memory_batch=memory_batch,
+            engine=Loop(),
+            pass_task=pass_task,
+            seed=seed,
+            check=check,
+        )
 
-    def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:
-        assert self.memory_batch is not None
+    def constraints(self) -> tuple[list[Constraint], Sample | None]:
+        """One, on the mean loss over examples drawn from all past tasks."""
+        past = self.past_tasks
         examples = [self.memory.examples(task) for task in past]
-        drawn = sample_all([len(x) for x, _ in examples], self.memory_batch, self._generator)
+        assert self.memory_batch is not None
+        drawn = sample_all([len(x) for x, _ in examples], self.memory_batch, self.generator)
         batches = [
-            Batch(task, x[mine.to(x.device)], y[mine.to(y.device)])
-            for task, (x, y), mine in zip(past, examples, drawn, strict=True)
-            if len(mine)
+            Batch(task, x[index.to(x.device)], y[index.to(y.device)])
+            for task, (x, y), index in zip(past, examples, drawn, strict=True)
+            if len(index)
         ]
-        if not self._pass_task:
+        if not self.objective.pass_task:
             # One forward for all of them, which for batch normalisation makes them one mini-batch.
             batches = [Batch(None, torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
         return [batches], None

@@ -5,8 +5,8 @@ q  = G g                       q_k < 0: task k's loss would rise  (Eq. 7)       
 v* = argmin_v 1/2 v'P v + q'v  subject to v >= margin             (Eq. 11)            gem_fast.ops.nnqp
 g~ = g + G^T v*                written where the optimizer reads  (Eq. 8)             gem_fast.ops.combine_
 
-`project_` is these lines in one operator, each only where it is needed: with no q_k < 0 the gradient stays as it is,
-and where v = margin for every task already satisfies all constraints, P is never formed.
+Where G is a matrix, `project_` is one operator that does each of these only where it is needed: with no q_k < 0 the
+gradient stays as it is, and where v = margin for every task already satisfies all constraints, P is never formed.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gem_fast.ops import check_matrix, check_tensors
+from gem_fast.gradients.interface import TaskGradients
+from gem_fast.gradients.rows import RowGradients
+from gem_fast.ops import Status, check_matrix, check_tensors, nnqp
 
 
 class Projection(NamedTuple):
@@ -31,22 +33,28 @@ class Projection(NamedTuple):
     """() float64: violation of the KKT conditions relative to the problem's own scale."""
 
     @property
+    def multipliers(self) -> Tensor:
+        """(t,) float64: v by its name; how much of each past task's gradient was added."""
+        return self.v
+
+    @property
     def violations(self) -> Tensor:
         """(t,) bool: the constraints that the incoming gradient violated (Eq. 7)."""
         return self.q < 0
 
 
-def project_(grads: Sequence[Tensor], G: Tensor, margin: float = 0.5, ridge: float = 0.0) -> Projection:
+def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float = 0.5, ridge: float = 0.0) -> Projection:
     """Projects the gradient onto the cone where no past task's loss rises (Eq. 8 and 11), in place.
 
     Args:
         grads: the parameters' gradients: tensors of G's dtype and device with p elements in total, any shapes and
             strides.
-        G: (t, p), float32, float64, bfloat16 or float16: row k is the gradient of past task k's memory loss, flattened
-            in the order of `grads`. It may be a slice of a larger buffer.
-        margin: lower bound on every v_k when a constraint is violated; the published experiments use 0.5, and 0 is the
-            plain projection. More margin favours past tasks.
-        ridge: added to the diagonal of P; 0 is the exact projection, the published code uses 1e-3.
+        G: the past tasks' gradients: a matrix (t, p), float32, float64, bfloat16 or float16, whose row k is the
+            gradient of past task k's memory loss, flattened in the order of `grads` (it may be a slice of a larger
+            buffer); or a `TaskGradients`, as an engine returns it.
+        margin: lower bound on every v_k when a constraint is violated; the published experiments use 0.5
+            (`memory_strength` in other implementations), and 0 is the plain projection. More margin favours past tasks.
+        ridge: added to the diagonal of P; 0 is the exact projection, the published code uses 1e-3 (its `eps`).
 
     Returns:
         v, q, status and residual; see `Projection`.
@@ -57,6 +65,18 @@ def project_(grads: Sequence[Tensor], G: Tensor, margin: float = 0.5, ridge: flo
         RuntimeError: G or a gradient has a NaN or an infinity (on the CPU; elsewhere status is `Status.NON_FINITE`).
             The gradients are then as they were.
     """
-    check_matrix("G", G)
-    check_tensors("grads", grads, like=G)
-    return Projection(*torch.ops.gem_fast.project_(list(grads), G, float(margin), float(ridge)))
+    if isinstance(G, RowGradients):
+        G = G.G
+    if isinstance(G, Tensor) or not isinstance(G, TaskGradients):
+        check_matrix("G", G)
+        check_tensors("grads", grads, like=G)
+        return Projection(*torch.ops.gem_fast.project_(list(grads), G, float(margin), float(ridge)))
+    for name, value in (("margin", margin), ("ridge", ridge)):
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    P, q = G.gram(grads)
+    v, status, residual = nnqp(P, q, lower=margin, ridge=ridge)
+    violated = (q < 0).any() & (status != Status.NON_FINITE)
+    v = torch.where(violated, v, 0)
+    G.combine_(grads, v)
+    return Projection(v, q, status, torch.where((q < 0).any(), residual, 0))

@@ -2,7 +2,7 @@
 
 import torch
 
-from gem_fast.task_gradients import Sample
+from gem_fast.gradients import Sample
 
 
 def sample_each(counts: list[int], size: int, generator: torch.Generator) -> Sample:

@@ -50,7 +50,7 @@ class Gem(SgdLearner):
             margin=margin,
             ridge=ridge,
             memory_batch=memory_batch,
-            refresh_every=refresh_every,
+            engine=gem_fast.Fused(refresh_every=refresh_every),
             seed=0 if memory_batch is None else int(torch.randint(2**62, ())),
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Above this part of non-zero entries a dense product is as fast (bench/README.md).
-MOST_DENSE = 0.3
+MAX_DENSITY = 0.3
 
 
 class TaskEntries:
@@ -45,7 +45,7 @@ class TaskEntries:
     def of(cls, x: Tensor) -> TaskEntries | None:
         """The entries of x (n, ...), with its examples flattened; None where a dense product serves as well."""
         usable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < 2**31
-        if not usable or int(torch.count_nonzero(x)) > MOST_DENSE * x.numel():
+        if not usable or int(torch.count_nonzero(x)) > MAX_DENSITY * x.numel():
             return None
         return cls(x.flatten(1).contiguous())
 
@@ -106,7 +106,7 @@ class LayerInput(NamedTuple):
     entries: list[Tensor]
     """By rows for a sample, else pairs of columns."""
     positions: Tensor | None
-    """Of a sample, as for `Piece`."""
+    """Of a sample, as for `TaskBatch`."""
 
     @classmethod
     def of(cls, x: Tensor | None, entries: SparseEntries | None, positions: Tensor | None) -> LayerInput:

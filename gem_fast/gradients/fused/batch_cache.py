@@ -6,26 +6,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gem_fast.task_gradients.losses import is_plain_cross_entropy
-from gem_fast.task_gradients.pieces import Piece, Segments, taken
-from gem_fast.task_gradients.protocol import Batch, Sample
-from gem_fast.task_gradients.recording import CannotFuse
-from gem_fast.task_gradients.sparse import SparseEntries, TaskEntries
+from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
+from gem_fast.gradients.fused.losses import is_plain_cross_entropy
+from gem_fast.gradients.fused.recorder import CannotFuse
+from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes, rows_at
+from gem_fast.gradients.interface import Batch, Sample
 
 
-class ExampleCache:
+class BatchCache:
     """Keeps the last concatenation, and what it was made of, for as long as that has not changed.
 
     A past task's examples stay the same from step to step: copying them in each would cost more than the projection.
     """
 
     def __init__(self, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._loss_fn = loss_fn
+        self.loss_fn = loss_fn
         self._sources: list[tuple[Tensor, int]] = []
         self._entries: list[TaskEntries | None] = []
-        self._all: Piece | None = None
+        self._all: TaskBatch | None = None
 
-    def __call__(self, batches: Sequence[Batch], sample: Sample | None, rows: slice) -> Piece:
+    def __call__(self, batches: Sequence[Batch], sample: Sample | None, rows: slice) -> TaskBatch:
         """The examples that count, of the batches `rows`: one batch per task.
 
         Raises:
@@ -40,7 +40,7 @@ class ExampleCache:
         start = sum(sample.sizes[: rows.start])
         sizes = sample.sizes[rows]
         positions = sample.positions[start : start + sum(sizes)]
-        return replace(self._all, y=taken(self._all.y, positions), segments=Segments(sizes), positions=positions)
+        return replace(self._all, y=rows_at(self._all.y, positions), tasks=TaskSizes(sizes), positions=positions)
 
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(
@@ -58,8 +58,8 @@ class ExampleCache:
         self._entries = self._entries if tracked else []
         self._sources = [(x, x._version) for x in tensors] if tracked else []
         x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
-        segments = Segments([len(batch.x) for batch in batches])
-        self._all = Piece(x, y, None, segments, is_plain_cross_entropy(self._loss_fn, y), entries)
+        tasks = TaskSizes([len(batch.x) for batch in batches])
+        self._all = TaskBatch(x, y, None, tasks, is_plain_cross_entropy(self.loss_fn, y), entries)
 
     def _entries_of(self, inputs: list[Tensor]) -> SparseEntries | None:
         """The tasks' entries, prepared anew only for those whose examples are not the ones they were."""

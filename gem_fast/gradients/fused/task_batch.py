@@ -1,4 +1,4 @@
-"""Mini-batches made of several tasks' examples."""
+"""Mini-batches that are made of several tasks' examples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gem_fast.task_gradients.sparse import SparseEntries
+from gem_fast.gradients.fused.entries import SparseEntries
 
 
-class Segments:
-    """Tasks' examples, one task after the other along the first dimension of a mini-batch.
+class TaskSizes:
+    """How many examples of a mini-batch are each task's; they lie one task after the other along its first dimension.
 
     Attributes:
         sizes: the number of examples of each task.
@@ -27,35 +27,38 @@ class Segments:
         self.total = sum(sizes)
         self.equal = sizes[0] if len(set(sizes)) == 1 else None
 
+    def __len__(self) -> int:
+        return len(self.sizes)
+
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, ...) as one view (n_k, ...) per task."""
         parts: tuple[Tensor, ...] = x.split(self.sizes)
         return parts
 
-    def stacked(self, x: Tensor) -> Tensor:
-        """(N, ...) as (t, n, ...), for tasks of the same size."""
-        assert self.equal is not None
-        return x.reshape(len(self.sizes), self.equal, *x.shape[1:])
-
     def sum(self, x: Tensor, out: Tensor) -> None:
         """out[k] = the sum over task k's examples of x (N, ...); out is (t, ...)."""
         if self.equal is not None:
-            torch.sum(self.stacked(x), 1, out=out)
+            torch.sum(x.reshape(len(self.sizes), self.equal, *x.shape[1:]), 1, out=out)
             return
         for mine, row in zip(self.split(x), out, strict=True):
             torch.sum(mine, 0, out=row)
 
+    def repeat(self, per_task: Tensor) -> Tensor:
+        """(t,) as (N,): each task's value for all of its examples."""
+        counts = torch.tensor(self.sizes, device=per_task.device)
+        return per_task.repeat_interleave(counts, output_size=self.total)
+
 
 @dataclass(frozen=True)
-class Piece:
+class TaskBatch:
     """What goes through the model in one forward.
 
     Attributes:
         memory: (M, ...): inputs, one task after the other.
         y: (N, ...): targets.
-        task: the model's second argument, where it takes one; the piece is then one task's.
-        segments: which examples are whose.
-        vectorised: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
+        task: the model's second argument, where it takes one; the examples are then one task's.
+        tasks: which examples are whose.
+        plain_cross_entropy: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
         entries: the non-zero entries of `memory`, where they are few.
         positions: (N,) int64: the examples of `memory` that count; None for all of them.
     """
@@ -63,30 +66,30 @@ class Piece:
     memory: Tensor
     y: Tensor
     task: Hashable
-    segments: Segments
-    vectorised: bool = False
+    tasks: TaskSizes
+    plain_cross_entropy: bool = False
     entries: SparseEntries | None = None
     positions: Tensor | None = None
 
     @cached_property
     def x(self) -> Tensor:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
-        return self.memory if self.positions is None else taken(self.memory, self.positions)
+        return self.memory if self.positions is None else rows_at(self.memory, self.positions)
 
-    def of_tasks(self, tasks: slice) -> Piece:
+    def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
-        sizes = self.segments.sizes[tasks]
-        if len(sizes) == len(self.segments.sizes):
+        sizes = self.tasks.sizes[some]
+        if len(sizes) == len(self.tasks):
             return self
-        bounds = [0, *accumulate(self.segments.sizes)]
-        examples = slice(bounds[tasks.start], bounds[tasks.start] + sum(sizes))
-        part = replace(self, y=self.y[examples], segments=Segments(sizes))
+        bounds = [0, *accumulate(self.tasks.sizes)]
+        examples = slice(bounds[some.start], bounds[some.start] + sum(sizes))
+        part = replace(self, y=self.y[examples], tasks=TaskSizes(sizes))
         if self.positions is not None:
             return replace(part, positions=self.positions[examples])
-        entries = self.entries and self.entries.of_tasks(tasks)
+        entries = self.entries and self.entries.of_tasks(some)
         return replace(part, memory=self.memory[examples], entries=entries)
 
 
-def taken(x: Tensor, positions: Tensor) -> Tensor:
+def rows_at(x: Tensor, positions: Tensor) -> Tensor:
     """x[positions], for positions on the CPU."""
     return x.index_select(0, positions.to(x.device))

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gem_fast.task_gradients.recording import CannotFuse, Recorder, own_history
-from gem_fast.task_gradients.rules.linear import use_linear
-from gem_fast.task_gradients.rules.segmented import segmented
+from gem_fast.gradients.fused.recorder import CannotFuse, Recorder, with_own_history
+from gem_fast.gradients.fused.rules.linear import use_linear
+from gem_fast.gradients.fused.rules.once_per_task import once_per_task
 
 
 def attention(
@@ -41,7 +41,7 @@ def attention(
     if not plain:
         if attn_mask is not None and attn_mask.dim() == 3:
             raise CannotFuse("MultiheadAttention gets a mask per example and head")
-        # What is the same for all examples is bound, so that it is not cut up.
+        # What is the same for all examples is bound, so that it is not split.
         call = partial(
             forward,
             need_weights=need_weights,
@@ -49,16 +49,18 @@ def attention(
             average_attn_weights=average_attn_weights,
             is_causal=is_causal,
         )
-        outputs: tuple[Tensor, Tensor | None] = segmented(recorder, module, call, query, key, value, key_padding_mask)
+        outputs: tuple[Tensor, Tensor | None] = once_per_task(
+            recorder, module, call, query, key, value, key_padding_mask
+        )
         return outputs
     dim = recorder.examples_dim(module, query)
     q, k, v = _projected(recorder, module, (query, key, value), dim)
     # (examples, heads, positions, features of a head)
     q, k, v = (x.transpose(0, dim).unflatten(2, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    mask = _mask(module, key_padding_mask, attn_mask, recorder.segments.total, query.dtype)
+    mask = _mask(module, key_padding_mask, attn_mask, recorder.tasks.total, query.dtype)
     mixed = F.scaled_dot_product_attention(q, k, v, mask, module.dropout if module.training else 0.0)
     mixed = mixed.transpose(1, 2).flatten(2).transpose(0, dim)
-    output = own_history(F.linear(mixed, module.out_proj.weight, module.out_proj.bias))
+    output = with_own_history(F.linear(mixed, module.out_proj.weight, module.out_proj.bias))
     use_linear(recorder, module, module.out_proj.weight, module.out_proj.bias, mixed, output, dim)
     return output, None
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gem_fast.task_gradients.recording import CannotFuse, Recorder
+from gem_fast.gradients.fused.recorder import CannotFuse, Recorder
 
 
-def segmented(recorder: Recorder, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def once_per_task(recorder: Recorder, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The outputs of one call per task, one after the other; each alias's gradient is a task's."""
     leaves, tree = pytree.tree_flatten((args, kwargs))
     first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
@@ -22,18 +22,18 @@ def segmented(recorder: Recorder, module: nn.Module, forward: Callable[..., Any]
         raise CannotFuse(f"{type(module).__name__} gets no tensor")
     dim = recorder.examples_dim(module, first)
     dims_in, dims_out = _dims(module, dim)
-    total, sizes = recorder.segments.total, recorder.segments.sizes
-    cut = [
+    total, sizes = recorder.tasks.total, recorder.tasks.sizes
+    is_split = [
         isinstance(leaf, Tensor) and leaf.dim() > at and leaf.shape[at] == total
         for leaf, at in zip(leaves, _extended(dims_in, len(leaves)), strict=True)
     ]
     wanted = recorder.wanted(module)
     outputs = []
     start = 0
-    for segment, size in enumerate(sizes):
+    for task, size in enumerate(sizes):
         mine = [
-            leaf.narrow(at, start, size) if is_cut else leaf
-            for leaf, at, is_cut in zip(leaves, _extended(dims_in, len(leaves)), cut, strict=True)
+            leaf.narrow(at, start, size) if split else leaf
+            for leaf, at, split in zip(leaves, _extended(dims_in, len(leaves)), is_split, strict=True)
         ]
         start += size
         args_k, kwargs_k = pytree.tree_unflatten(mine, tree)
@@ -46,7 +46,7 @@ def segmented(recorder: Recorder, module: nn.Module, forward: Callable[..., Any]
             for owner, name, parameter in wanted:
                 owner._parameters[name] = parameter
         for parameter, alias in aliases.items():
-            recorder.use_alias(parameter, alias, segment)
+            recorder.use_alias(parameter, alias, task)
     return _joined(module, outputs, dims_out)
 
 
@@ -70,11 +70,11 @@ def _joined(module: nn.Module, outputs: list[Any], dims: Sequence[int]) -> Any:
     tree = flat[0][1]
     columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
     joined = []
-    for pieces, dim in zip(columns, _extended(dims, len(columns)), strict=True):
-        if isinstance(pieces[0], Tensor):
-            joined.append(torch.cat(pieces, dim))
-        elif all(piece == pieces[0] for piece in pieces):
-            joined.append(pieces[0])
+    for parts, dim in zip(columns, _extended(dims, len(columns)), strict=True):
+        if isinstance(parts[0], Tensor):
+            joined.append(torch.cat(parts, dim))
+        elif all(part == parts[0] for part in parts):
+            joined.append(parts[0])
         else:
-            raise CannotFuse(f"{type(module).__name__} returns {type(pieces[0]).__name__} that differs between tasks")
+            raise CannotFuse(f"{type(module).__name__} returns {type(parts[0]).__name__} that differs between tasks")
     return pytree.tree_unflatten(joined, tree)

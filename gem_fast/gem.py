@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -15,15 +15,12 @@ from torch.optim import Optimizer
 
 from gem_fast import amp
 from gem_fast.checks import check_attachable, check_no_closure, check_parameters, trained_parameters
-from gem_fast.gradient_rows import GradientRows
+from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
 from gem_fast.state import check_generator, check_keys, check_plain_task
-from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
-from gem_fast.task_gradients.chain_projection import ChainProjection
-from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -61,17 +58,15 @@ class GEM:
         model: called as model(x), or as model(x, task).
         optimizer: any torch optimizer whose step needs no closure (not LBFGS); its parameters are the ones projected.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
-        memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper.
-        margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper.
-        ridge: added to the Gramian's diagonal; 0 is the exact projection, the published code uses 1e-3.
+        memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper
+            (`n_memories` in the published code, `patterns_per_experience` in Avalanche).
+        margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper
+            (`memory_strength` in the published code and in Avalanche).
+        ridge: added to the Gramian's diagonal; 0 is the exact projection, the published code uses 1e-3 (its `eps`).
         memory_batch: m', the number of examples of each past task that count in a step, a fresh random subset each
             time; default all of them, which is exact.
-        refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
-        gradients: "rows" keeps G, t rows of all parameters (for a chain of linear layers on a CPU without the first
-            weight's, see `gem_fast.task_gradients.chain_projection`). "gramian" never does: the same projection for
-            models of which t rows do not fit into memory, at more memory for activations, see
-            `gem_fast.task_gradients.gramian.GramianProjection`.
-        task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
+        engine: what computes G, the past tasks' gradients: "auto", which is `gem_fast.Fused()`; `gem_fast.Fused(...)`
+            or `gem_fast.Loop(...)` with options; or an `Engine` of your own.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
         seed: of the generator that draws the subsets; part of the hook's state, and the only one it touches.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
@@ -83,10 +78,9 @@ class GEM:
             skips leaves it as it was.
 
     Raises:
-        TypeError: model is no module or optimizer no torch optimizer.
+        TypeError: model is no module, optimizer no torch optimizer, or engine no engine.
         ValueError: the model has no parameters, the optimizer holds none of them, they differ in dtype or device, its
-            step needs a closure, margin or ridge is negative, memory_batch or refresh_every is smaller than 1, or
-            gradients is unknown or given beside task_gradients or refresh_every.
+            step needs a closure, margin or ridge is negative, or memory_batch is smaller than 1.
         RuntimeError: the optimizer has a hook already.
     """
 
@@ -100,9 +94,7 @@ class GEM:
         margin: float = 0.5,
         ridge: float = 0.0,
         memory_batch: int | None = None,
-        refresh_every: int = 1,
-        gradients: Literal["rows", "gramian"] = "rows",
-        task_gradients: TaskGradients | None = None,
+        engine: Engine | Literal["auto"] = "auto",
         pass_task: bool | None = None,
         seed: int = 0,
         check: bool = False,
@@ -112,20 +104,13 @@ class GEM:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
         if memory_batch is not None and memory_batch < 1:
             raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every must be at least 1 step, got {refresh_every}")
-        if gradients not in ("rows", "gramian"):
-            raise ValueError(f'gradients must be "rows" or "gramian", got {gradients!r}')
-        if gradients == "gramian":
-            if refresh_every != 1:
-                raise ValueError(
-                    f'refresh_every must be 1 with gradients="gramian", which keeps no rows, got {refresh_every}'
-                )
-            if task_gradients is not None:
-                raise ValueError(
-                    'task_gradients must be None with gradients="gramian", which needs all tasks in one pass of its '
-                    f"own (so there is no tasks_per_pass either), got {type(task_gradients).__name__}"
-                )
+        if engine == "auto":
+            engine = Fused()
+        if not isinstance(engine, Engine):
+            raise TypeError(
+                'engine must be "auto", gem_fast.Fused(...), gem_fast.Loop(...) or another gem_fast.Engine, '
+                f"got {engine!r:.50}"
+            )
         check_attachable(model, optimizer)
         if optimizer in _hooked:
             raise RuntimeError(
@@ -140,14 +125,9 @@ class GEM:
         self.memory_batch = memory_batch
         self.check = check
         self.last: Projection | None = None
-        self._pass_task = pass_task
-        fused = FusedTaskGradients(model, loss_fn, pass_task=pass_task)
-        self._task_gradients = task_gradients or fused
-        # Goes without the largest part of G, where nobody asks for its rows.
-        self._chain = ChainProjection(fused) if task_gradients is None and refresh_every == 1 else None
-        self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
-        self._rows = GradientRows(refresh_every)
-        self._generator = torch.Generator().manual_seed(seed)
+        self.objective = Objective(model, loss_fn, pass_task)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._engine = engine
         self._current: Hashable = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
@@ -225,8 +205,8 @@ class GEM:
         return {
             "memory": self.memory.state_dict(),
             "current": self._current,
-            "rows": self._rows.state_dict(),
-            "generator": self._generator.get_state(),
+            "engine": self._engine.state_dict(),
+            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,74 +215,51 @@ class GEM:
         Raises:
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
-        check_keys("state", state, ("memory", "current", "rows", "generator"))
+        check_keys("state", state, ("memory", "current", "engine", "generator"))
         check_plain_task("current", state["current"])
         check_generator(state["generator"])
-        rows = GradientRows(self._rows.every)
-        rows.load_state_dict(state["rows"])
-        self.memory.load_state_dict(state["memory"])
-        self._generator.set_state(state["generator"])
-        self._rows, self._current = rows, state["current"]
+        before = self._engine.state_dict()
+        self._engine.load_state_dict(state["engine"])
+        try:
+            self.memory.load_state_dict(state["memory"])
+        except ValueError:
+            self._engine.load_state_dict(before)
+            raise
+        self.generator.set_state(state["generator"])
+        self._current = state["current"]
         self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
+
+    def constraints(self) -> tuple[list[Constraint], Sample | None]:
+        """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
+        constraints = [[Batch(task, *self.memory.examples(task))] for task in self.past_tasks]
+        if self.memory_batch is None or not constraints:
+            return list(constraints), None
+        counts = [len(batch.x) for [batch] in constraints]
+        return list(constraints), sample_each(counts, self.memory_batch, self.generator)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         check_no_closure(args, kwargs)
         if amp.is_skipped(optimizer, wait=self.check):
             return
-        past = self.past_tasks
         parameters = trained_parameters(optimizer)
-        if not past or not parameters:
+        if not parameters or not self.past_tasks:
             self.last = None
             return
         check_parameters(parameters)
         amp.unscale_(optimizer)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        projection, reached = self._project(past, parameters, grads)
-        _keep_created(parameters, grads, reached, projection)
-        self.last = projection
-        if self.check and int(projection.status) != Status.SOLVED:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
+        constraints, sample = self.constraints()
+        with _no_autocast(parameters[0].device.type), _explained(constraints, parameters[0]):
+            G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
+        self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+        _keep_created(parameters, grads, G.depends, self.last)
+        if self.check and int(self.last.status) != Status.SOLVED:
             raise RuntimeError(
-                f"the projection must be solved, got status {Status(int(projection.status)).name} with a residual of "
-                f"{float(projection.residual):.1e}"
+                f"the projection must be solved, got status {Status(int(self.last.status)).name} with a residual of "
+                f"{float(self.last.residual):.1e}"
             )
-
-    def _project(
-        self, past: list[Hashable], parameters: list[Parameter], grads: list[Tensor]
-    ) -> tuple[Projection, list[bool]]:
-        constraints, sample = self._constraints(past)
-        try:
-            with _no_autocast(parameters[0].device.type):
-                if self._gramian is not None:
-                    return self._gramian(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
-                if self._chain is not None:
-                    done = self._chain(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
-                    if done is not None:
-                        return done
-                G = self._compute_rows(constraints, sample, parameters)
-        except RuntimeError as error:
-            # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.
-            _check_fit(constraints, parameters[0], error)
-            raise
-        return project_(grads, G, self.margin, self.ridge), self._rows.reached
-
-    def _compute_rows(
-        self, constraints: list[list[Batch]], sample: Sample | None, parameters: list[Parameter]
-    ) -> Tensor:
-        G, due = self._rows.due([batches[0].task for batches in constraints], parameters)
-        if due.start < due.stop:
-            _, reached = self._task_gradients(constraints, parameters, out=G, rows=due, sample=sample)
-            self._rows.computed(reached)
-        return G
-
-    def _constraints(self, past: list[Hashable]) -> tuple[list[list[Batch]], Sample | None]:
-        """The examples behind each row of G: here one row per past task."""
-        constraints = [[Batch(task, *self.memory.examples(task))] for task in past]
-        if self.memory_batch is None:
-            return constraints, None
-        counts = [len(batch.x) for [batch] in constraints]
-        return constraints, sample_each(counts, self.memory_batch, self._generator)
 
 
 def _takes_task(model: nn.Module) -> bool:
@@ -317,21 +274,28 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _check_fit(constraints: list[list[Batch]], parameter: Parameter, error: RuntimeError) -> None:
-    for batch in (batch for batches in constraints for batch in batches):
-        dtype = batch.x.dtype if batch.x.is_floating_point() else parameter.dtype
-        if (dtype, batch.x.device) != (parameter.dtype, parameter.device):
-            raise RuntimeError(
-                f"the model must take the memory's examples, {dtype} on {batch.x.device}, got an error from it with "
-                f"parameters of {parameter.dtype} on {parameter.device}; after model.to(...) call memory.to(...), too"
-            ) from error
+@contextlib.contextmanager
+def _explained(constraints: Sequence[Constraint], parameter: Parameter) -> Iterator[None]:
+    """Names the memory's dtype or device as the cause, where it is another one than the model's and a pass failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        for batch in (batch for batches in constraints for batch in batches):
+            dtype = batch.x.dtype if batch.x.is_floating_point() else parameter.dtype
+            if (dtype, batch.x.device) != (parameter.dtype, parameter.device):
+                raise RuntimeError(
+                    f"the model must take the memory's examples, {dtype} on {batch.x.device}, got an error from it "
+                    f"with parameters of {parameter.dtype} on {parameter.device}; after model.to(...) call "
+                    "memory.to(...), too"
+                ) from error
+        raise
 
 
 def _keep_created(
-    parameters: list[Parameter], grads: list[Tensor], reached: list[bool], projection: Projection
+    parameters: list[Parameter], grads: list[Tensor], depends: list[bool], projection: Projection
 ) -> None:
     """Makes gradients that did not exist the parameters' own, where the projection has a part for them."""
-    created = [(p, g) for p, g, r in zip(parameters, grads, reached, strict=True) if p.grad is None and r]
+    created = [(p, g) for p, g, used in zip(parameters, grads, depends, strict=True) if p.grad is None and used]
     if not created:
         return
     # On a GPU the outcome is not known without waiting for it: the gradient is then created in any case.

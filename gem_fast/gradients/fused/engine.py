@@ -1,0 +1,228 @@
+"""The engine that takes all past tasks through the model at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch.nn import Parameter
+
+from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.model import FusedModel, LayerPass
+from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
+from gem_fast.gradients.fused.task_batch import TaskBatch
+from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, failures_as_reasons
+from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, TaskGradients, random_devices
+from gem_fast.gradients.layerwise import layerwise
+from gem_fast.gradients.loop import fill_rows
+from gem_fast.gradients.rows import RowGradients
+from gem_fast.state import check_keys
+
+_log = logging.getLogger("gem_fast")
+
+Form = Literal["auto", "rows", "layerwise"]
+
+
+class Fused(Engine):
+    """Computes all past tasks' gradients in one forward and one backward over the concatenated memories.
+
+    Autograd computes the gradients at the outputs of the layers only; from each, and from the layer's input, a rule per
+    type of layer forms the weight's gradient of every task (`gem_fast.register_rule` adds one). Modules without a rule,
+    and those that look at a mini-batch as a whole (batch normalisation), run once per task.
+
+    The first pass through a model, and each one that is of a new kind, is compared with one backward per task (`Loop`)
+    on two tasks. A model that cannot be handled, or whose gradients differ, is left to the loop; a line in the log
+    "gem_fast" names the reason. So is a convolutional net on a CPU, where the loop is as fast or faster, unless
+    `tasks_per_pass` is given.
+
+    Args:
+        form: what G is kept as. "rows" is a matrix of t rows. "layerwise" never has t rows in memory: G's products
+            follow layer by layer from the inputs and output gradients of all layers, for all examples of all past tasks
+            at once; whole are only the gradients of modules without a rule (batch normalisation, recurrent layers,
+            custom modules), and those of grouped and transposed convolutions, one parameter at a time. "auto" takes
+            rows, but layerwise where t rows would take more than `row_bytes`, or where few examples of large layers
+            make it cheaper.
+        refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
+        tasks_per_pass: how many tasks' activations are in memory at a time; None: as many as fit in `activation_bytes`.
+        activation_bytes: what the activations of a pass may take, in bytes; default 1 GiB. "layerwise" needs them all.
+        row_bytes: what t rows may take before "auto" goes layerwise, in bytes; default 2 GiB.
+        shortcuts: whether shortcuts for some models on a CPU are taken (docs/architecture.md); the result is the same.
+
+    Raises:
+        ValueError: an option is out of range, or given beside one that it excludes: "layerwise" has no rows to refresh
+            and takes all tasks in one pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        form: Form = "auto",
+        refresh_every: int = 1,
+        tasks_per_pass: int | None = None,
+        activation_bytes: int = 2**30,
+        row_bytes: int = 2**31,
+        shortcuts: bool = True,
+    ) -> None:
+        if form not in ("auto", "rows", "layerwise"):
+            raise ValueError(f'form must be "auto", "rows" or "layerwise", got {form!r}')
+        if tasks_per_pass is not None and tasks_per_pass < 1:
+            raise ValueError(f"tasks_per_pass must be at least 1 task, got {tasks_per_pass}")
+        for name, value in (("activation_bytes", activation_bytes), ("row_bytes", row_bytes)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1 byte, got {value}")
+        if form == "layerwise" and refresh_every != 1:
+            raise ValueError(f'refresh_every must be 1 with form="layerwise", which keeps no rows, got {refresh_every}')
+        if form == "layerwise" and tasks_per_pass is not None:
+            raise ValueError(
+                'tasks_per_pass must be None with form="layerwise", which needs all tasks in one pass, '
+                f"got {tasks_per_pass}"
+            )
+        self._form = form
+        self._tasks_per_pass = tasks_per_pass
+        self._activation_bytes = activation_bytes
+        self._row_bytes = row_bytes
+        self._shortcuts = shortcuts and form != "layerwise"
+        self._rows = RowGradients(refresh_every)
+        self._spare_rows = RowGradients()  # of the columns that a layerwise form has as rows
+        self._cache: BatchCache | None = None
+        self._model: FusedModel | None = None
+        self._verifier: Verifier | None = None
+        self._is_left_to_the_loop = False
+
+    def __call__(
+        self,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None = None,
+    ) -> TaskGradients:
+        """As `Engine.__call__`.
+
+        Raises:
+            ValueError: the loss is not a scalar.
+            RuntimeError: form is "layerwise", and the model cannot be handled in one pass.
+        """
+        rows, tasks, t = self._rows, [batches[0].task for batches in constraints], len(constraints)
+        always_layerwise = self._form == "layerwise" or (
+            self._may_be_layerwise and t * sum(p.numel() * p.element_size() for p in parameters) > self._row_bytes
+        )
+        if not always_layerwise:
+            rows.begin_step(tasks, parameters)
+        stale = slice(0, t) if always_layerwise else rows.stale
+        reason = None
+        if any(len(batches) != 1 for batches in constraints):
+            reason = CannotFuse("a constraint has several batches")
+        # One task is one backward in any case.
+        elif stale.stop - stale.start > 1 or always_layerwise:
+            try:
+                G = self._fused(objective, constraints, parameters, sample, stale, always_layerwise)
+                if G is not None:
+                    return G
+            except CannotFuse as error:
+                reason = error
+        if self._form == "layerwise":
+            raise RuntimeError(
+                f'form="layerwise" takes a model that one pass can handle, got one where {reason}; take "rows"'
+            ) from reason
+        if always_layerwise:
+            rows.begin_step(tasks, parameters)
+        rows.computed(fill_rows(objective, constraints, parameters, rows.G, rows.stale, sample))
+        if reason is not None and t > 1 and not isinstance(reason, CannotVerify):  # and the loop has not failed, too
+            self._is_left_to_the_loop = True
+            _log.warning("one backward per past task instead of one for all: %s", reason)
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that the next step does not compute anew."""
+        return {"rows": self._rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Engine.load_state_dict`."""
+        check_keys("engine", state, ("rows",))
+        self._rows.load_state_dict(state["rows"])
+
+    @property
+    def _may_be_layerwise(self) -> bool:
+        return self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None
+
+    def _fused(
+        self,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None,
+        stale: slice,
+        always_layerwise: bool,
+    ) -> TaskGradients | None:
+        """G by one pass, or by a few where not all activations fit; None where the loop is as fast."""
+        model, verifier = self._current(objective, parameters)
+        if not (self._is_left_to_the_loop or always_layerwise or self._tasks_per_pass is not None):
+            self._is_left_to_the_loop = model.is_faster_one_by_one()
+        if self._is_left_to_the_loop:
+            return None
+        pass_task = model.objective.pass_task
+        with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
+            batches = self._task_batches(model.objective, constraints, sample, stale)
+            try:
+                verifier.verify_new(constraints, is_mlp=not pass_task and model.is_mlp(batches[0]))
+            except CannotVerify:
+                if not always_layerwise:  # else what is not finite is found in P and q
+                    raise
+            with _undone_on_failure(model), failures_as_reasons():
+                if always_layerwise:
+                    done = model.run(batches, shortcuts=False)
+                    assert isinstance(done, LayerPass)
+                    return layerwise(done.contributions, parameters, len(constraints))[0]
+                sizes = [size for batch in batches for size in batch.tasks.sizes]
+                step = self._tasks_per_pass or max(
+                    1, self._activation_bytes // (verifier.bytes_per_example * max(sizes))
+                )
+                rows = self._rows
+                for first in range(0, len(sizes), step):
+                    some = slice(first, min(first + step, len(sizes)))
+                    mine = batches[some] if pass_task else [batches[0].of_tasks(some)]
+                    done = model.run(mine, shortcuts=self._shortcuts)
+                    if self._may_be_layerwise and step >= len(constraints):
+                        G = done.layerwise(parameters, self._spare_rows)
+                        if G is not None:
+                            return G
+                    done.write(rows.G[stale][some], parameters)
+                    rows.computed(done.depends(parameters))
+                return rows
+
+    def _current(self, objective: Objective, parameters: Sequence[Parameter]) -> tuple[FusedModel, Verifier]:
+        # A compiled model is run as it was: compiled code has no layers to look into.
+        original = getattr(objective.model, "_orig_mod", None)
+        objective = objective if original is None else replace(objective, model=original)
+        if self._model is None or self._verifier is None or not self._model.serves(objective, parameters):
+            self._model = FusedModel(objective, parameters)
+            self._verifier = Verifier(self._model, shortcuts=self._shortcuts)
+            self._is_left_to_the_loop = False
+        return self._model, self._verifier
+
+    def _task_batches(
+        self, objective: Objective, constraints: Sequence[Constraint], sample: Sample | None, rows: slice
+    ) -> list[TaskBatch]:
+        if objective.pass_task:
+            sampled = constraints if sample is None else sample.of(constraints)
+            return [batch_of_task(batch) for [batch] in sampled[rows]]
+        if self._cache is None or self._cache.loss_fn != objective.loss_fn:
+            self._cache = BatchCache(objective.loss_fn)
+        return [self._cache([batch for [batch] in constraints], sample, rows)]
+
+
+@contextmanager
+def _undone_on_failure(model: FusedModel) -> Iterator[None]:
+    """Puts running statistics back as they were where a pass fails: the loop is then to start from there."""
+    before = [(buffer, buffer.clone()) for buffer in model.statistics()]
+    try:
+        yield
+    except Exception:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise

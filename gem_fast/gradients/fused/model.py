@@ -1,0 +1,157 @@
+"""A model as it stands, and a pass of several tasks' examples through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gem_fast.gradients import cpu_mlp
+from gem_fast.gradients.fused.losses import LossRoot
+from gem_fast.gradients.fused.recorder import CannotFuse, Contribution, Recorder, Rule, recording
+from gem_fast.gradients.fused.rules import convolution, once_per_task, rules_of
+from gem_fast.gradients.fused.task_batch import TaskBatch
+from gem_fast.gradients.fused.verifier import check_every_use_is_known
+from gem_fast.gradients.interface import Objective
+from gem_fast.gradients.layerwise import LayerwiseGradients, group, layerwise, write_columns
+from gem_fast.gradients.rows import RowGradients, by_parameter
+
+
+class LayerPass(NamedTuple):
+    """A pass that left behind each layer's inputs and output gradients."""
+
+    contributions: list[Contribution]
+    t: int
+    """The number of its tasks."""
+
+    def depends(self, parameters: Sequence[Parameter]) -> list[bool]:
+        """Per parameter, whether any of the tasks' losses depends on it."""
+        used = {contribution.parameter for contribution in self.contributions}
+        return [parameter in used for parameter in parameters]
+
+    @torch.no_grad()
+    def write(self, G: Tensor, parameters: Sequence[Parameter]) -> None:
+        """Writes the rows of G (t, p) of the pass's tasks."""
+        uses = group(self.contributions, parameters).values()
+        for block, mine in zip(by_parameter(G, parameters), uses, strict=True):
+            write_columns(mine, block)
+
+    def layerwise(self, parameters: Sequence[Parameter], spare: RowGradients) -> LayerwiseGradients | None:
+        """The same without rows; None where rows are cheaper. `spare` is not needed."""
+        G, is_cheaper = layerwise(self.contributions, parameters, self.t)
+        return G if is_cheaper else None
+
+
+class FusedModel:
+    """Serves as long as the model has the same modules in the same states, and the same parameters are wanted.
+
+    Args:
+        objective: the model, not a compiled one, and its loss.
+        parameters: those whose gradients make up a row of G, in order.
+    """
+
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter]) -> None:
+        self.objective = objective
+        self.parameters = list(parameters)
+        self.mlp_layers = [] if objective.pass_task else cpu_mlp.mlp_layers(objective.model)
+        self._wanted = set(parameters)
+        self._dims: dict[tuple[nn.Module, int], int | None] = {}
+        self._modules = list(objective.model.modules())
+        self._states = _states(self._modules)
+        self._ids = list(map(id, parameters))
+        self._hooked = _hooked(parameters)
+
+    @cached_property
+    def rules(self) -> list[tuple[nn.Module, Rule]]:
+        """The modules that go through a rule.
+
+        Raises:
+            CannotFuse: parameters are the model's own, not a layer's, or have hooks, or a module is compiled.
+        """
+        if any(self._hooked):
+            raise CannotFuse("a parameter has a hook, which would see no task's gradient")
+        return rules_of(self.objective.model)
+
+    def serves(self, objective: Objective, parameters: Sequence[Parameter]) -> bool:
+        """Whether what is known here still holds."""
+        modules = list(objective.model.modules())
+        return (
+            objective == self.objective
+            and modules == self._modules
+            and _states(modules) == self._states
+            and list(map(id, parameters)) == self._ids
+            and _hooked(parameters) == self._hooked
+        )
+
+    def statistics(self) -> list[Tensor]:
+        """The buffers that a pass may change."""
+        return [buffer for module, rule in self.rules if rule is once_per_task for buffer in module.buffers()]
+
+    def is_mlp(self, batch: TaskBatch) -> bool:
+        """Whether a batch goes the way of `cpu_mlp.whole_pass`."""
+        return cpu_mlp.is_whole(self.mlp_layers, self.objective.model, batch)
+
+    def is_faster_one_by_one(self) -> bool:
+        """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
+        on_cpu = self.parameters[0].device.type == "cpu"
+        return on_cpu and any(rule is convolution for _, rule in self.rules)
+
+    def run(
+        self, batches: Sequence[TaskBatch], *, shortcuts: bool, verifying: bool = False, learn_dims: bool = False
+    ) -> cpu_mlp.MlpPass | LayerPass:
+        """One forward per batch, and one backward for all of them.
+
+        Args:
+            batches: what goes through; with `pass_task` one batch per task, else one for all tasks.
+            shortcuts: whether the shortcuts of `cpu_mlp` are taken.
+            verifying: whether to look for uses of parameters that no rule has noted.
+            learn_dims: whether to find out which dimensions run over the examples, see `Recorder`.
+
+        Raises:
+            CannotFuse: the model cannot be handled in one pass.
+            ValueError: the loss is not a scalar.
+        """
+        if shortcuts and self.mlp_layers:
+            [batch] = batches
+            found = cpu_mlp.whole_pass(self.mlp_layers, self.objective.model, batch)
+            if found is not None:
+                return found
+        recorder = Recorder(self._wanted, self._dims, learn_dims)
+        roots = self._forward(recorder, batches)
+        if shortcuts and not self.objective.pass_task:
+            found = cpu_mlp.recorded_pass(recorder, roots, batches[0])
+            if found is not None:
+                return found
+        starts, known = [root.start for root in roots], [root.known for root in roots]
+        grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
+        contributions = recorder.contributions(grads)
+        if verifying:
+            check_every_use_is_known(contributions, self._wanted, starts)
+        return LayerPass(contributions, sum(len(batch.tasks) for batch in batches))
+
+    def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
+        roots, first = [], 0
+        with recording(recorder, self.rules):
+            for batch in batches:
+                recorder.begin(first, batch)
+                version = batch.x._version
+                output = self.objective.output(batch.x, batch.task)
+                if not isinstance(output, Tensor):
+                    raise CannotFuse(f"the model returns {type(output).__name__}, not a tensor")
+                if batch.x._version != version:
+                    raise CannotFuse("the model changes its input in place")
+                roots.append(LossRoot.of(self.objective, output, batch))
+                first += len(batch.tasks)
+        return roots
+
+
+def _states(modules: list[nn.Module]) -> list[tuple[bool, bool]]:
+    return [(module.training, cpu_mlp.has_hooks(module)) for module in modules]
+
+
+def _hooked(parameters: Sequence[Parameter]) -> list[bool]:
+    return [bool(parameter._backward_hooks) for parameter in parameters]

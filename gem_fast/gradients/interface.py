@@ -1,0 +1,144 @@
+"""What GEM needs of the past tasks' gradients (an operator), and what it asks of an engine that computes them."""
+
+import abc
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gem_fast.state import check_keys
+
+
+@runtime_checkable
+class TaskGradients(Protocol):
+    """G (t, p) at the present parameters, as an operator: the projection needs its products alone.
+
+    Row k of G is the gradient g_k of past task k's memory loss (paper, Eq. 5). Forms: `RowGradients` holds the matrix,
+    `LayerwiseGradients` what it follows from.
+
+    Attributes:
+        depends: per parameter, whether any past task's loss depends on it.
+    """
+
+    depends: list[bool]
+
+    def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """P = G G^T (t, t) and q = G g (t,), float64 (Eq. 11).
+
+        Args:
+            grads: g as a list of tensors, one per parameter, of the parameters' shapes and dtype.
+
+        Raises:
+            RuntimeError: G or g has a NaN or an infinity (on the CPU; elsewhere P and q carry it on).
+        """
+
+    def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
+        """g <- g + G^T v (Eq. 8), written into `grads`; v is (t,) float64."""
+
+
+class Batch(NamedTuple):
+    """Examples of one task from the memory."""
+
+    task: Hashable
+    """What a multi-head model is called with."""
+    x: Tensor
+    """(n, ...): the model's input."""
+    y: Tensor
+    """(n, ...): the loss's target."""
+
+
+Constraint = Sequence[Batch]
+"""The batches whose examples' mean loss must not rise: one batch of one past task in GEM."""
+
+
+class Sample(NamedTuple):
+    """A choice of examples, some of each constraint, where not all of them are to count."""
+
+    positions: Tensor
+    """(n,) int64 on the CPU: positions in the concatenation of all constraints' examples, constraint by constraint."""
+    sizes: list[int]
+    """The number of examples of each constraint; n in total."""
+
+    def of(self, constraints: Sequence[Constraint]) -> list[list[Batch]]:
+        """The constraints, of one batch each, with only the examples that count, as copies."""
+        sampled, start = [], 0
+        for [batch], positions in zip(constraints, self.positions.split(self.sizes), strict=True):
+            index = positions - start
+            start += len(batch.x)
+            sampled.append([Batch(batch.task, batch.x[index.to(batch.x.device)], batch.y[index.to(batch.y.device)])])
+        return sampled
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of the model on a batch.
+
+    Attributes:
+        model: called as model(x), or as model(x, task) with `pass_task`.
+        loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
+        pass_task: whether the model takes the task as its second argument.
+    """
+
+    model: nn.Module
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    pass_task: bool = False
+
+    def output(self, x: Tensor, task: Hashable) -> Any:
+        """What the model makes of x."""
+        return self.model(x, task) if self.pass_task else self.model(x)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss over the batch's examples, a scalar.
+
+        Raises:
+            ValueError: the loss is not a scalar.
+        """
+        return self.scalar_loss(self.output(batch.x, batch.task), batch.y)
+
+    def scalar_loss(self, output: Any, y: Tensor) -> Tensor:
+        """loss_fn(output, y); raises ValueError where that is no scalar."""
+        loss = self.loss_fn(output, y)
+        if loss.dim() != 0:
+            raise ValueError(f"loss_fn must return a scalar, the mean over the examples, got shape {tuple(loss.shape)}")
+        return loss
+
+
+class Engine(abc.ABC):
+    """Computes the past tasks' gradients in each step. `Fused` and `Loop` are two; a subclass of yours is a third."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None = None,
+    ) -> TaskGradients:
+        """G for these constraints; leaves no trace: `.grad` and random number generators are as they were.
+
+        Args:
+            objective: the model and its loss.
+            constraints: t of them; row k of G is the gradient of the mean loss over constraint k's examples.
+            parameters: whose gradients make up a row, in this order; all of one dtype and device.
+            sample: which examples count; by default all. Each constraint is then one batch.
+
+        Returns:
+            G, valid until the engine is called again.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the memory to go on with the same bits; here nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` returned; else raises ValueError and changes nothing."""
+        check_keys("engine", state, ())
+
+
+def random_devices(parameters: Sequence[Parameter]) -> list[int]:
+    """The GPUs whose random numbers a pass may use up; none while a graph is captured, which brings its own."""
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    return [] if devices and torch.cuda.is_current_stream_capturing() else devices

@@ -1,0 +1,269 @@
+"""G without its rows: what they follow from, layer by layer, for models of which t rows do not fit into memory.
+
+    P = sum over layers of G_l G_l'        q = sum over layers of G_l g_l        g~_l = g_l + G_l' v
+
+where G_l (t, p_l) are the columns of one layer's parameter. They follow from the inputs A and the output gradients B of
+that layer, which one pass over all tasks' examples leaves behind, in two ways, whichever takes fewer multiplications:
+
+- blocks of columns: G_l is formed some rows of the parameter at a time, read, and gone;
+- inner products of examples, for a linear layer's weight: with the examples (and positions) of task k as the rows of
+  A_k and B_k, the gradient of task k is B_k' A_k, and (G_l G_l')_kj is the sum of all of (A_k A_j') * (B_k B_j').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gem_fast import ops
+from gem_fast.gradients.fused.recorder import WHOLE, Contribution
+from gem_fast.gradients.fused.task_batch import TaskSizes
+from gem_fast.gradients.interface import TaskGradients
+
+# What a block of columns, or of inner products, may take in bytes: enough that most layers are one block for a few tasks.
+_BLOCK_BYTES = 2**24
+
+
+class Part(NamedTuple):
+    """Some of G's columns."""
+
+    parameters: list[int]
+    """The numbers of the parameters that they belong to."""
+    G: TaskGradients
+
+
+class LayerwiseGradients:
+    """`TaskGradients` as a sum over parts, each with some of the columns.
+
+    Args:
+        parts: together all parameters that a task's loss depends on.
+        depends: per parameter, whether any past task's loss depends on it.
+        t: the number of past tasks.
+    """
+
+    def __init__(self, parts: Sequence[Part], depends: list[bool], t: int) -> None:
+        self.parts = list(parts)
+        self.depends = depends
+        self._t = t
+
+    def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `TaskGradients.gram`."""
+        P = torch.zeros(self._t, self._t, dtype=torch.float64, device=grads[0].device)
+        q = torch.zeros_like(P[0])
+        for part in self.parts:
+            P_part, q_part = part.G.gram([grads[i] for i in part.parameters])
+            P += P_part
+            q += q_part
+        if P.device.type == "cpu":
+            unused = [grad for grad, used in zip(grads, self.depends, strict=True) if not used]
+            _check_finite(P, q, unused)
+        return P, q
+
+    def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
+        """As `TaskGradients.combine_`."""
+        if v.device.type == "cpu" and not bool(v.any()):
+            return
+        for part in self.parts:
+            part.G.combine_([grads[i] for i in part.parameters], v)
+
+
+class Blocks:
+    """The columns of one parameter, formed some of its rows at a time.
+
+    Args:
+        parameter: the parameter.
+        contributions: its uses in the pass.
+        t: the number of past tasks.
+    """
+
+    def __init__(self, parameter: Parameter, contributions: Sequence[Contribution], t: int) -> None:
+        self.depends = [True]
+        self._parameter = parameter
+        self._contributions = contributions
+        self._t = t
+
+    @torch.no_grad()
+    def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `TaskGradients.gram`."""
+        [grad] = grads
+        P = torch.zeros(self._t, self._t, dtype=torch.float64, device=grad.device)
+        q = torch.zeros_like(P[0])
+        for rows, block in self._blocks(self._contributions, self._t):
+            P_block, q_block = ops.gram(block.flatten(1), [_at_least_1d(grad)[rows]])
+            P += P_block
+            q += q_block
+        return P, q
+
+    @torch.no_grad()
+    def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
+        """As `TaskGradients.combine_`: with its gradients at the layers' outputs weighted by v, all tasks are one."""
+        [grad] = grads
+        as_one_task = [_weighted(contribution, v) for contribution in self._contributions]
+        for rows, block in self._blocks(as_one_task, 1):
+            # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.
+            _at_least_1d(grad)[rows] += torch.where(v.any(), block[0], 0)
+
+    def _blocks(self, contributions: Sequence[Contribution], t: int) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks (t, rows, ...) of some of the parameter's rows at a time."""
+        shape = self._parameter.shape or torch.Size([1])
+        row_bytes = max(1, t * self._parameter.element_size() * self._parameter.numel() // max(1, shape[0]))
+        step = max(1, _BLOCK_BYTES // row_bytes)
+        if step >= shape[0] or any(contribution.restrict is None for contribution in contributions):
+            step = max(1, shape[0])
+        for start in range(0, shape[0], step):
+            rows = slice(start, min(start + step, shape[0]))
+            block = self._parameter.new_empty(t, rows.stop - rows.start, *shape[1:])
+            whole = rows == slice(0, shape[0])
+            mine = contributions if whole else [part for c in contributions for part in _restricted(c, rows)]
+            write_columns(mine, block)
+            yield rows, block
+
+
+class InnerProducts:
+    """The columns of a linear layer's weight, as inner products of its inputs and of its output gradients.
+
+    Args:
+        A: (N, ..., inputs): the layer's inputs, examples first.
+        B: (N, ..., outputs): the gradients at its outputs.
+        uses: for each use of the weight its first task, and how many of its examples are each task's; the uses follow
+            each other in A and B.
+        t: the number of past tasks.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, uses: Sequence[tuple[int, TaskSizes]], t: int) -> None:
+        self.depends = [True]
+        positions = A[0].numel() // A.shape[-1]
+        # Sums of many products need more digits than half precision has.
+        dtype = torch.float64 if A.dtype == torch.float64 else torch.float32
+        self._A, self._B = (x.reshape(-1, x.shape[-1]).to(dtype) for x in (A, B))
+        self._t = t
+        task = [tasks.repeat(torch.arange(first, first + len(tasks), device=A.device)) for first, tasks in uses]
+        self._task = torch.cat(task).repeat_interleave(positions)
+
+    @torch.no_grad()
+    def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `TaskGradients.gram`, in blocks of rows of A and B."""
+        A, B, task, t = self._A, self._B, self._task, self._t
+        [grad] = (grad.to(A.dtype) for grad in grads)
+        P = torch.zeros(t, t, dtype=torch.float64, device=A.device)
+        step = max(1, _BLOCK_BYTES // (8 * len(A)))
+        for start in range(0, len(A), step):
+            rows = slice(start, start + step)
+            products = (A[rows] @ A.mT).mul_(B[rows] @ B.mT).double()
+            by_task = products.new_zeros(len(products), t).index_add_(1, task, products)
+            P.index_add_(0, task[rows], by_task)
+        products = (A @ grad.mT).mul_(B).sum(1, dtype=torch.float64)
+        return P, torch.zeros_like(P[0]).index_add_(0, task, products)
+
+    @torch.no_grad()
+    def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
+        """As `TaskGradients.combine_`."""
+        [grad] = grads
+        step = (self._B * v.to(self._B.dtype)[self._task, None]).mT @ self._A
+        grad += torch.where(v.any(), step, 0).to(grad.dtype)
+
+
+def layerwise(
+    contributions: Sequence[Contribution], parameters: Sequence[Parameter], t: int
+) -> tuple[LayerwiseGradients, bool]:
+    """G from what a pass over all tasks left behind; and whether most of its columns are inner products."""
+    parts, products = [], 0
+    by_use = group(contributions, parameters)
+    for i, (parameter, mine) in enumerate(by_use.items()):
+        if not mine or not parameter.numel():
+            continue
+        found = _inner_products(parameter, mine, t)
+        products += parameter.numel() if found is not None else 0
+        parts.append(Part([i], Blocks(parameter, mine, t) if found is None else found))
+    G = LayerwiseGradients(parts, [bool(mine) for mine in by_use.values()], t)
+    return G, 2 * products > sum(parameter.numel() for parameter in parameters)
+
+
+def products_are_cheaper(n: int, t: int, shape: torch.Size) -> bool:
+    """Whether inner products of n rows take fewer multiplications than a weight's gradients of t tasks do.
+
+    To form the gradients takes n outputs inputs, as many as q takes by way of the products; their Gramian takes the rest.
+    """
+    outputs, inputs = shape
+    return n * n * (inputs + outputs + 2) <= (t * (t + 1) // 2 + t) * outputs * inputs
+
+
+def group(
+    contributions: Sequence[Contribution], parameters: Sequence[Parameter]
+) -> dict[Parameter, list[Contribution]]:
+    """The contributions to each of these parameters, perhaps none."""
+    found: dict[Parameter, list[Contribution]] = {parameter: [] for parameter in parameters}
+    for contribution in contributions:
+        found[contribution.parameter].append(contribution)
+    return found
+
+
+def write_columns(contributions: Sequence[Contribution], out: Tensor) -> None:
+    """Writes a parameter's columns of G: straight from its uses where each row has one, else their sum.
+
+    Args:
+        contributions: the uses of the parameter in these rows.
+        out: (t, ...) and then the parameter's shape.
+    """
+    used = [row for contribution in contributions for row in contribution.rows]
+    once = len(set(used)) == len(used) and all(contribution.part == WHOLE for contribution in contributions)
+    if not once or len(used) < len(out):
+        out.zero_()
+    for contribution in contributions:
+        target = out[contribution.rows.start : contribution.rows.stop][:, contribution.part]
+        if once:
+            contribution.write_to(target)
+        else:
+            addend = torch.empty_like(target)
+            contribution.write_to(addend)
+            target += addend
+
+
+def _inner_products(parameter: Parameter, contributions: Sequence[Contribution], t: int) -> InnerProducts | None:
+    """The columns of a weight that linear layers alone use, as a whole, where that is cheaper."""
+    factors = [(c.inputs, c.grad) for c in contributions if c.inputs is not None and c.part == WHOLE]
+    if len(factors) < len(contributions):
+        return None
+    inputs = [(x.reshape(len(x), -1, x.shape[-1]), b.reshape(len(b), -1, b.shape[-1])) for x, b in factors]
+    n = sum(x.shape[0] * x.shape[1] for x, _ in inputs)
+    if len({x.shape[1] for x, _ in inputs}) > 1 or not products_are_cheaper(n, t, parameter.shape):
+        return None
+    A, B = (torch.cat(xs) if len(xs) > 1 else xs[0] for xs in zip(*inputs, strict=True))
+    return InnerProducts(A, B, [(c.first, c.tasks) for c in contributions], t)
+
+
+def _weighted(contribution: Contribution, v: Tensor) -> Contribution:
+    grad, tasks = contribution.grad, contribution.tasks
+    weights = v[contribution.rows.start : contribution.rows.stop].to(grad.dtype)
+    if not contribution.is_alias:
+        weights = tasks.repeat(weights).view(-1, *[1] * (grad.dim() - 1))
+    return contribution._replace(grad=grad * weights, first=0, tasks=TaskSizes([tasks.total]))
+
+
+def _restricted(contribution: Contribution, rows: slice) -> Iterator[Contribution]:
+    """What is left of a contribution within some of the parameter's rows; nothing, maybe."""
+    begin, end, _ = contribution.part.indices(len(contribution.parameter))
+    first, last = max(begin, rows.start), min(end, rows.stop)
+    if first >= last:
+        return
+    assert contribution.restrict is not None
+    whole = (first, last) == (rows.start, rows.stop)
+    within = WHOLE if whole else slice(first - rows.start, last - rows.start)
+    yield contribution._replace(write=contribution.restrict(slice(first - begin, last - begin)), part=within)
+
+
+def _check_finite(P: Tensor, q: Tensor, unused: Sequence[Tensor]) -> None:
+    """Raises where a row of G or g is not finite; a part that is a matrix has said so itself."""
+    rows = (~P.diagonal().isfinite()).nonzero().flatten()
+    if len(rows):
+        raise RuntimeError(f"G must be finite, got a NaN or an infinity in row {int(rows[0])}")
+    if not all(bool(x.isfinite().all()) for x in (q, *unused)):
+        raise RuntimeError("grads must be finite, got a NaN or an infinity")
+
+
+def _at_least_1d(grad: Tensor) -> Tensor:
+    return grad if grad.dim() else grad.view(1)
