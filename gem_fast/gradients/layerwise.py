@@ -24,7 +24,7 @@ from gem_fast.gradients.fused.recorder import WHOLE, Contribution
 from gem_fast.gradients.fused.task_batch import TaskSizes
 from gem_fast.gradients.interface import TaskGradients
 
-# What a block of columns, or of inner products, may take in bytes: enough that most layers are one block for a few tasks.
+# What a block of columns, or of inner products, may take: enough that most layers are one block for a few tasks.
 _BLOCK_BYTES = 2**24
 
 
@@ -186,7 +186,7 @@ def layerwise(
 def products_are_cheaper(n: int, t: int, shape: torch.Size) -> bool:
     """Whether inner products of n rows take fewer multiplications than a weight's gradients of t tasks do.
 
-    To form the gradients takes n outputs inputs, as many as q takes by way of the products; their Gramian takes the rest.
+    To form the gradients takes n outputs inputs, as many as q takes by way of the products; the rest is P.
     """
     outputs, inputs = shape
     return n * n * (inputs + outputs + 2) <= (t * (t + 1) // 2 + t) * outputs * inputs
