@@ -1,9 +1,9 @@
 import pytest
 import torch
-from asserts import assert_as_accurate_as_torch, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gram import DTYPES, problem
+from utils.asserts import assert_as_accurate_as_torch, assert_same_bits
+from utils.problems import DTYPES, problem
 
 from gem_fast import ops
 

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from test_build import ROOT, build
+from utils.build import ROOT, build
 
 import gem_fast
 

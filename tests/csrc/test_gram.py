@@ -1,18 +1,11 @@
 import pytest
 import torch
-from asserts import assert_as_accurate_as_torch, assert_same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from utils.asserts import assert_as_accurate_as_torch, assert_same_bits
+from utils.problems import DTYPES, problem
 
 from gem_fast import ops
-
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def problem(t: int, p: int, dtype: torch.dtype, parts: int = 3) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    G = torch.randn(t, p).to(dtype)
-    g = torch.randn(p).to(dtype)
-    return G, [part.clone() for part in g.tensor_split(parts)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

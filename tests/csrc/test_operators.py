@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from asserts import assert_same_bits
 from torch import Tensor
+from utils.asserts import assert_same_bits
 
 from gem_fast import ops, project_
 

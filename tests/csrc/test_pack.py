@@ -1,7 +1,7 @@
 import pytest
 import torch
-from asserts import assert_same_bits
-from test_gram import DTYPES
+from utils.asserts import assert_same_bits
+from utils.problems import DTYPES
 
 from gem_fast import ops
 

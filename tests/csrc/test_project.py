@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from asserts import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import SAMPLERS, sample
-from test_gram import DTYPES
+from utils.asserts import assert_same_bits
+from utils.problems import DTYPES
+from utils.samplers import SAMPLERS, sample
 
 from gem_fast import Status, ops, project_, reference
 

@@ -1,18 +1,17 @@
 """The C++ part under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
 
-tests/native runs every kernel over random and hard shapes, at every instruction set that the processor has.
+tests/csrc/native runs every kernel over random and hard shapes, at every instruction set that the processor has.
 """
 
 import os
 import shlex
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from utils.build import ROOT
 
-ROOT = Path(__file__).parents[1]
-NATIVE = ROOT / "tests" / "native"
+NATIVE = ROOT / "tests" / "csrc" / "native"
 SOURCES = [*sorted(NATIVE.glob("*.cpp")), *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
 # As setup.py compiles them, but for -O1: sanitizers ask for it, and it compiles in a third of the time.
 FLAGS = "-std=c++20 -O1 -g1 -fno-math-errno -fno-trapping-math -pthread -Wall -Wextra -Werror -Wno-psabi"

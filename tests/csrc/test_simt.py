@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the CPU (tests/simt) and compared with the CPU kernels, under sanitizers.
+"""The CUDA kernels, run on the CPU (tests/csrc/simt) and compared with the CPU kernels, under sanitizers.
 
 AddressSanitizer sees accesses outside an array, in global and in shared memory; ThreadSanitizer sees accesses by two
 threads that no barrier orders. That both do is tested by planting such mistakes.
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from utils.build import ROOT
 
-ROOT = Path(__file__).parent.parent
-SIMT = ROOT / "tests" / "simt"
+SIMT = ROOT / "tests" / "csrc" / "simt"
 CXX = os.environ.get("CXX", "g++").split()
 # Without contraction, so that the kernels and the CPU's baseline code do the same arithmetic.
 FLAGS = ["-std=c++20", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from asserts import assert_same_bits, kkt_violation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import SAMPLERS, sample
+from utils.asserts import assert_same_bits, kkt_violation
+from utils.samplers import SAMPLERS, sample
 
 import gem_fast._C as _C
 from gem_fast import Status, ops, reference

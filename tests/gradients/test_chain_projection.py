@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import assert_same_bits
-from engines import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from utils.asserts import assert_same_bits
+from utils.chains import CHAINS, LOSSES, OTHERS, SIZES, sequential
+from utils.engines import (
     Memory,
     assert_projects_as_rows,
     half_of_each,
@@ -18,11 +22,7 @@ from engines import (
     sparse_rows,
     trained,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from models import classes
-from test_chain import CHAINS, LOSSES, OTHERS, SIZES, rows, sequential
-from torch import nn
+from utils.models import classes, rows
 
 from gem_fast import GEM, EpisodicMemory, FusedTaskGradients
 from gem_fast.paper.data import MNIST_5K, load_data

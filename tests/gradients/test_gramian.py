@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import assert_same_bits
-from engines import assert_projects_as_rows, assert_untouched, log_lines, memory, trained
-from models import CASES, MultiHead, Transformer, case, classes, mlp, rows, stream, tokens
-from test_fused import LOOPED, WAYS, Net
-from test_rules import LAYERS, Attention, Head, of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from utils.asserts import assert_same_bits
+from utils.engines import assert_projects_as_rows, assert_untouched, log_lines, memory, trained
+from utils.forwards import LOOPED, WAYS, Net
+from utils.layers import LAYERS, Attention, Head, of
+from utils.models import CASES, MultiHead, Transformer, case, classes, mlp, rows, stream, tokens
 
 from gem_fast import AGEM, GEM, EpisodicMemory, FusedTaskGradients, LoopTaskGradients
 from gem_fast.task_gradients import Sample, gramian

@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models import MultiHead, conv, mlp
 from torch import nn
+from utils.models import MultiHead, conv, mlp
 
 from gem_fast import LoopTaskGradients
 from gem_fast.task_gradients import Batch

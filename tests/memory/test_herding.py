@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_streams import batch, numbers, seen_by
 from torch import Tensor
+from utils.memory_streams import batch, numbers, seen_by
 
 from gem_fast import HerdingMemory
 from gem_fast.paper.data import MNIST_5K, load_data

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_streams import SIZES, VISITS, batch, make, numbers, seen_by, through_a_file
 from torch import Tensor, nn
+from utils.memory_streams import SIZES, VISITS, batch, make, numbers, seen_by, through_a_file
 
 from gem_fast import GEM, MEMORY_POLICIES, EpisodicMemory
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from memory_streams import batch, numbers, seen_by
+from utils.memory_streams import batch, numbers, seen_by
 
 from gem_fast import ReservoirMemory
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from idx_files import write_folder
+from utils.idx_files import write_folder
 
 from gem_fast.paper import cells
 from gem_fast.paper.cells import cell_name, read_cell, run_cells

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from python2_pickles import archive, cifar_files, pickled
+from utils.python2_pickles import archive, cifar_files, pickled
 
 from gem_fast.paper import cifar
 from gem_fast.paper.cifar import read_archive, read_folder

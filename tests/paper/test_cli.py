@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from idx_files import write_folder
+from utils.commands import fails
+from utils.idx_files import write_folder
 
 import gem_fast.paper
 from gem_fast import metrics
@@ -33,21 +34,6 @@ def small(data):
 def result_of(arguments, out):
     assert main([*arguments, "--out", str(out)]) == 0
     return json.loads((out / "result.json").read_text())
-
-
-def fails(capsys, arguments):
-    """Runs arguments that must fail before any work; returns the one line that says why."""
-    try:
-        code = main(arguments)
-    except SystemExit as exit:
-        code = exit.code
-    printed = capsys.readouterr()
-    assert code == 2
-    assert printed.out == ""
-    assert printed.err.startswith("python -m gem_fast")
-    assert printed.err.endswith("\n")
-    assert printed.err.count("\n") == 1
-    return printed.err
 
 
 @pytest.mark.parametrize("stream", ["rotations", "permutations"])

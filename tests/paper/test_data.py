@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from idx_files import write_folder, write_idx
+from utils.idx_files import write_folder, write_idx
 
 from gem_fast.paper.data import load_data
 from gem_fast.paper.errors import InputError

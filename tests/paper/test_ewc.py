@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from learning import KINDS, batches, learn, make, weights
 from torch import Tensor
+from utils.learning import KINDS, batches, learn, make, weights
 
 from gem_fast.paper.learners.ewc import Penalty
 

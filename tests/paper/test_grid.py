@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from idx_files import write_folder
-from test_cli import fails
-from test_tables import check_markdown
+from utils.commands import check_markdown, fails
+from utils.idx_files import write_folder
 
 from gem_fast.paper import cells, grid
 from gem_fast.paper.cli import main

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from learning import KINDS, accuracy, batches, learn, make, setting
 from torch import Tensor
+from utils.learning import KINDS, accuracy, batches, learn, make, setting
 
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.icarl import Exemplars, herd

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from idx_files import idx_bytes
+from utils.idx_files import idx_bytes
 
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.idx import read_idx

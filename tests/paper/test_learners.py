@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from learning import CPU, KINDS, accuracy, batches, digits, learn, make, setting, weights
 from torch import nn
+from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, setting, weights
 
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS

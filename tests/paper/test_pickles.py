@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from python2_pickles import instructions, pickled
+from utils.python2_pickles import instructions, pickled
 
 from gem_fast.paper.pickles import PickleError, loads
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from idx_files import write_folder
 from torch import Tensor
 from tqdm import tqdm
+from utils.idx_files import write_folder
 
 from gem_fast.paper import checkpoint
 from gem_fast.paper.checkpoint import Checkpoints, read_checkpoint
@@ -314,7 +314,7 @@ def kill_and_resume(data: Path, folder: Path, kills: int, epochs: int) -> list[i
     """
     # Each process starts from a server that has imported everything, and never trained.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gem_fast.paper.cli", "gem_fast.paper.progress", "pytest", "idx_files"])
+    context.set_forkserver_preload(["gem_fast.paper.cli", "gem_fast.paper.progress", "pytest", "utils.idx_files"])
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
         process = context.Process(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_files import write_folder
 from PIL import Image
-from test_cli import fails
+from utils.commands import check_markdown, fails
+from utils.idx_files import write_folder
 
 from gem_fast.paper import cells, figures, tables
 from gem_fast.paper.cli import main
@@ -32,21 +32,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(tables, "STAND_IN_MADE", {"train_per_class": 4, "test_per_class": 1, "n_classes": 4})
     write_folder(tmp_path / "data")
     return ["--quick", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-
-
-def check_markdown(text: str, columns: int | None = None) -> list[list[str]]:
-    """A title, one table whose rows are as long as its head, and sentences; returns the rows."""
-    lines = text.splitlines()
-    assert lines[0].startswith("# ")
-    table = [line for line in lines if line.startswith("|")]
-    start = lines.index(table[0])
-    assert lines[start - 1] == ""
-    assert lines[start : start + len(table)] == table
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert set(rows[1]) == {"---"}
-    assert {len(row) for row in rows} == {len(rows[0])}
-    assert all(cell for row in rows for cell in row)
-    return rows
 
 
 def check_result(out: Path, name: str, printed: str, *labels: str) -> dict:

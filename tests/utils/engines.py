@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from models import Loss
 from torch import Tensor, nn
 
 from gem_fast import FusedTaskGradients, LoopTaskGradients, project_
 from gem_fast.task_gradients import Batch, Sample
+from utils.models import Loss
 
 Memory = list[list[Batch]]
 

@@ -1,5 +1,5 @@
 // Runs every kernel of csrc/ over random and hard shapes on plain threads, for the sanitizers
-// (tests/test_sanitizers.py).
+// (tests/csrc/test_sanitizers.py).
 //
 //     kernels SEED ROUNDS                 prints how many shapes were run
 //     kernels out-of-bounds | race        does what the sanitizers must not let pass
