@@ -25,7 +25,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What a build depends on.
 BUILD := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
-CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/simt/* tests/native/*)
+CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/csrc/simt/* tests/csrc/native/*)
 
 .PHONY: demo test lint bench paper soak clean
 
@@ -57,7 +57,7 @@ soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools
 	cd tests && OPENBLAS_NUM_THREADS=1 ../$(BIN)/python -m soak.solver --seed $(SEED) --problems $(PROBLEMS)
 	cd tests && ../$(BIN)/python -m soak.leak --steps $(STEPS)
 	cd tests && ../$(BIN)/python -m soak.large
-	cd tests && SANITIZER_ROUNDS=1000 ../$(BIN)/python -m pytest test_sanitizers.py
+	cd tests && SANITIZER_ROUNDS=1000 ../$(BIN)/python -m pytest csrc/test_sanitizers.py
 	cd tests && for target in operators idx checkpoint cifar; do \
 	    ../$(BIN)/python -m fuzz.run $$target -seed=$$(($(SEED) + 1)) -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 

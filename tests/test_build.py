@@ -1,6 +1,5 @@
 """The compiled part: what it is made of, how it is built, and what is said when it cannot be."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,25 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from utils.build import ROOT, build
 
 import gem_fast
-
-ROOT = Path(__file__).parent.parent
-
-
-def build(tmp_path: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
 
 
 def test_builds_without_isolation_and_imports_from_the_wheel(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import assert_same_bits
-from models import MultiHead, conv, mlp, stream
 from torch import nn
+from utils.asserts import assert_same_bits
+from utils.models import MultiHead, conv, mlp, stream
 
 from gem_fast import AGEM, GEM, EpisodicMemory, LoopTaskGradients
 

@@ -10,10 +10,10 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import assert_same_bits
-from models import mlp, stream
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from utils.asserts import assert_same_bits
+from utils.models import mlp, stream
 
 from gem_fast import AGEM, GEM, EpisodicMemory, project_
 

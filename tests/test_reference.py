@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import kkt_violation
-from models import mlp, stream
+from utils.asserts import kkt_violation
+from utils.models import mlp, stream
 
 from gem_fast import GEM, EpisodicMemory, reference
 

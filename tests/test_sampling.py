@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import MultiHead, mlp, stream
+from utils.models import MultiHead, mlp, stream
 
 from gem_fast import AGEM, GEM, EpisodicMemory, LoopTaskGradients
 from gem_fast.gradient_rows import GradientRows

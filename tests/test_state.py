@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from asserts import assert_same_bits
-from models import mlp, stream
 from torch import Tensor
+from utils.asserts import assert_same_bits
+from utils.models import mlp, stream
 
 from gem_fast import AGEM, GEM, EpisodicMemory
 from gem_fast.paper.learners import LEARNERS

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import assert_same_bits
-from models import MultiHead, mlp, stream
 from torch import Tensor, nn
+from utils.asserts import assert_same_bits
+from utils.models import MultiHead, mlp, stream
 
 from gem_fast import GEM, EpisodicMemory, LoopTaskGradients
 

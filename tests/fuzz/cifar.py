@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from fuzz.draw import Draw
 from fuzz.sentence import check_sentence
-from python2_pickles import archive, cifar_files, pickled
+from utils.python2_pickles import archive, cifar_files, pickled
 
 from gem_fast.paper.cifar import read_archive, read_folder
 from gem_fast.paper.errors import InputError

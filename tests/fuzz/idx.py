@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fuzz.draw import Draw
 from fuzz.sentence import check_sentence
-from idx_files import idx_bytes
+from utils.idx_files import idx_bytes
 
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.idx import read_idx

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from samplers import SAMPLERS, Array, sample
+from utils.samplers import SAMPLERS, Array, sample
 
 # P resolves the violation of gradients that nearly oppose each other only to the square root of float64's precision: a
 # sine of 1e-8 between g and -g is a pivot of 1e-16 in P. They are counted apart, with a bound of their own.

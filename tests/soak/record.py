@@ -6,9 +6,11 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.build import ROOT
+
 import gem_fast
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 
 
 def machine() -> dict[str, object]:

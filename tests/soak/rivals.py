@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import daqp
 import numpy as np
 import quadprog
-from asserts import kkt_violation
-from samplers import Array
+from utils.asserts import kkt_violation
+from utils.samplers import Array
 
 # Iterations after which DAQP is stopped: its own default.
 DAQP_ITERATIONS = 1000

@@ -11,12 +11,12 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from asserts import kkt_violation
-from samplers import Array
 from soak.problems import APART, FAMILIES, problem
 from soak.record import write_result
 from soak.rivals import Rivals
 from tqdm import tqdm
+from utils.asserts import kkt_violation
+from utils.samplers import Array
 
 from gem_fast import _C, Status
 

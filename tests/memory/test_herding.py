@@ -1,0 +1,142 @@
+"""Herding: the examples chosen follow the mean of their class, as a plain reference chooses them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from utils.memory_streams import batch, numbers, seen_by
+
+from gem_fast import HerdingMemory
+from gem_fast.paper.data import MNIST_5K, load_data
+
+
+def reference(features: np.ndarray, y: np.ndarray, size: int) -> list[int]:
+    """Algorithm 4 of Rebuffi et al. (2017), class by class, in NumPy; then one of each class in turn."""
+    orders = []
+    for label in np.unique(y):
+        mine = np.flatnonzero(y == label)
+        mean = features[mine].mean(0)
+        chosen: list[int] = []
+        while len(chosen) < len(mine):
+            left = [i for i in mine if i not in chosen]
+            means = [features[[*chosen, i]].mean(0) for i in left]
+            chosen.append(left[int(np.argmin([np.linalg.norm(mean - m) for m in means]))])
+            if len(chosen) == size:
+                break
+        orders.append(chosen)
+    turns = [order[k] for k in range(max(map(len, orders))) for order in orders if k < len(order)]
+    return turns[:size]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_data(MNIST_5K)
+    return data.train_images[:150].flatten(1).float() / 255, data.train_labels[:150]
+
+
+def projected(x: Tensor) -> Tensor:
+    return torch.tanh(x @ torch.linspace(-1, 1, 784 * 6).view(784, 6))
+
+
+@pytest.mark.parametrize("feature_fn", [None, projected], ids=["pixels", "features"])
+@pytest.mark.parametrize("size", [1, 7, 40, 150])
+def test_equals_the_reference_on_real_digits(digits, feature_fn, size: int) -> None:
+    x, y = digits
+    memory = HerdingMemory(per_task=size, **({} if feature_fn is None else {"feature_fn": feature_fn}))
+    for first in range(0, 150, 30):
+        memory.observe(x[first : first + 30], y[first : first + 30], 0)
+    features = (x if feature_fn is None else feature_fn(x)).double().numpy()
+    order = reference(features, y.numpy(), size)
+    for _ in ("while it is learned", "when another task has come"):
+        kept_x, kept_y = memory.examples(0)
+        assert torch.equal(kept_x, x[order])
+        assert torch.equal(kept_y, y[order])
+        memory.observe(x[:1], y[:1], 1)
+
+
+def test_means_of_the_chosen_follow_the_classes(digits) -> None:
+    x, y = digits
+    memory = HerdingMemory(per_task=50)
+    memory.observe(x, y, 0)
+    kept_x, kept_y = memory.examples(0)
+    herded = first = 0.0
+    for label in range(10):
+        mean = x[y == label].mean(0)
+        herded += float((kept_x[kept_y == label].mean(0) - mean).norm())
+        first += float((x[y == label][: int((kept_y == label).sum())].mean(0) - mean).norm())
+    assert herded < 0.85 * first
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 30), st.integers(2, 40))
+def test_shrinking_keeps_what_a_smaller_memory_had_chosen(total: int, n: int) -> None:
+    shrunk, small = HerdingMemory(total=total), HerdingMemory(per_task=total // 2)
+    seen_by(shrunk, [(0, n), (1, 1)])
+    seen_by(small, [(0, n)])
+    assert numbers(shrunk, 0) == numbers(small, 0)
+
+
+def test_the_candidates_are_the_last_ones_and_given_up_when_another_task_comes() -> None:
+    asked = []
+
+    def noted(x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        asked.append(x[:, 0].long().tolist())
+        return x
+
+    memory = HerdingMemory(per_task=3, candidates=8, feature_fn=noted)
+    seen_by(memory, [(0, 5), (0, 6)])
+    assert asked == []
+    assert len(memory) == 3
+    chosen = numbers(memory, 0)
+    assert asked == [[3, 4, 5, 6, 7, 8, 9, 10]]
+    numbers(memory, 0)
+    memory.observe(*batch(0, 2), 1)
+    assert len(asked) == 1  # it had chosen already
+    assert memory.state_dict()["tasks"][0]["x"].shape == (3, 2)
+    assert numbers(memory, 0) == chosen
+    memory.observe(*batch(11, 2), 0)  # the first task comes back, which closes the second
+    assert asked[1:] == [[0, 1]]
+    numbers(memory, 0)
+    assert asked[2:] == [[*chosen, 11, 12]]
+
+
+@pytest.mark.parametrize(
+    ("feature_fn", "message"),
+    [
+        (lambda x: x[:1], r"feature_fn must return a tensor of shape \(4, \.\.\.\), one row per example, got \(1, 2\)"),
+        (lambda x: x.sum(), r"one row per example, got \(\)"),
+        (lambda x: x.numpy(), "one row per example, got ndarray"),
+        (lambda x: x / 0, "feature_fn must return finite numbers, got others"),
+    ],
+)
+def test_features_that_cannot_be(feature_fn, message: str) -> None:
+    memory = HerdingMemory(per_task=3, feature_fn=feature_fn)
+    memory.observe(*batch(0, 4), 0)
+    before = memory.state_dict()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            memory.observe(*batch(0, 4), 1)
+        with pytest.raises(ValueError, match=message):
+            memory.examples(0)
+    assert memory.tasks == [0]
+    assert torch.equal(memory.state_dict()["tasks"][0]["x"], before["tasks"][0]["x"])
+
+
+def test_images_are_features() -> None:
+    memory = HerdingMemory(per_task=2)
+    memory.observe(torch.rand(9, 3, 4, 4), torch.zeros(9).long(), 0)
+    assert memory.examples(0)[0].shape == (2, 3, 4, 4)
+
+
+def test_candidates() -> None:
+    with pytest.raises(ValueError, match="candidates must be at least the 5 to be chosen, got 4"):
+        HerdingMemory(per_task=5, candidates=4)
+    with pytest.raises(ValueError, match="candidates must be at least the 9 to be chosen, got 4"):
+        HerdingMemory(total=9, candidates=4)
+    with pytest.raises(TypeError, match="candidates must be an integer, got str"):
+        HerdingMemory(per_task=5, candidates="all")
+    assert HerdingMemory(per_task=5).candidates == 2048
+    assert HerdingMemory(total=5120).candidates == 5120

@@ -1,0 +1,177 @@
+"""Cells: none is computed twice, an interrupted one goes on, and what is not theirs is never believed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from utils.idx_files import write_folder
+
+from gem_fast.paper import cells
+from gem_fast.paper.cells import cell_name, read_cell, run_cells
+from gem_fast.paper.checkpoint import Checkpoints
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiment import Experiment, configuration
+from gem_fast.paper.learners.gem import Gem
+
+Config = dict[str, Any]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A cell of 60 mini-batches."""
+    write_folder(tmp_path / "data")
+    return configuration(
+        stream="permutations",
+        learner="gem",
+        data=str(tmp_path / "data"),
+        tasks=3,
+        samples_per_task=20,
+        batch_size=1,
+        memory_per_task=5,
+    )
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations of the experiments made since."""
+    configs = []
+
+    def experiment(config: Config) -> Experiment:
+        configs.append(config)
+        return Experiment(config)
+
+    monkeypatch.setattr(cells, "Experiment", experiment)
+    return configs
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All files of a folder, without what differs from run to run."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        files[path.name] = json.loads(path.read_text())
+        files[path.name].pop("seconds")
+    return files
+
+
+def test_names_tell_configurations_apart(config):
+    others = [config | {name: value} for name, value in [("seed", 1), ("lr", 0.2), ("epochs", 2), ("tasks", 4)]]
+    names = {cell_name(other) for other in [config, *others]}
+    assert len(names) == 5
+    assert cell_name(config) == cell_name(dict(reversed(config.items())))
+    assert cell_name(config).startswith("permutations-gem-seed0-")
+
+
+def test_a_finished_cell_is_not_computed_again(tmp_path, config, computed):
+    out = tmp_path / "out"
+    first = run_cells(out, [config])
+    again = run_cells(out, [config, config | {"seed": 1}, config])
+    assert computed == [config, config | {"seed": 1}]
+    assert [record.acc for record in again] == [first[0].acc, again[1].acc, first[0].acc]
+    assert [path.name for path in sorted(out.iterdir())] == sorted(f"{cell_name(c)}.json" for c in computed)
+
+
+def test_a_cell_is_the_experiment(tmp_path, config):
+    (record,) = run_cells(tmp_path / "out", [config])
+    plain = Experiment(config).run()
+    assert record.R.tolist() == plain.R.tolist()
+    assert read_cell(tmp_path / "out" / f"{cell_name(config)}.json", config).R.tolist() == plain.R.tolist()
+
+
+def test_progress_is_told(tmp_path, config, capsys):
+    run_cells(tmp_path / "out", [config, config | {"seed": 1}])
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": accuracy")[0] for line in told] == [
+        "cell 1 of 2: gem on permutations, seed 0",
+        "cell 2 of 2: gem on permutations, seed 1",
+    ]
+    run_cells(tmp_path / "out", [config, config | {"seed": 1}])
+    assert capsys.readouterr().err.endswith(f"2 of 2 cells are finished already in {tmp_path / 'out'}\n")
+
+
+@pytest.mark.parametrize("batch", [1, 30, 59, 75])
+def test_interrupted_then_resumed_gives_the_same_files(tmp_path, config, monkeypatch, batch):
+    configs = [config, config | {"seed": 1}]
+    run_cells(tmp_path / "whole", configs)
+    observe, calls = Gem.observe, []
+
+    def interrupted(self, x, y, task):
+        calls.append(task)
+        if len(calls) == batch + 1:
+            raise KeyboardInterrupt
+        observe(self, x, y, task)
+
+    monkeypatch.setattr(Gem, "observe", interrupted)
+    finished = batch // 60
+    with pytest.raises(KeyboardInterrupt, match=f"^{finished} of 2 cells are finished in .*; the same command goes on"):
+        run_cells(tmp_path / "out", configs)
+    saved = max(int(path.stem.split("-")[1]) for path in (tmp_path / "out").glob("*.checkpoints/*.gem"))
+    calls[:] = [0] * 1000  # no second interruption
+    run_cells(tmp_path / "out", configs)
+    assert len(calls) - 1000 == 120 - 60 * finished - saved
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda text: text[:-20], "it is not JSON"),
+        (lambda text: "\xff" + text, "it is not JSON"),
+        (lambda text: "[" * 100_000, "it is not JSON"),
+        (lambda text: "[]", "not the result of this cell"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "but of another configuration"),
+        (lambda text: text.replace('"acc"', '"bcc"'), "is damaged: a part is missing"),
+        (lambda text: text.replace('"accuracy": [', '"accuracy": [[0.5], '), "is damaged"),
+        (lambda text: text.replace('"train": ', '"train": NaN, "x": '), "is damaged: its parts do not fit"),
+        (lambda text: text.replace('"acc": ', '"acc": 0.123, "x": '), "is damaged: its parts do not fit"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_told_and_computed_anew(tmp_path, config, computed, capsys, damage, sentence):
+    run_cells(tmp_path, [config])
+    path = tmp_path / f"{cell_name(config)}.json"
+    sound = path.read_text()
+    path.write_text(damage(sound), encoding="latin-1")
+    with pytest.raises(InputError, match=sentence):
+        read_cell(path, config)
+    capsys.readouterr()
+    run_cells(tmp_path, [config])
+    told = capsys.readouterr().err.splitlines()[0]
+    assert sentence in told
+    assert told.endswith("; it is computed anew")
+    assert computed == [config, config]
+    assert json.loads(path.read_text())["R"] == json.loads(sound)["R"]
+
+
+def test_damaged_checkpoints_begin_the_cell_anew(tmp_path, config, monkeypatch, capsys):
+    (whole,) = run_cells(tmp_path / "whole", [config])
+
+    def interrupted(self, x, y, task):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        observe = Gem.observe
+        patch.setattr(Gem, "observe", lambda *args: interrupted(*args) if args[3] == 2 else observe(*args))
+        with pytest.raises(KeyboardInterrupt):
+            run_cells(tmp_path / "out", [config])
+    for path in Checkpoints(tmp_path / "out" / f"{cell_name(config)}.checkpoints").paths():
+        path.write_bytes(path.read_bytes()[:-1])
+    (record,) = run_cells(tmp_path / "out", [config])
+    assert "; the cell starts from its beginning" in capsys.readouterr().err
+    assert record.R.tolist() == whole.R.tolist()
+
+
+def test_a_cell_that_diverges(tmp_path, config, computed):
+    bad = config | {"learner": "single", "lr": 1e30}
+    for name in ("memory_per_task", "margin", "ridge"):
+        del bad[name]
+    for _ in range(2):
+        assert run_cells(tmp_path, [bad], may_diverge=True) == [None]
+        with pytest.raises(InputError, match="single on permutations, seed 0: training diverged"):
+            run_cells(tmp_path, [bad])
+    assert computed == [bad]
+
+
+def test_the_folder_must_be_one(tmp_path, config):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--out must be a folder"):
+        run_cells(tmp_path / "file", [config])

@@ -1,0 +1,219 @@
+"""The command line, from arguments to files and exit codes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from utils.commands import fails
+from utils.idx_files import write_folder
+
+import gem_fast.paper
+from gem_fast import metrics
+from gem_fast.paper import experiment
+from gem_fast.paper.cli import main
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.presets import PRESETS
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def small(data):
+    """Arguments of a run that takes a moment."""
+    return ["run", "--learner", "single", "--data", str(data), "--tasks", "3", "--samples-per-task", "20"]
+
+
+def result_of(arguments, out):
+    assert main([*arguments, "--out", str(out)]) == 0
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.mark.parametrize("stream", ["rotations", "permutations"])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_run_from_start_to_end(capsys, tmp_path, small, stream, learner):
+    out = tmp_path / "new" / "out"
+    arguments = [*small, "--stream", stream, "--learner", learner, "--eval-every", "1", "--seed", "3", "--epochs", "2"]
+    result = result_of(arguments, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["result.json", "r_matrix.png", "first_task.png", "curves.png"]
+    )
+    keys = ["acc", "bwt", "fwt", "R", "baseline", "seconds", "config", "versions", "curves"]
+    assert list(result) == keys
+    assert result["acc"] == metrics.acc(result["R"])
+    assert result["bwt"] == metrics.bwt(result["R"])
+    assert result["fwt"] == metrics.fwt(result["R"], result["baseline"])
+    assert list(result["seconds"]) == ["train", "eval"]
+    assert len(result["curves"]["batch"]) == 3 * 2 * 2
+    np.testing.assert_array_equal(metrics.r_matrix(result["curves"]["accuracy"], result["curves"]["task"]), result["R"])
+    expected = {"stream": stream, "learner": learner, "tasks": 3, "seed": 3, "epochs": 2, "eval_every": 1}
+    expected |= PRESETS[stream, learner]
+    assert expected.items() <= result["config"].items()
+    printed = capsys.readouterr()
+    assert f"ACC {result['acc']:.4f}   BWT {result['bwt']:+.4f}   FWT {result['fwt']:+.4f}" in printed.out
+    table = [line.split() for line in printed.out.splitlines()]
+    assert ["untrained", *(str(round(100 * a)) for a in result["baseline"])] in table
+    for task, row in enumerate(result["R"], start=1):
+        assert ["task", str(task), *(str(round(100 * a)) for a in row)] in table
+    assert printed.err.count("\n") == 3  # one line per task where stderr is no terminal
+
+
+def test_the_seed_decides(tmp_path, small):
+    runs = [result_of([*small, "--seed", seed], tmp_path / "out") for seed in ("0", "0", "1")]
+    curves = [run["curves"] for run in runs]
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_tasks_in_another_order_that_come_back(capsys, tmp_path, small):
+    results = [
+        result_of([*small, "--lr", "0.3", *more.split()], tmp_path / "out")
+        for more in ("", "--shuffle-tasks", "--shuffle-tasks --rounds 2 --batch-size 5")
+    ]
+    assert results[0]["R"] != results[1]["R"]
+    assert [result["config"]["shuffle_tasks"] for result in results] == [False, True, True]
+    assert results[2]["curves"]["task"] == [0, 0, 1, 1, 2, 2] * 2
+    assert results[2]["curves"]["batch"] == list(range(1, 13))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("task 3/3 learned, accuracy ")
+
+
+def test_the_table_of_20_tasks_fits_a_terminal(capsys, data):
+    assert main(["run", "--learner", "single", "--data", str(data), "--samples-per-task", "10"]) == 0
+    table = capsys.readouterr().out.split("\n\n")[1:]
+    assert max(len(line) for part in table for line in part.splitlines()) <= 100
+
+
+def test_the_module_runs_as_a_program(tmp_path, small):
+    finished = subprocess.run(
+        [sys.executable, "-m", "gem_fast", *small, "--tasks", "0"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert "argument --tasks: must be a whole number of at least 1, got '0'" in finished.stderr
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    usage = text.split("Trains one learner")[0]
+    options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
+    options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
+    assert len(options) == text.count("(default: ") == 30
+    assert (
+        "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
+        in text
+    )
+    assert "clone of the last one, or at random (default: independent yes)" in text
+    assert "training examples of each task (default: 1000 on rotations, permutations; all on cifar100, split)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--tasks 0", "--tasks: must be a whole number of at least 1, got '0'"),
+        ("--tasks 2.5", "--tasks: must be a whole number of at least 1, got '2.5'"),
+        ("--batch-size 0", "--batch-size: must be"),
+        ("--epochs -1", "--epochs: must be"),
+        ("--samples-per-task 0", "--samples-per-task: must be"),
+        ("--samples-per-task 61", "--samples-per-task must be at most 60"),
+        ("--eval-every 0", "--eval-every: must be"),
+        ("--seed -1", "--seed: must be a whole number between 0 and"),
+        ("--seed 9223372036854775808", "--seed: must be"),
+        ("--lr -0.1", "--lr: must be a finite number above 0, got '-0.1'"),
+        ("--lr 0", "--lr: must be"),
+        ("--lr inf", "--lr: must be"),
+        ("--lr fast", "--lr: must be"),
+        ("--learner gem --memory-per-task 0", "--memory-per-task: must be"),
+        ("--learner gem --margin nan", "--margin: must be a finite number of at least 0, got 'nan'"),
+        ("--learner gem --ridge -1", "--ridge: must be"),
+        ("--margin 0.5", "--margin is not an option of the learner single"),
+        ("--memory-per-task 9", "--memory-per-task is not an option of the learner single"),
+        ("--memory 9", "--memory is not an option of the learner single"),
+        ("--learner gem --no-clone", "--clone is not an option of the learner gem"),
+        ("--learner gem --strength 1", "--strength is not an option of the learner gem"),
+        ("--learner ewc --strength -1", "--strength: must be a finite number of at least 0, got '-1'"),
+        ("--learner icarl --memory 0", "--memory: must be a whole number of at least 1, got '0'"),
+        ("--learner icarl --memory 11", "--memory must be at least one exemplar of each class, 12 here, got 11"),
+        ("--learner sgd", "--learner: invalid choice"),
+        ("--stream shuffles", "--stream: invalid choice"),
+        ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
+        ("--device meta", "--device must be a device torch can use here, got 'meta'"),
+        ("--data nowhere", "--data must be mnist-5k, a folder"),
+        ("--rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
+        ("--rounds 21", "--rounds must be at most 20, the training examples of task 1, got 21"),
+        ("--head shared", "--head is not an option of the stream rotations"),
+        ("--class-order random", "--class-order is not an option of the stream rotations"),
+        ("--task 3", "unrecognized arguments: --task 3"),
+    ],
+)
+def test_bad_arguments(capsys, small, arguments, message):
+    assert message in fails(capsys, [*small, *arguments.split()])
+
+
+def test_a_learner_that_is_not_for_the_stream():
+    with pytest.raises(InputError, match="--learner multimodal is not for the stream cifar100"):
+        experiment.hyper_parameters("cifar100", "multimodal", {})
+
+
+def test_no_command(capsys):
+    assert "required: command" in fails(capsys, [])
+
+
+def test_out_must_be_a_folder_that_can_be_written_to(capsys, tmp_path, small):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    assert "it is a file" in fails(capsys, [*small, "--out", str(file)])
+    assert "--out must be a folder" in fails(capsys, [*small, "--out", str(file / "below")])
+    assert file.read_text() == "kept"
+
+
+def test_a_broken_data_file(capsys, data, small):
+    (data / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+    assert "t10k-images-idx3-ubyte is truncated" in fails(capsys, small)
+
+
+@pytest.mark.parametrize(
+    ("module", "user", "purpose"), [("matplotlib", "plots", "--out"), ("tqdm", "progress", "the progress bar")]
+)
+def test_a_missing_extra_is_told_before_training(capsys, monkeypatch, tmp_path, small, module, user, purpose):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"gem_fast.paper.{user}", raising=False)
+    monkeypatch.delattr(gem_fast.paper, user, raising=False)
+    message = fails(capsys, [*small, "--out", str(tmp_path / "out")])
+    assert f"{purpose} needs a package that cannot be imported here" in message
+    assert "pip install 'gem_fast[demo]'" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_diverges_leaves_no_files(capsys, tmp_path, small):
+    assert main([*small, "--lr", "1e30", "--epochs", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "training diverged" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ctrl_c(capsys, monkeypatch, tmp_path, small):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "learn_stream", interrupted)
+    assert main([*small, "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "python -m gem_fast: interrupted\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_files_are_written_whole_or_not_at_all(capsys, tmp_path, small):
+    out = tmp_path / "out"
+    (out / "result.json").mkdir(parents=True)
+    assert main([*small, "--out", str(out)]) == 2
+    assert "result.json cannot be written" in capsys.readouterr().err
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["curves.png", "first_task.png", "r_matrix.png", "result.json"]

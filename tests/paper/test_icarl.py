@@ -1,0 +1,166 @@
+"""iCaRL on real digits: herding, the budget, the nearest mean of exemplars, distillation."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from utils.learning import KINDS, accuracy, batches, learn, make, setting
+
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners.icarl import Exemplars, herd
+
+
+def plain_herding(features: Tensor, n: int) -> list[int]:
+    """Algorithm 4 as it is written."""
+    rows = features.double()
+    mean = rows.mean(0)
+    chosen: list[int] = []
+    for k in range(1, min(n, len(rows)) + 1):
+        costs = []
+        for i, row in enumerate(rows):
+            total = sum((rows[j] for j in chosen), torch.zeros_like(mean))
+            costs.append(float("inf") if i in chosen else (mean - (row + total) / k).norm().item())
+        chosen.append(costs.index(min(costs)))
+    return chosen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 7, 500])
+def test_herding(kind: str, n: int) -> None:
+    learner = learn(make("icarl", kind), batches(kind, tasks=(0,)))
+    x, y = learner.visit.examples()
+    features = learner.all_outputs(x[y == 1]).detach()
+    assert herd(features, n).tolist() == plain_herding(features, n)
+    assert len(herd(features, n)) == min(n, len(features))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_budget_is_kept_and_shared(kind: str) -> None:
+    learner = make("icarl", kind, memory=60)
+    for task in range(3):
+        before = learner.chosen()
+        learn(learner, batches(kind, tasks=(task,)))
+        chosen = learner.chosen()
+        classes = sum(len(setting(kind).outputs[seen]) for seen in range(task + 1))
+        assert len(chosen) == classes
+        assert sum(map(len, chosen.values())) <= 60
+        _, y = learner.visit.examples()
+        for (of_task, label), kept in chosen.items():
+            if of_task == task:
+                assert len(kept) == min(60 // classes, int((y == label).sum()))
+            else:
+                assert kept.equal(before[of_task, label][: 60 // classes])  # the first chosen stay
+    assert sum(len(kept) for kept, _ in learner.exemplars.of.values()) <= 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prediction_is_the_nearest_mean_of_exemplars(kind: str) -> None:
+    learner = learn(make("icarl", kind), batches(kind))
+    learner.train(False)
+    x = batches(kind, per_task=1, tasks=(1,))[0][0]
+    chosen = learner.chosen()
+    for task in range(3):
+        logits = learner.predict(x, task)
+        for i, row in enumerate(x):
+            feature = learner.all_outputs(row[None])[0]
+            distances = [
+                (feature - learner.all_outputs(chosen[task, label]).mean(0)).norm()
+                for label in range(len(setting(kind).outputs[task]))
+            ]
+            torch.testing.assert_close(logits[i], -torch.stack(distances), rtol=1e-4, atol=1e-5)
+
+
+def test_a_task_not_seen_yet_and_a_class_without_examples() -> None:
+    learner = make("icarl", "shared")
+    x = torch.rand(4, 784)
+    assert not learner.predict(x, 1).any()
+    learner.observe(x, torch.tensor([1, 1, 2, 2]), 0)
+    assert set(learner.predict(x, 0).argmax(1).tolist()) <= {1, 2}
+    assert learner.predict(x, 0).isfinite().all()
+    assert not learner.predict(x, 1).any()
+
+
+def test_examples_seen_again_are_candidates_once() -> None:
+    learner = make("icarl", "shared")
+    for _ in range(3):
+        learn(learner, batches("shared", per_task=2, tasks=(0,)))
+    learn(learner, batches("shared", per_task=2, tasks=(1, 0)))
+    for kept in learner.chosen().values():
+        assert len(kept.unique(dim=0)) == len(kept)
+    assert {task for task, _ in learner.chosen()} == {0, 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distillation(kind: str) -> None:
+    learner = learn(make("icarl", kind, strength=2.0), batches(kind))
+    past = learner._past(2)
+    classes = [c for c in learner.exemplars.of if c[0] != 2]
+    state = learner.draws.state_dict()
+    loss = learner._distillation(past)
+    learner.draws.load_state_dict(state)
+    rows = learner.draws.below(torch.tensor([len(learner.exemplars.of[c][0]) for c in classes])).tolist()
+    expected = torch.zeros(())
+    for c, row in zip(classes, rows, strict=True):
+        x, target = (part[row : row + 1] for part in learner.exemplars.of[c])
+        outputs = setting(kind).outputs[c[0]]
+        old = target[:, outputs.start : outputs.stop].softmax(1)
+        new = learner.logits(x, c[0]).softmax(1)
+        expected = expected + (old * (old / new).log()).sum() / len(outputs)
+    torch.testing.assert_close(loss, expected)
+
+    def gradients(strength: float) -> list[Tensor]:
+        learner.draws.load_state_dict(state)
+        learner.model.zero_grad()
+        x, y, task = batches(kind, per_task=1, tasks=(2,))[0]
+        (F.cross_entropy(learner.logits(x, task), y) + strength * learner._distillation(past)).backward()
+        return [p.grad.clone() for p in learner.model.parameters()]
+
+    grads = gradients(2.0)
+    learner.draws.load_state_dict(state)
+    learner.observe(*batches(kind, per_task=1, tasks=(2,))[0])
+    for p, grad in zip(learner.model.parameters(), grads, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+
+
+def test_targets_are_the_outputs_when_the_last_task_ended() -> None:
+    learner = learn(make("icarl", "shared"), batches("shared", tasks=(0, 1)))
+    expected = {c: learner.all_outputs(kept).detach() for c, kept in learner.chosen().items()}
+    learn(learner, batches("shared", tasks=(2,)))
+    for c, (_, targets) in learner.exemplars.of.items():
+        torch.testing.assert_close(targets, expected[c])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exemplars_keep_old_tasks_alive(kind: str) -> None:
+    icarl, single = (learn(make(name, kind), batches(kind)) for name in ("icarl", "single"))
+    assert accuracy(icarl, kind, 0) > accuracy(single, kind, 0)
+
+
+def test_a_budget_too_small() -> None:
+    with pytest.raises(InputError, match="--memory must be at least one exemplar of each class, 30 here, got 29"):
+        make("icarl", "shared", memory=29)
+
+
+ROW = (0, 0, torch.zeros(2, 784), torch.zeros(2, 10))
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ({"classes": 1}, "classes must be a list, got int"),
+        ({"classes": [1]}, "a class must be a task, a label, exemplars and outputs"),
+        ({"classes": [(3, *ROW[1:])]}, "the task of a class must be an integer between 0 and 2, got 3"),
+        ({"classes": [(0, 10, *ROW[2:])]}, "the label of a class must be an integer between 0 and 9, got 10"),
+        ({"classes": [(0, 0, 1, ROW[3])]}, "exemplars must be a dense tensor, got int"),
+        ({"classes": [(*ROW[:3], torch.zeros(3, 10))]}, "a class must have exemplars and as many rows of outputs"),
+        ({"classes": [(0, 0, torch.zeros(0, 784), torch.zeros(0, 10))]}, "a class must have exemplars"),
+    ],
+)
+def test_strange_states_of_the_exemplars(state: Any, sentence: str) -> None:
+    exemplars = Exemplars(setting("shared"))
+    exemplars.load_state_dict({"classes": [ROW]})
+    with pytest.raises(ValueError, match=sentence):
+        exemplars.load_state_dict(state)
+    assert list(exemplars.of) == [(0, 0)]

@@ -1,0 +1,205 @@
+"""Learners on real digits: what each of them must and must not touch, and that all of them learn."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, setting, weights
+
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.mixture import mixed_batches
+from gem_fast.paper.protocol import learn_stream
+from gem_fast.paper.setting import Setting, Sliced
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_learns(name: str, kind: str) -> None:
+    stream, learner = digits(kind), make(name, kind)
+    classes = len(setting(kind).outputs[0])
+    generator = torch.Generator().manual_seed(0)
+    learn_stream(learner, stream, batch_size=10, epochs=3, eval_every=100, generator=generator)
+    x = next(stream.test_batches(2))[0]
+    assert learner.predict(x, 2).shape == (len(x), classes)
+    chance = 1 / classes
+    assert accuracy(learner, kind, 2) > chance + (1 - chance) / 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_predicting_leaves_no_trace(name: str, kind: str) -> None:
+    quiet, asked = (make(name, kind) for _ in range(2))
+    for x, y, task in batches(kind, per_task=5):
+        quiet.observe(x, y, task)
+        asked.observe(x, y, task)
+        for other in range(3):
+            accuracy(asked, kind, other)
+    assert same(weights(quiet.model), weights(asked.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_task_that_comes_back(name: str, kind: str) -> None:
+    learner = learn(make(name, kind), batches(kind, per_task=5, tasks=(0, 1, 0, 2, 1)))
+    assert all(w.isfinite().all() for w in weights(learner.model))
+    assert accuracy(learner, kind, 1) > 1.5 / len(setting(kind).outputs[0]) - 0.2
+
+
+# ---- the setting -----------------------------------------------------------------------------------------------------
+
+
+def test_slices_of_the_outputs() -> None:
+    shared, sliced = (setting(kind).new_model() for kind in KINDS)
+    assert not isinstance(shared, Sliced)
+    x = torch.rand(4, 784)
+    for task in range(3):
+        assert sliced(x, task).equal(sliced.network(x)[:, 2 * task : 2 * task + 2])
+
+
+def test_images_with_more_than_one_dimension() -> None:
+    model = Setting(1, (range(4),), 4, (3, 2, 2), "mlp").new_model(thinner=20)
+    assert model(torch.rand(2, 3, 2, 2)).shape == (2, 4)
+    assert sum(p.numel() for p in model.parameters()) == 13 * 5 + 6 * 5 + 6 * 4
+
+
+@pytest.mark.parametrize(
+    ("outputs", "architecture", "sentence"),
+    [
+        ((range(2),), "mlp", "outputs must be one range for each of the 2 tasks, got 1"),
+        ((range(2), range(2, 5)), "mlp", r"outputs must be ranges within the 4 outputs, got range\(2, 5\)"),
+        ((range(2), range(2, 2)), "mlp", "outputs must be ranges within the 4 outputs"),
+        ((range(2), range(2, 4)), "vgg", "architecture must be one of mlp.*, got 'vgg'"),
+    ],
+)
+def test_settings_that_do_not_fit(outputs: tuple[range, ...], architecture: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Setting(2, outputs, 4, (5,), architecture)
+
+
+# ---- independent and multimodal --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_independent_nets_do_not_touch_each_other(kind: str) -> None:
+    learner = make("independent", kind, clone=False)
+    start = [weights(net) for net in learner.nets]
+    learn(learner, batches(kind, per_task=3, tasks=(0, 1)))
+    assert [same(weights(net), before) for net, before in zip(learner.nets, start, strict=True)] == [0, 0, 1]
+    alone = learn(make("independent", kind, clone=False), batches(kind, per_task=3, tasks=(0,)))
+    assert same(weights(alone.nets[0]), weights(learner.nets[0]))
+    hidden = 100 // 3
+    assert [layer.out_features for layer in learner.nets[0] if isinstance(layer, nn.Linear)][:2] == [hidden, hidden]
+    assert learner.predict(torch.rand(2, 784), 1).shape[1] == len(setting(kind).outputs[1])
+
+
+@pytest.mark.parametrize("clone", [False, True])
+def test_a_new_net_starts_as_a_clone_of_the_last(clone: bool) -> None:
+    learner = make("independent", "shared", clone=clone, lr=1e-9)  # too small a step to see
+    assert not torch.allclose(weights(learner.nets[0])[0], weights(learner.nets[1])[0])
+    for task, like in ((0, 0), (2, 0), (1, 2)):
+        before = weights(learner.nets[task])
+        learn(learner, batches("shared", per_task=1, tasks=(task,)))
+        expected = weights(learner.nets[like]) if clone else before
+        assert all(map(torch.allclose, weights(learner.nets[task]), expected))
+    # One that comes back goes on with its own.
+    with torch.no_grad():
+        learner.nets[0][0].weight.fill_(7)
+    learn(learner, batches("shared", per_task=1, tasks=(0,)))
+    assert torch.allclose(weights(learner.nets[0])[0], torch.tensor(7.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multimodals_other_input_layers_get_no_update(kind: str) -> None:
+    learner = make("multimodal", kind)
+    for task in (1, 0, 2):
+        before, shared = [weights(layer) for layer in learner.model.inputs], weights(learner.model.shared)
+        learn(learner, batches(kind, per_task=2, tasks=(task,)))
+        assert [same(weights(layer), was) for layer, was in zip(learner.model.inputs, before, strict=True)] == [
+            other != task for other in range(3)
+        ]
+        assert not same(weights(learner.model.shared), shared)
+
+
+def test_multimodal_is_for_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("gem_fast.paper.setting").paper.setting.ARCHITECTURES, "resnet18", None)
+    with pytest.raises(InputError, match="--learner multimodal needs the architecture mlp, got resnet18"):
+        LEARNERS["multimodal"](Setting(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
+
+
+# ---- agem ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_agems_projected_gradient_does_not_conflict(kind: str) -> None:
+    learner = make("agem", kind, memory_batch=10**6)  # draws all there is: the constraint is known
+    learn(learner, batches(kind, tasks=(0,)))
+    met = 0
+    for x, y, task in batches(kind, tasks=(1,)):
+        old_x, old_y = learner.agem.memory.examples(0)
+        reference = torch.autograd.grad(learner.loss(old_x, old_y, 0), list(learner.model.parameters()))
+        learner.observe(x, y, task)
+        r = torch.cat([grad.flatten() for grad in reference]).double()
+        g = torch.cat([p.grad.flatten() for p in learner.model.parameters()]).double()
+        assert r @ g >= -1e-5 * r.norm() * g.norm()
+        met += bool(learner.agem.last.violations.any())
+    assert met > 0
+
+
+# ---- joint -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [7, 10])
+def test_joint_sees_every_example_exactly_once_per_epoch(kind: str, batch_size: int) -> None:
+    stream = digits(kind)
+    seen: list[tuple[bytes, int, int]] = []
+    mixed = sizes = 0
+
+    class Watched(LEARNERS["joint"]):  # type: ignore[name-defined]
+        def observe(self, x, y, task):
+            nonlocal mixed, sizes
+            mixed += len(task.unique()) > 1
+            sizes += 1
+            seen.extend(zip((row.numpy().tobytes() for row in x), y.tolist(), task.tolist(), strict=True))
+
+    generator = torch.Generator().manual_seed(0)
+    record = learn_stream(
+        Watched(setting(kind), CPU, lr=0.1),
+        stream,
+        batch_size=batch_size,
+        epochs=2,
+        eval_every=1000,
+        generator=generator,
+    )
+    expected = []
+    for task in range(3):
+        for x, y in stream.batches(task, 1, 1, torch.Generator()):
+            expected.append((x[0].numpy().tobytes(), y.item(), task))
+    half = len(seen) // 2
+    assert sorted(seen[:half]) == sorted(seen[half:]) == sorted(expected)
+    assert seen[:half] != seen[half:]
+    assert sizes == 2 * 3 * -(-200 // batch_size)
+    assert mixed > 0.8 * sizes
+    assert record.R.shape == (3, 3)
+
+
+def test_sizes_of_mixed_batches() -> None:
+    sizes = {len(y) for _, y, _ in mixed_batches(digits("shared"), 87, 1, torch.Generator())}
+    assert sizes == {6, 7}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_joints_loss_is_the_mean_over_the_tasks_own_classes(kind: str) -> None:
+    joint = make("joint", kind)
+    x, y, task = next(mixed_batches(digits(kind), 60, 1, torch.Generator().manual_seed(2)))
+    assert len(task.unique()) == 3
+    losses = [F.cross_entropy(joint.logits(x[i : i + 1], k), y[i : i + 1]) for i, k in enumerate(task.tolist())]
+    grads = torch.autograd.grad(torch.stack(losses).mean(), list(joint.model.parameters()))
+    joint.observe(x, y, task)
+    for p, grad in zip(joint.model.parameters(), grads, strict=True):
+        torch.testing.assert_close(p.grad, grad)

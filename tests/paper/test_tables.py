@@ -1,0 +1,239 @@
+"""The commands that reproduce the paper's tables: from options to rows, labels and files."""
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from utils.commands import check_markdown, fails
+from utils.idx_files import write_folder
+
+from gem_fast.paper import cells, figures, tables
+from gem_fast.paper.cli import main
+from gem_fast.paper.experiment import Experiment
+from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, THEIR_CODE
+from gem_fast.paper.sheets import Row, Sheet, Spread
+from gem_fast.paper.sweep import seeds
+
+QUICK = "QUICK: "
+STAND_IN = "STAND-IN: "
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Options that make every table a matter of seconds."""
+    monkeypatch.setattr(tables, "QUICK", {"tasks": 2, "samples_per_task": 20})
+    monkeypatch.setattr(tables, "STAND_IN_QUICK", {"tasks": 2, "samples_per_task": 8})
+    monkeypatch.setattr(tables, "STAND_IN_MADE", {"train_per_class": 4, "test_per_class": 1, "n_classes": 4})
+    write_folder(tmp_path / "data")
+    return ["--quick", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+
+
+def check_result(out: Path, name: str, printed: str, *labels: str) -> dict:
+    """The files of a table agree with each other and with the terminal; returns the JSON."""
+    result = json.loads((out / f"{name}.json").read_text())
+    assert {"name", "title", "labels", "notes", "seeds", "quick", "stand_in", "machine", "rows"} == set(result)
+    assert {"cpu", "cores", "threads", "simd", "torch", "python", "gem_fast"} <= set(result["machine"])
+    markdown = (out / f"{name}.md").read_text()
+    rows = check_markdown(markdown)
+    assert len(rows) == len(result["rows"]) + 2
+    assert [label.split(":")[0] + ": " for label in result["labels"]] == list(labels)
+    for text in (printed, markdown):
+        assert result["title"] in text
+        for sentence in (*result["labels"], *result["notes"]):
+            assert sentence in text
+    for row in result["rows"]:
+        for spread in row["ours"].values():
+            assert len(spread["values"]) == len(result["seeds"])
+            assert spread["mean"] == pytest.approx(np.mean(spread["values"]))
+            if len(result["seeds"]) > 1:
+                assert spread["std"] == pytest.approx(np.std(spread["values"], ddof=1))
+            else:
+                assert spread["std"] is None
+    return result
+
+
+@pytest.mark.parametrize("name", ["table1", "table3"])
+def test_tables_of_digits(tiny, tmp_path, capsys, name):
+    assert main([name, *tiny, "--seeds", "3,1"]) == 0
+    printed = capsys.readouterr().out
+    result = check_result(tmp_path / "out", name, printed, QUICK)
+    assert result["seeds"] == [3, 1]
+    assert result["quick"] is True
+    assert result["stand_in"] is False
+    with Image.open(tmp_path / "out" / f"{name}.png") as image:
+        assert image.format == "PNG"
+        assert len(image.getcolors(maxcolors=2**24)) > 10
+    if name == "table1":
+        learners = {row["learner"] for row in result["rows"]}
+        assert learners == {"single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem"}
+        assert all(row["ours"]["seconds"]["mean"] > 0 for row in result["rows"])
+    else:
+        assert len(result["rows"]) == 6 * 3
+        assert all(row["paper"] for row in result["rows"])
+        assert not any(row["published_code"] for row in result["rows"])  # its numbers are of other digits
+
+
+def test_a_stand_in_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeypatch):
+    titles = []
+    png = figures.png
+    monkeypatch.setattr(figures, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
+    options = [option for option in tiny if "data" not in option]
+    assert main(["table2", *options, "--seeds", "0"]) == 0
+    result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN)
+    assert result["stand_in"] is True
+    assert "stand-in" in result["title"]
+    assert all(label in titles[0] for label in (QUICK, STAND_IN))
+    for path in (tmp_path / "out" / "cells").glob("*.json"):
+        assert "stand-in" in json.loads(path.read_text())["config"]["data"]
+    # A stand-in that is named by the user is one, too.
+    archive = tmp_path / "out" / "cells" / tables.STAND_IN_FILE
+    other = tmp_path / "cifar-100-python.tar.gz"
+    other.write_bytes(archive.read_bytes())
+    assert main(["table2", *options, "--seeds", "0", "--cifar", str(other)]) == 0
+    assert STAND_IN in capsys.readouterr().out
+
+
+def test_figure1(tiny, tmp_path, capsys):
+    assert main(["figure1", *tiny, "--seeds", "0-1"]) == 0
+    result = check_result(tmp_path / "out", "figure1", capsys.readouterr().out, QUICK, STAND_IN)
+    streams = {row["stream"] for row in result["rows"]}
+    assert streams == {"permutations", "rotations", "a stand-in for CIFAR-100"}
+    for row in result["rows"]:
+        assert set(row["ours"]) == set(MEASURES)
+        assert row["first_task"]["tasks_learned"] == [0.0, 0.5, 1.0, 1.5, 2.0] or "stand-in" in row["stream"]
+        assert len(row["first_task"]["accuracy"]) == len(row["first_task"]["tasks_learned"])
+        assert not (row["paper"] and "stand-in" in row["stream"])
+    # Table 3 finds the cells that both have.
+    capsys.readouterr()
+    assert main(["table3", *tiny, "--seeds", "0-1"]) == 0
+    assert "10 of 36 cells are finished already" in capsys.readouterr().err
+
+
+def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
+    configs = []
+
+    def experiment(config):
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "Experiment", experiment)
+    monkeypatch.chdir(tmp_path)
+    assert main(["table3"]) == 130
+    assert capsys.readouterr().err == (
+        "python -m gem_fast: interrupted: 0 of 90 cells are finished in out/paper/cells; the same command goes on from "
+        "there\n"
+    )
+    assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
+    plan = tables._figure1(type("args", (), {"quick": False, "data": "mnist-5k", "cifar": "mnist-5k", "device": "cpu"}))
+    sizes = {(line.config["tasks"], line.config["samples_per_task"]) for line in plan.lines}
+    assert sizes == {(20, 1000), (20, 2500)}
+
+
+def test_interrupted_then_resumed_gives_the_same_tables(tiny, tmp_path, monkeypatch, capsys):
+    assert main(["table3", *tiny, "--seeds", "0"]) == 0
+    whole = json.loads((tmp_path / "out" / "table3.json").read_text())
+    made = []
+
+    def experiment(config):
+        made.append(config)
+        if len(made) == 8:
+            raise KeyboardInterrupt
+        return Experiment(config)
+
+    monkeypatch.setattr(cells, "Experiment", experiment)
+    other = [*tiny[:-1], str(tmp_path / "other")]
+    capsys.readouterr()
+    assert main(["table3", *other, "--seeds", "0"]) == 130
+    assert "interrupted: 7 of 18 cells are finished" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "table3.json").exists()
+    assert main(["table3", *other, "--seeds", "0"]) == 0
+    assert len(made) == 8 + 11
+    assert json.loads((tmp_path / "other" / "table3.json").read_text()) == whole
+    for name in ("table3.md", "table3.png"):
+        assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("table3 --seeds 4-0", "--seeds: must be seeds such as 0-4, 3 or 0,2, got '4-0'"),
+        ("table3 --seeds all", "--seeds: must be seeds such as 0-4, 3 or 0,2, got 'all'"),
+        ("table3 --seeds 0-", "--seeds: must be"),
+        ("table1 --data nowhere", "--data must be mnist-5k"),
+        ("table2 --cifar nowhere", "got 'nowhere'"),
+        ("table2 --data mnist-5k", "unrecognized arguments: --data"),
+        ("table3 --device nonsense", "--device must be a device torch can use here"),
+        ("figure1 --tasks 3", "unrecognized arguments: --tasks 3"),
+    ],
+)
+def test_bad_options_give_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, arguments.split())
+
+
+def test_out_must_be_a_folder(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "--out must be a folder" in fails(capsys, ["table3", "--out", str(tmp_path / "file")])
+
+
+def test_seeds():
+    assert seeds("0-4") == (0, 1, 2, 3, 4)
+    assert seeds("3") == (3,)
+    assert seeds("5,1-2,2") == (5, 1, 2)
+
+
+def test_mean_and_standard_deviation():
+    spread = Spread((1.0, 2.0, 4.0))
+    assert spread.mean == pytest.approx(7 / 3)
+    assert spread.std == pytest.approx(math.sqrt(7 / 3))
+    assert Spread((0.5,)).std is None
+    assert Spread((0.5, 0.5)).std == 0
+
+
+def test_a_sheet_in_all_its_forms():
+    rows = (
+        Row({"learner": "gem", "epochs": 1}, {"acc": Spread((0.86, 0.88)), "bwt": Spread((0.01, 0.03))}, {"acc": 0.9}),
+        Row({"learner": "joint", "epochs": 2}, {"acc": Spread((0.9, 0.9))}, {}, {"bwt": -0.085}),
+        Row({"learner": "single", "epochs": 1}, {}),
+    )
+    sheet = Sheet("x", "A title", ("QUICK: yes.",), ("A note.",), (0, 1), rows, {"quick": True, "stand_in": False})
+    table = check_markdown(sheet.markdown().decode())
+    assert table[0] == ["learner", "epochs", "ACC", "BWT", "paper: ACC", "code: BWT"]
+    assert table[2] == ["gem", "1", "0.870 ± 0.014", "+0.020 ± 0.014", "0.9", "-"]
+    assert table[3] == ["joint", "2", "0.900 ± 0.000", "-", "-", "-0.085"]
+    assert table[4] == ["single", "1", "diverged", "diverged", "-", "-"]
+    terminal = sheet.terminal().splitlines()
+    assert terminal[:2] == ["A title", "QUICK: yes."]
+    assert "Mean and standard deviation over seeds 0, 1." in terminal[-1]
+    assert [re.split(r"  +", line) for line in terminal[3:4]] == [table[0]]
+    plain = sheet.to_plain()
+    assert plain["rows"][0]["ours"]["acc"] == {
+        "mean": 0.87,
+        "std": pytest.approx(0.02 / 2**0.5),
+        "values": [0.86, 0.88],
+    }
+    assert "first_task" not in plain["rows"][0]
+
+
+def test_published_numbers_are_of_learners_that_exist():
+    named = [learner for table in (PAPER_TABLE1, THEIR_CODE) for _, learner in table]
+    named += [learner for table in (PAPER_TABLE2, PAPER_TABLE3) for learner, _ in table]
+    assert set(named) <= set(LEARNERS)
+
+
+def test_pictures_take_one_seed_and_negative_values():
+    rows = tuple(
+        Row(
+            {"learner": learner, "epochs": 1}, {"acc": Spread((0.5,)), "bwt": Spread((-0.3,))}, {"acc": 0.5, "bwt": 0.1}
+        )
+        for learner in ("gem", "single")
+    )
+    picture = figures.DRAWINGS["table3"](Sheet("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
+    with Image.open(io.BytesIO(picture)) as image:
+        assert image.format == "PNG"
