@@ -67,7 +67,9 @@ def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float =
     """
     if isinstance(G, RowGradients):
         G = G.G
-    if isinstance(G, Tensor) or not isinstance(G, TaskGradients):
+    if not isinstance(G, (Tensor, TaskGradients)):
+        raise TypeError(f"G must be a tensor or a TaskGradients, got {type(G).__name__}")
+    if isinstance(G, Tensor):
         check_matrix("G", G)
         check_tensors("grads", grads, like=G)
         return Projection(*torch.ops.gem_fast.project_(list(grads), G, float(margin), float(ridge)))

@@ -16,7 +16,8 @@ def check_keys(name: str, state: Any, keys: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be a dictionary, got {type(state).__name__}")
     if set(state) != set(keys):
         got = ", ".join(sorted(map(str, state))) or "none"
-        raise ValueError(f"{name} must have the keys {', '.join(keys)}, got {got:.200}")
+        wanted = f"the keys {', '.join(keys)}" if keys else "no keys"
+        raise ValueError(f"{name} must have {wanted}, got {got:.200}")
 
 
 def check_count(name: str, value: Any, least: int, most: int) -> None:

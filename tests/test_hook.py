@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from utils.asserts import assert_same_bits
+from utils.engines import loop
 from utils.models import MultiHead, conv, mlp, stream
 
-from gem_fast import AGEM, GEM, EpisodicMemory, LoopTaskGradients
+from gem_fast import AGEM, GEM, EpisodicMemory
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -36,13 +37,13 @@ def test_the_optimizer_reads_a_gradient_that_raises_no_past_loss(name: str, rule
     model = mlp(torch.float64)
     optimizer = OPTIMIZERS[name](list(model.parameters()))
     gem = rule(model, optimizer, memory=EpisodicMemory(per_task=16), margin=0.0)
-    engine = LoopTaskGradients(model, F.cross_entropy)
+    engine = loop(model)
     projected = 0
     for x, y, task in stream(4, dtype=torch.float64):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         gem.observe(x, y, task)
-        rows = engine(gem._constraints(gem.past_tasks)[0], list(model.parameters())).G.clone() if rule is GEM else None
+        rows = engine(gem.constraints()[0], list(model.parameters())).G.clone() if rule is GEM else None
         optimizer.step()
         if gem.last is None:
             assert task == 0
@@ -105,7 +106,7 @@ def test_agem_draws_from_all_past_tasks_without_replacement() -> None:
     for task in range(3):
         gem.observe(torch.arange(10.0)[:, None].repeat(1, 6) + 10 * task, torch.zeros(10).long(), task)
     for _ in range(5):
-        [batches], _ = gem._constraints([0, 1])
+        [batches], _ = gem.constraints()
         drawn = torch.cat([batch.x[:, 0] for batch in batches])
         assert len(drawn) == len(drawn.unique()) == 12
         assert all((batch.x // 10 == batch.task).all() for batch in batches)

@@ -95,11 +95,11 @@ def test_hook_through_a_file(rule: type[GEM]) -> None:
     for x, y, task in stream(3):
         one.observe(x, y, task)
     if rule is AGEM:
-        one._constraints(one.past_tasks)  # draws
+        one.constraints()  # draws
     two.load_state_dict(through_a_file(one.state_dict()))
     assert two.past_tasks == one.past_tasks == [0, 1]
     assert same(one.state_dict(), two.state_dict())
-    assert same(one._constraints([0, 1])[0], two._constraints([0, 1])[0])
+    assert same(one.constraints()[0], two.constraints()[0])
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -200,12 +200,17 @@ def test_bad_states_leave_memory_hook_and_learner(reason: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "change", "sentence"),
     [
-        (GEM, {"more": 1}, "state must have the keys memory, current, rows, generator, got current, gen"),
-        (GEM, {"rows": {}}, "rows of the state must have the keys every, G, past, reached, step, got none"),
+        (GEM, {"more": 1}, "state must have the keys memory, current, engine, generator, got current, eng"),
+        (GEM, {"engine": {}}, "engine must have the keys rows, got none"),
         (
             GEM,
-            {"rows": {"every": 2, "G": None, "past": [], "reached": [], "step": 0}},
-            "state must be of a hook with refresh_every = 1, got 2",
+            {"engine": {"rows": {}}},
+            "rows of the state must have the keys refresh_every, G, past, depends, step, got none",
+        ),
+        (
+            GEM,
+            {"engine": {"rows": {"refresh_every": 2, "G": None, "past": [], "depends": [], "step": 0}}},
+            "state must be of an engine with refresh_every = 1, got 2",
         ),
         (AGEM, {"generator": torch.zeros(3)}, r"generator must be the state of a torch\.Generator on the CPU"),
         (AGEM, {"generator": "seed"}, "generator must be the state"),

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from utils.asserts import assert_same_bits
+from utils.engines import loop
 from utils.models import MultiHead, mlp, stream
 
-from gem_fast import GEM, EpisodicMemory, LoopTaskGradients
+from gem_fast import GEM, EpisodicMemory
 
 Batches = Iterable[tuple[Tensor, Tensor, object]]
 
@@ -54,8 +55,8 @@ def at_a_conflict(
 
 
 def past_gradient(model: nn.Module, gem: GEM) -> Tensor:
-    batches, _ = gem._constraints(gem.past_tasks)
-    return LoopTaskGradients(model, F.cross_entropy)(batches, list(model.parameters())).G[0].clone()
+    batches, _ = gem.constraints()
+    return loop(model)(batches, list(model.parameters())).G[0].clone()
 
 
 # ---- mixed precision -------------------------------------------------------------------------------------------------
@@ -78,8 +79,8 @@ def test_autocast_with_grad_scaler(dtype: torch.dtype, fused: bool) -> None:
             scaler.scale(loss).backward()
             unprojected = flat_grad(model) / 1024
             gem.observe(x, y, task)
-            engine = LoopTaskGradients(model, F.cross_entropy)
-            G = engine(gem._constraints(gem.past_tasks)[0], list(model.parameters())).G.double() if task else None
+            engine = loop(model)
+            G = engine(gem.constraints()[0], list(model.parameters())).G.double() if task else None
             scaler.step(optimizer)
             scaler.update()
             if G is None:

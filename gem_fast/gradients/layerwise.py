@@ -27,6 +27,9 @@ from gem_fast.gradients.interface import TaskGradients
 # What a block of columns, or of inner products, may take: enough that most layers are one block for a few tasks.
 _BLOCK_BYTES = 2**24
 
+# Multiplications that take as long as to write an element of a task's gradient and to read it again.
+_TRAFFIC = 8
+
 
 class Part(NamedTuple):
     """Some of G's columns."""
@@ -184,12 +187,13 @@ def layerwise(
 
 
 def products_are_cheaper(n: int, t: int, shape: torch.Size) -> bool:
-    """Whether inner products of n rows take fewer multiplications than a weight's gradients of t tasks do.
+    """Whether inner products of n rows cost less than a weight's gradients of t tasks do.
 
-    To form the gradients takes n outputs inputs, as many as q takes by way of the products; the rest is P.
+    Counted are multiplications. To form the gradients takes n outputs inputs of them, as many as q takes by way of the
+    products; the rest is P, and writing and reading the gradients, which takes the time of `_TRAFFIC` an element.
     """
     outputs, inputs = shape
-    return n * n * (inputs + outputs + 2) <= (t * (t + 1) // 2 + t) * outputs * inputs
+    return n * n * (inputs + outputs + 2) <= (t * (t + 1) // 2 + _TRAFFIC * t) * outputs * inputs
 
 
 def group(

@@ -70,7 +70,7 @@ SPARSE = torch.eye(4).to_sparse()
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: project_(GRADS, [G]), TypeError, "G must be a tensor, got list"),
+        (lambda: project_(GRADS, [G]), TypeError, "G must be a tensor or a TaskGradients, got list"),
         (lambda: project_(G[0], G), TypeError, "grads must be a list of tensors, got Tensor"),
         (lambda: project_([G[0], 3], G), TypeError, r"grads\[1\] must be a tensor, got int"),
         (lambda: project_([], G), ValueError, "grads must hold at least one tensor, got an empty list"),

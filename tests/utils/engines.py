@@ -1,18 +1,22 @@
-"""Compares the fused engine with the loop."""
+"""Compares engines and forms of G with the loop."""
 
 import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gem_fast import FusedTaskGradients, LoopTaskGradients, project_
-from gem_fast.task_gradients import Batch, Sample
+from gem_fast import Batch, Engine, Fused, Loop, Objective, Sample
+from gem_fast.gradients import layerwise
+from gem_fast.gradients.fused.verifier import Verifier
+from gem_fast.ops import combine_
 from utils.models import Loss
 
 Memory = list[list[Batch]]
@@ -40,7 +44,7 @@ def half_of_each(sizes: Sequence[int]) -> Sample:
     return Sample(torch.cat(positions), taken)
 
 
-def relu_chain(widths: Sequence[int]) -> nn.Sequential:
+def relu_mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -53,6 +57,45 @@ def sparse_rows(n: int, width: int, part: float) -> Tensor:
     return torch.where(torch.rand(n, width) < part, torch.randn(n, width), 0.0)
 
 
+class Rows(NamedTuple):
+    """What an engine gives back, as a matrix of its own."""
+
+    G: Tensor
+    depends: list[bool]
+
+
+Bound = Callable[..., Rows]
+"""bound(batches, parameters, sample=None): the rows of an engine for a model and a loss."""
+
+
+def fused(model: nn.Module, loss_fn: Loss = F.cross_entropy, *, pass_task: bool = False, **options: Any) -> Bound:
+    return bound(Fused(form="rows", **options), model, loss_fn, pass_task)
+
+
+def loop(model: nn.Module, loss_fn: Loss = F.cross_entropy, *, pass_task: bool = False) -> Bound:
+    return bound(Loop(), model, loss_fn, pass_task)
+
+
+def bound(engine: Engine, model: nn.Module, loss_fn: Loss, pass_task: bool) -> Bound:
+    objective = Objective(model, loss_fn, pass_task)
+
+    def call(batches: Memory, parameters: Sequence[nn.Parameter], sample: Sample | None = None) -> Rows:
+        got = engine(objective, batches, parameters, sample)
+        return Rows(got.G.clone(), list(got.depends))
+
+    return call
+
+
+@contextmanager
+def layerwise_by(products: bool, block_bytes: int = 2**24) -> Iterator[None]:
+    """Has layerwise gradients take inner products of examples wherever they can, or blocks of columns everywhere."""
+    with (
+        mock.patch.object(layerwise, "products_are_cheaper", return_value=products),
+        mock.patch.object(layerwise, "_BLOCK_BYTES", block_bytes),
+    ):
+        yield
+
+
 def assert_as_the_loop(
     model: nn.Module,
     batches: Memory,
@@ -63,40 +106,56 @@ def assert_as_the_loop(
     pass_task: bool = False,
     sample: Sample | None = None,
     **options: int,
-) -> FusedTaskGradients:
-    """Rows, dependences and buffers as the loop's, in a first pass (which is verified) and in a second one.
+) -> Bound:
+    """Every form of G is the loop's, and so are dependences, buffers and projections.
 
-    `fallback`: what the one log line says where the model is left to the loop; None: it must not be.
+    Rows are compared in a first pass (which is verified) and in a second one. `fallback`: what the one log line says
+    where the model is left to the loop, and layerwise gradients refuse it; None: neither must be.
     """
-    twin = copy.deepcopy(model)
+    twin, other = copy.deepcopy(model), copy.deepcopy(model)
     # By default, nets of convolutions are left to the loop on a CPU, as it is faster there.
-    options = options or {"tasks_per_pass": len(batches)}
-    engine = FusedTaskGradients(model, loss_fn, pass_task=pass_task, **options)
-    reference = LoopTaskGradients(twin, loss_fn, pass_task=pass_task)
+    limits = options or {"tasks_per_pass": len(batches)}
+    engine, reference = fused(model, loss_fn, pass_task=pass_task, **limits), loop(twin, loss_fn, pass_task=pass_task)
     if tolerance is None:
         tolerance = 1e-10 if next(model.parameters()).dtype == torch.float64 else 1e-5
-    with log_lines() as lines:
+    with log_lines() as lines, verifications() as verified:
         for _ in range(2):
             state = torch.get_rng_state()
             expected = reference(batches, trained(twin), sample=sample)
             got = engine(batches, trained(model), sample=sample)
             assert torch.get_rng_state().equal(state)
             assert_rows_close(got.G, expected.G, tolerance)
-            assert got.reached == expected.reached
-            for (name, mine), right in zip(model.named_buffers(), twin.buffers(), strict=True):
-                assert torch.allclose(mine, right, rtol=tolerance, atol=tolerance), name
+            assert got.depends == expected.depends
+            assert_buffers_close(model, twin, tolerance)
     assert_untouched(model)
     if fallback is None:
         assert lines == []
-        assert "tasks_per_pass" not in options or len(batches) == 1 or engine._plan.verified
+        assert "tasks_per_pass" not in limits or len(batches) == 1 or verified
+        assert_projects_as_rows(other, batches, loss_fn, pass_task=pass_task, sample=sample, tolerance=tolerance)
     else:
         assert len(lines) == 1
         assert fallback in lines[0], lines[0]
+        with pytest.raises(RuntimeError, match='form="layerwise" takes a model that one pass can handle'):
+            Fused(form="layerwise")(Objective(other, loss_fn, pass_task), batches, trained(other), sample)
+        assert_untouched(other)
     return engine
 
 
+@contextmanager
+def verifications() -> Iterator[list[int]]:
+    """Collects the numbers of tasks of all comparisons with the loop that a fused pass stands."""
+    seen: list[int] = []
+    verify = Verifier._check
+
+    def counted(self: Verifier, batches: Sequence[Batch], learn_dims: bool = True) -> None:
+        verify(self, batches, learn_dims)
+        seen.append(len(batches))
+
+    with mock.patch.object(Verifier, "_check", counted):
+        yield seen
+
+
 def assert_projects_as_rows(
-    projection: Callable[..., Any],
     model: nn.Module,
     batches: Memory,
     loss_fn: Loss = F.cross_entropy,
@@ -105,35 +164,43 @@ def assert_projects_as_rows(
     sample: Sample | None = None,
     tolerance: float = 1e-10,
 ) -> None:
-    """projection(model, loss_fn, pass_task=...) projects as project_ does on the loop's rows.
+    """Layerwise gradients, by blocks of columns and by inner products, do what the loop's rows do.
 
-    For gradients that violate no constraint, some and all: v and q, and the gradient relative to its parts.
+    For gradients that violate no constraint, some and all: P, q, v and the gradient relative to its parts.
     """
     twin = copy.deepcopy(model)
-    parameters = trained(model)
-    sizes = [parameter.numel() for parameter in parameters]
-    G, reached = LoopTaskGradients(twin, loss_fn, pass_task=pass_task)(batches, trained(twin), sample=sample)
-    project = projection(model, loss_fn, pass_task=pass_task)
+    parameters, sizes = trained(model), [parameter.numel() for parameter in trained(model)]
+    G, depends = loop(twin, loss_fn, pass_task=pass_task)(batches, trained(twin), sample=sample)
+    start = copy.deepcopy(model.state_dict())
     mean = G.mean(0)
-    directions = {"all": -mean, "some": torch.randn_like(mean) * mean.norm() / len(mean) ** 0.5 - G[-1] / 2}
-    if len(G) == 1:
-        directions["none"] = G[0]
-    for g in directions.values():
-        for margin, ridge in ((0.5, 0.0), (0.0, 1e-3)):
-            theirs, ours = (
-                [x.view_as(p).clone() for x, p in zip(g.split(sizes), parameters, strict=True)] for _ in "ab"
-            )
-            expected = project_(theirs, G, margin, ridge)
-            got, reached_by_ours = project(batches, parameters, ours, margin, ridge, sample=sample)
-            assert reached_by_ours == reached
-            assert torch.allclose(got.q, expected.q, rtol=tolerance, atol=tolerance * float(G.norm() * g.norm()))
-            assert torch.allclose(got.v, expected.v, rtol=100 * tolerance, atol=tolerance)
-            assert int(got.status) == int(expected.status) == 0
-            assert float(got.residual) <= 1e-6
-            scale = g.norm() + (G.norm(dim=1) * expected.v).sum()
-            for mine, right in zip(ours, theirs, strict=True):
-                assert (mine - right).norm() <= 10 * tolerance * scale
+    directions = [-mean, torch.randn_like(mean) * mean.norm() / len(mean) ** 0.5 - G[-1] / 2, G[0]]
+    for products, block_bytes in ((True, 2**24), (False, 2**24), (False, 200)):
+        model.load_state_dict(start)
+        with layerwise_by(products, block_bytes):
+            got = Fused(form="layerwise")(Objective(model, loss_fn, pass_task), batches, parameters, sample)
+            assert got.depends == depends
+            assert_buffers_close(model, twin, tolerance)
+            for g in directions:
+                theirs, ours = (
+                    [x.view_as(p).clone() for x, p in zip(g.split(sizes), parameters, strict=True)] for _ in "ab"
+                )
+                P, q = got.gram(ours)
+                lengths = G.double().norm(dim=1)
+                scale = float(lengths.max() * g.double().norm()) + 1e-300
+                assert torch.allclose(q, (G @ g).double(), rtol=0, atol=10 * tolerance * scale)
+                P_error = (P - G.double() @ G.double().T).abs()
+                assert (P_error <= 10 * tolerance * (lengths[:, None] * lengths + 1e-300)).all()
+                v = torch.linspace(0, 1, len(G), dtype=torch.float64)
+                got.combine_(ours, v)
+                combine_(theirs, G, v)
+                for mine, right in zip(ours, theirs, strict=True):
+                    assert (mine - right).norm() <= 10 * tolerance * (g.norm() + lengths.sum())
     assert_untouched(model)
+
+
+def assert_buffers_close(model: nn.Module, twin: nn.Module, tolerance: float) -> None:
+    for (name, mine), right in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert torch.allclose(mine, right, rtol=tolerance, atol=tolerance), name
 
 
 def assert_rows_close(got: Tensor, expected: Tensor, tolerance: float) -> None:

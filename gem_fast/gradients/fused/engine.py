@@ -85,7 +85,7 @@ class Fused(Engine):
         self._tasks_per_pass = tasks_per_pass
         self._activation_bytes = activation_bytes
         self._row_bytes = row_bytes
-        self._shortcuts = shortcuts and form != "layerwise"
+        self._shortcuts = shortcuts
         self._rows = RowGradients(refresh_every)
         self._spare_rows = RowGradients()  # of the columns that a layerwise form has as rows
         self._cache: BatchCache | None = None
@@ -164,17 +164,18 @@ class Fused(Engine):
             self._is_left_to_the_loop = model.is_faster_one_by_one()
         if self._is_left_to_the_loop:
             return None
-        pass_task = model.objective.pass_task
+        pass_task, shortcuts = model.objective.pass_task, self._shortcuts and not always_layerwise
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
             batches = self._task_batches(model.objective, constraints, sample, stale)
             try:
-                verifier.verify_new(constraints, is_mlp=not pass_task and model.is_mlp(batches[0]))
+                is_mlp = shortcuts and not pass_task and model.is_mlp(batches[0])
+                verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
             except CannotVerify:
                 if not always_layerwise:  # else what is not finite is found in P and q
                     raise
             with _undone_on_failure(model), failures_as_reasons():
                 if always_layerwise:
-                    done = model.run(batches, shortcuts=False)
+                    done = model.run(batches, shortcuts=shortcuts)
                     assert isinstance(done, LayerPass)
                     return layerwise(done.contributions, parameters, len(constraints))[0]
                 sizes = [size for batch in batches for size in batch.tasks.sizes]
@@ -185,7 +186,7 @@ class Fused(Engine):
                 for first in range(0, len(sizes), step):
                     some = slice(first, min(first + step, len(sizes)))
                     mine = batches[some] if pass_task else [batches[0].of_tasks(some)]
-                    done = model.run(mine, shortcuts=self._shortcuts)
+                    done = model.run(mine, shortcuts=shortcuts)
                     if self._may_be_layerwise and step >= len(constraints):
                         G = done.layerwise(parameters, self._spare_rows)
                         if G is not None:
@@ -200,7 +201,7 @@ class Fused(Engine):
         objective = objective if original is None else replace(objective, model=original)
         if self._model is None or self._verifier is None or not self._model.serves(objective, parameters):
             self._model = FusedModel(objective, parameters)
-            self._verifier = Verifier(self._model, shortcuts=self._shortcuts)
+            self._verifier = Verifier(self._model)
             self._is_left_to_the_loop = False
         return self._model, self._verifier
 

@@ -147,6 +147,8 @@ class Recorder:
         dim = self._find_dim(module, x)
         if dim is not None:
             return x, dim
+        if x.dim() > 1 and len(x) % self.tasks.total == 0:  # examples and positions in one dimension, it seems
+            raise self._without_examples(module, x, "its first or second dimension")
         return x.expand(self.tasks.total, *(x.shape[1:] if x.dim() > 1 and len(x) == 1 else x.shape)), 0
 
     def examples_dim(self, module: nn.Module, x: Tensor) -> int:

@@ -34,51 +34,53 @@ class Verifier:
         bytes_per_example: what a pass keeps in memory for each example, as the last comparison found.
     """
 
-    def __init__(self, model: FusedModel, *, shortcuts: bool) -> None:
+    def __init__(self, model: FusedModel) -> None:
         self.bytes_per_example = 1
         self._model = model
-        self._shortcuts = shortcuts
-        self._verified: set[tuple[Hashable, int, bool]] = set()
+        self._shortcuts = True
+        self._verified: set[tuple[Hashable, int, bool, bool]] = set()
 
-    def verify_new(self, constraints: Sequence[Constraint], *, is_mlp: bool) -> None:
+    def verify_new(self, constraints: Sequence[Constraint], *, shortcuts: bool, is_mlp: bool) -> None:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is.
 
         Args:
             constraints: of one batch each.
+            shortcuts: as for `FusedModel.run`.
             is_mlp: whether the pass will be one of `cpu_mlp.whole_pass`.
 
         Raises:
             CannotVerify: the gradients are not finite.
             CannotFuse: the fused pass does not do the same as the loop.
         """
+        self._shortcuts = shortcuts
         pass_task = self._model.objective.pass_task
         for k, [batch] in enumerate(constraints if pass_task else constraints[:1]):
-            kind = (batch.task if pass_task else None, min(2, len(constraints)), is_mlp)
+            kind = (batch.task if pass_task else None, min(2, len(constraints)), shortcuts, is_mlp)
             if kind in self._verified:
                 continue
             [other] = constraints[0 if k > 0 else -1]
-            self._verify_some([batch, other][: len(constraints)])
+            self._check_up_to_rounding([batch, other][: len(constraints)])
             self._verified.add(kind)
 
-    def _verify_some(self, batches: Sequence[Batch]) -> None:
+    def _check_up_to_rounding(self, batches: Sequence[Batch]) -> None:
         """Verifies one batch per task, or one half of each: a ReLU that rounding flips is in one half only."""
         try:
-            return self._verify_dims(batches)
+            return self._check_up_to_coincidence(batches)
         except RowsDiffer:
             if self._model.parameters[0].dtype == torch.float64 or min(len(batch.x) for batch in batches) < 2:
                 raise
             for half in (0, 1):
                 with suppress(RowsDiffer):
-                    return self._verify_dims([_half(batch, half) for batch in batches])
+                    return self._check_up_to_coincidence([_half(batch, half) for batch in batches])
             raise
 
-    def _verify_dims(self, batches: Sequence[Batch]) -> None:
+    def _check_up_to_coincidence(self, batches: Sequence[Batch]) -> None:
         """Verifies; where that fails, once more with the dimensions that run over the examples found out otherwise.
 
         A dimension may happen to be as long as there are examples: with one example less it is not.
         """
         try:
-            self._verify(batches)
+            self._check(batches)
         except CannotVerify:
             raise
         except CannotFuse:
@@ -86,11 +88,11 @@ class Verifier:
             if len(first.x) < 2:
                 raise
             with suppress(CannotFuse):
-                self._verify([first._replace(x=first.x[:-1], y=first.y[:-1]), *others])
-                return self._verify(batches, learn_dims=False)
+                self._check([first._replace(x=first.x[:-1], y=first.y[:-1]), *others])
+                return self._check(batches, learn_dims=False)
             raise
 
-    def _verify(self, batches: Sequence[Batch], learn_dims: bool = True) -> None:
+    def _check(self, batches: Sequence[Batch], learn_dims: bool = True) -> None:
         """Raises CannotFuse unless both ways do the same, to rounding; leaves no trace in the model."""
         model, parameters = self._model.objective.model, self._model.parameters
         t, constraints = len(batches), [[batch] for batch in batches]

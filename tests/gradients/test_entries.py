@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from utils.engines import fused, loop
 
-from gem_fast import FusedTaskGradients, LoopTaskGradients
+from gem_fast import Batch, Sample
+from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.entries import MAX_DENSITY, LayerInput, SparseEntries, TaskEntries
 from gem_fast.paper.data import MNIST_5K, load_data
-from gem_fast.task_gradients import Batch, Sample
-from gem_fast.task_gradients.examples import ExampleCache
-from gem_fast.task_gradients.sparse import MOST_DENSE, LayerInput, SparseEntries, TaskEntries
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -113,7 +113,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 def test_is_used_where_it_pays() -> None:
     digits = load_data(MNIST_5K).train_images[:50].flatten(1).float() / 255
     assert TaskEntries.of(digits) is not None
-    for dense in (torch.rand(20, 8), mostly_zeros(20, 50, part=1.5 * MOST_DENSE), digits.half(), digits.long()):
+    for dense in (torch.rand(20, 8), mostly_zeros(20, 50, part=1.5 * MAX_DENSITY), digits.half(), digits.long()):
         assert TaskEntries.of(dense) is None
 
 
@@ -154,7 +154,7 @@ def test_only_new_tasks_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     of = TaskEntries.of
     monkeypatch.setattr(TaskEntries, "of", lambda x: made.append(len(x)) or of(x))
-    cache = ExampleCache(F.cross_entropy)
+    cache = BatchCache(F.cross_entropy)
     batches = [Batch(k, mostly_zeros(4 + k, 50, part=0.1), torch.zeros(4 + k, dtype=torch.int64)) for k in range(3)]
     for past, expected in (
         (batches[:2], [4, 5]),
@@ -164,10 +164,10 @@ def test_only_new_tasks_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
         (batches, [4]),
     ):
         made.clear()
-        piece = cache(past, None, slice(0, len(past)))
+        batch = cache(past, None, slice(0, len(past)))
         assert made == expected
-        assert piece.entries is not None
-        assert_same_entries(piece.entries, SparseEntries([TaskEntries(batch.x) for batch in past]))
+        assert batch.entries is not None
+        assert_same_entries(batch.entries, SparseEntries([TaskEntries(batch.x) for batch in past]))
     batches[1].x[0, 0] = 3.0
     made.clear()
     assert cache(batches, None, slice(0, 3)).entries is not None
@@ -190,11 +190,10 @@ def test_rows_on_real_digits_are_those_of_the_loop(front: nn.Module, tasks_per_p
     sample = Sample(torch.cat([torch.arange(7) + n for n in (0, 40, 79, 117, 154)]), [7] * 5) if sampled else None
     model = nn.Sequential(front, nn.Linear(784, 20), nn.ReLU(inplace=True), nn.Linear(20, 10)).double()
     parameters = list(model.parameters())
-    fused = FusedTaskGradients(model, F.cross_entropy, tasks_per_pass=tasks_per_pass)
-    loop = LoopTaskGradients(model, F.cross_entropy)
+    engine, reference = fused(model, tasks_per_pass=tasks_per_pass), loop(model)
     for _ in range(2):
-        G = fused(constraints, parameters, sample=sample).G
-        torch.testing.assert_close(G, loop(constraints, parameters, sample=sample).G, rtol=0, atol=1e-12)
+        G = engine(constraints, parameters, sample=sample).G
+        torch.testing.assert_close(G, reference(constraints, parameters, sample=sample).G, rtol=0, atol=1e-12)
 
 
 def test_frozen_weights_and_changed_examples() -> None:
@@ -202,12 +201,12 @@ def test_frozen_weights_and_changed_examples() -> None:
     y = torch.randint(3, (30,))
     constraints = [[Batch(k, x[10 * k : 10 * k + 10], y[10 * k : 10 * k + 10])] for k in range(3)]
     model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)).double()
-    fused, loop = (engine(model, F.cross_entropy) for engine in (FusedTaskGradients, LoopTaskGradients))
+    engine, reference = fused(model), loop(model)
     for change in (lambda: None, lambda: model[0].weight.requires_grad_(False), lambda: x.mul_(2)):
         change()
         parameters = [p for p in model.parameters() if p.requires_grad]
         torch.testing.assert_close(
-            fused(constraints, parameters).G, loop(constraints, parameters).G, rtol=0, atol=1e-12
+            engine(constraints, parameters).G, reference(constraints, parameters).G, rtol=0, atol=1e-12
         )
 
 

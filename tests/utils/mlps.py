@@ -1,4 +1,4 @@
-"""Chains of linear layers with ReLU between them, models that are more than a chain, and losses for both."""
+"""Linear layers with ReLU between them, models that are more than that, and losses for both."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gem_fast.task_gradients.chain import MOST_UNITS
+from gem_fast.gradients.cpu_mlp.recognition import MAX_UNITS
 from utils.models import classes, rows
 
 SIZES = (5, 3, 4)
@@ -40,7 +40,7 @@ def sequential(*front: nn.Module, inplace: bool = False, bias: bool = True) -> n
     ).double()
 
 
-CHAINS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+MLPS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "sequential": (sequential, rows),
     "sequential of images": (lambda: sequential(nn.Flatten()), images),
     "no biases": (lambda: sequential(bias=False), rows),
@@ -77,7 +77,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a layer used twice": lambda: Net(lambda net, x: net.c(net.b(net.b(net.a(x).relu()).relu()).relu())),
     "a hook that changes an output": lambda: hooked(sequential(), lambda m, args, y: 3 * y),
     "a hook that changes a gradient": lambda: Net(watched),
-    "wide": lambda: nn.Sequential(nn.Linear(6, MOST_UNITS + 1), nn.ReLU(), nn.Linear(MOST_UNITS + 1, 3)).double(),
+    "wide": lambda: nn.Sequential(nn.Linear(6, MAX_UNITS + 1), nn.ReLU(), nn.Linear(MAX_UNITS + 1, 3)).double(),
 }
 
 

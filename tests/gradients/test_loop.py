@@ -1,11 +1,13 @@
+"""The loop, which every other engine must agree with."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from utils.engines import loop
 from utils.models import MultiHead, conv, mlp
 
-from gem_fast import LoopTaskGradients
-from gem_fast.task_gradients import Batch
+from gem_fast import Batch
 
 
 def constraints(tasks: int, n: int = 7) -> list[list[Batch]]:
@@ -17,7 +19,7 @@ def test_row_k_is_the_gradient_on_memory_k(dtype: torch.dtype) -> None:
     model = mlp(dtype)
     batches = [[Batch(b.task, b.x.to(dtype), b.y) for b in row] for row in constraints(4)]
     parameters = list(model.parameters())
-    G, reached = LoopTaskGradients(model, F.cross_entropy)(batches, parameters)
+    G, reached = loop(model, F.cross_entropy)(batches, parameters)
     assert reached == [True] * 4
     for row, [batch] in zip(G, batches, strict=True):
         model.zero_grad()
@@ -29,7 +31,7 @@ def test_several_batches_make_one_mean() -> None:
     model = mlp(torch.float64)
     batches = [Batch(b.task, b.x.double(), b.y) for [b] in constraints(3)]
     parameters = list(model.parameters())
-    engine = LoopTaskGradients(model, F.cross_entropy)
+    engine = loop(model, F.cross_entropy)
     split = engine([batches], parameters).G.clone()
     whole = [Batch(None, torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
     assert torch.allclose(split, engine([whole], parameters).G)
@@ -37,7 +39,7 @@ def test_several_batches_make_one_mean() -> None:
 
 def test_heads_of_other_tasks_are_zero_and_not_reached() -> None:
     model = MultiHead(3)
-    G, reached = LoopTaskGradients(model, F.cross_entropy, pass_task=True)(constraints(2), list(model.parameters()))
+    G, reached = loop(model, F.cross_entropy, pass_task=True)(constraints(2), list(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
     assert [name for name, r in zip(names, reached, strict=True) if not r] == ["heads.2.weight", "heads.2.bias"]
     sizes = [p.numel() for p in model.parameters()]
@@ -55,7 +57,7 @@ def test_leaves_no_trace(training: bool) -> None:
     before = [p.grad.clone() for p in model.parameters()]
     rows = constraints(2)
     state = torch.get_rng_state()
-    LoopTaskGradients(model, F.cross_entropy)(rows, list(model.parameters()))
+    loop(model, F.cross_entropy)(rows, list(model.parameters()))
     assert torch.get_rng_state().equal(state)
     assert all(module.training == training for module in model.modules())
     assert all(p.grad.equal(g) for p, g in zip(model.parameters(), before, strict=True))
@@ -67,7 +69,7 @@ def test_batch_norm_sees_one_pass_per_task_in_order(training: bool) -> None:
     twin = conv().train(training)
     twin.load_state_dict(model.state_dict())
     rows = constraints(3)
-    LoopTaskGradients(model, F.cross_entropy)(rows, list(model.parameters()))
+    loop(model, F.cross_entropy)(rows, list(model.parameters()))
     for [batch] in rows:
         twin(batch.x)
     for (name, mine), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
@@ -76,7 +78,7 @@ def test_batch_norm_sees_one_pass_per_task_in_order(training: bool) -> None:
 
 def test_loss_must_be_a_scalar() -> None:
     model = mlp()
-    engine = LoopTaskGradients(model, nn.CrossEntropyLoss(reduction="none"))
+    engine = loop(model, nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(ValueError, match=r"loss_fn must return a scalar, the mean over the examples, got shape \(7,\)"):
         engine(constraints(1), list(model.parameters()))
 
@@ -84,7 +86,7 @@ def test_loss_must_be_a_scalar() -> None:
 def test_works_where_gradients_are_switched_off() -> None:
     model = mlp()
     rows = constraints(2)
-    engine = LoopTaskGradients(model, F.cross_entropy)
+    engine = loop(model, F.cross_entropy)
     expected = engine(rows, list(model.parameters())).G.clone()
     with torch.no_grad():
         assert engine(rows, list(model.parameters())).G.equal(expected)
