@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -15,7 +16,6 @@ from gem_fast.gradients.fused.losses import LossRoot
 from gem_fast.gradients.fused.recorder import CannotFuse, Contribution, Recorder, Rule, recording
 from gem_fast.gradients.fused.rules import convolution, once_per_task, rules_of
 from gem_fast.gradients.fused.task_batch import TaskBatch
-from gem_fast.gradients.fused.verifier import check_every_use_is_known
 from gem_fast.gradients.interface import Objective
 from gem_fast.gradients.layerwise import LayerwiseGradients, group, layerwise, write_columns
 from gem_fast.gradients.rows import RowGradients, by_parameter
@@ -130,7 +130,7 @@ class FusedModel:
         grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
         contributions = recorder.contributions(grads)
         if verifying:
-            check_every_use_is_known(contributions, self._wanted, starts)
+            _check_every_use_is_known(contributions, self._wanted, starts)
         return LayerPass(contributions, sum(len(batch.tasks) for batch in batches))
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
@@ -147,6 +147,31 @@ class FusedModel:
                 roots.append(LossRoot.of(self.objective, output, batch))
                 first += len(batch.tasks)
         return roots
+
+
+def _check_every_use_is_known(
+    contributions: Sequence[Contribution], wanted: set[Parameter], roots: Sequence[Tensor]
+) -> None:
+    """Raises CannotFuse where outputs or losses depend on a parameter in more places than rules have noted.
+
+    Such a place may add nothing to the gradients that are compared, and something later: behind weights that start from
+    zero, say.
+    """
+    noted = Counter(contribution.parameter for contribution in contributions if not contribution.is_alias)
+    found: Counter[Tensor] = Counter()
+    seen, waiting = set(), [root.grad_fn for root in roots]
+    while waiting:
+        node = waiting.pop()
+        for after, _ in node.next_functions if node is not None else ():
+            variable = getattr(after, "variable", None)
+            if variable is not None:
+                found[variable] += 1
+            elif after is not None and after not in seen:
+                seen.add(after)
+                waiting.append(after)
+    for parameter, times in found.items():
+        if isinstance(parameter, Parameter) and parameter in wanted and times > noted[parameter]:
+            raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
 
 
 def _states(modules: list[nn.Module]) -> list[tuple[bool, bool]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,12 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_fast.gradients.fused.batch_cache import BatchCache
-from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify, Contribution
+from gem_fast.gradients.fused.model import FusedModel
+from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
 from gem_fast.gradients.interface import Batch, Constraint, random_devices
 from gem_fast.gradients.loop import fill_rows
 from gem_fast.gradients.rows import rows_for
-
-if TYPE_CHECKING:
-    from gem_fast.gradients.fused.model import FusedModel
 
 
 class RowsDiffer(CannotFuse):
@@ -135,31 +132,6 @@ def failures_as_reasons() -> Iterator[None]:
         raise
     except Exception as error:
         raise CannotFuse(f"the fused pass failed: {type(error).__name__}: {error}") from error
-
-
-def check_every_use_is_known(
-    contributions: Sequence[Contribution], wanted: set[Parameter], roots: Sequence[Tensor]
-) -> None:
-    """Raises CannotFuse where outputs or losses depend on a parameter in more places than rules have noted.
-
-    Such a place may add nothing to the gradients that are compared, and something later: behind weights that start from
-    zero, say.
-    """
-    noted = Counter(contribution.parameter for contribution in contributions if not contribution.is_alias)
-    found: Counter[Tensor] = Counter()
-    seen, waiting = set(), [root.grad_fn for root in roots]
-    while waiting:
-        node = waiting.pop()
-        for after, _ in node.next_functions if node is not None else ():
-            variable = getattr(after, "variable", None)
-            if variable is not None:
-                found[variable] += 1
-            elif after is not None and after not in seen:
-                seen.add(after)
-                waiting.append(after)
-    for parameter, times in found.items():
-        if isinstance(parameter, Parameter) and parameter in wanted and times > noted[parameter]:
-            raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
 
 
 def batch_of_task(batch: Batch) -> TaskBatch:
