@@ -67,12 +67,12 @@ def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float =
     """
     if isinstance(G, RowGradients):
         G = G.G
-    if not isinstance(G, (Tensor, TaskGradients)):
-        raise TypeError(f"G must be a tensor or a TaskGradients, got {type(G).__name__}")
     if isinstance(G, Tensor):
         check_matrix("G", G)
         check_tensors("grads", grads, like=G)
         return Projection(*torch.ops.gem_fast.project_(list(grads), G, float(margin), float(ridge)))
+    if not (hasattr(G, "gram") and hasattr(G, "combine_")):
+        raise TypeError(f"G must be a tensor or a TaskGradients, got {type(G).__name__}")
     for name, value in (("margin", margin), ("ridge", ridge)):
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and not negative, got {value}")

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch.nn import Parameter
 from gem_fast.state import check_keys
 
 
-@runtime_checkable
 class TaskGradients(Protocol):
     """G (t, p) at the present parameters, as an operator: the projection needs its products alone.
 

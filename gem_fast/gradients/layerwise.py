@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -143,30 +144,32 @@ class InnerProducts:
         # Sums of many products need more digits than half precision has.
         dtype = torch.float64 if A.dtype == torch.float64 else torch.float32
         self._A, self._B = (x.reshape(-1, x.shape[-1]).to(dtype) for x in (A, B))
-        self._t = t
         task = [tasks.repeat(torch.arange(first, first + len(tasks), device=A.device)) for first, tasks in uses]
-        self._task = torch.cat(task).repeat_interleave(positions)
+        # (rows, t): 1 where a row of A and B is the task's.
+        self._is_of_task = F.one_hot(torch.cat(task).repeat_interleave(positions), t).double()
 
     @torch.no_grad()
     def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `TaskGradients.gram`, in blocks of rows of A and B."""
-        A, B, task, t = self._A, self._B, self._task, self._t
+        A, B, is_of_task = self._A, self._B, self._is_of_task
         [grad] = (grad.to(A.dtype) for grad in grads)
-        P = torch.zeros(t, t, dtype=torch.float64, device=A.device)
+        P = is_of_task.new_zeros(is_of_task.shape[1], is_of_task.shape[1])
         step = max(1, _BLOCK_BYTES // (8 * len(A)))
         for start in range(0, len(A), step):
             rows = slice(start, start + step)
-            products = (A[rows] @ A.mT).mul_(B[rows] @ B.mT).double()
-            by_task = products.new_zeros(len(products), t).index_add_(1, task, products)
-            P.index_add_(0, task[rows], by_task)
-        products = (A @ grad.mT).mul_(B).sum(1, dtype=torch.float64)
-        return P, torch.zeros_like(P[0]).index_add_(0, task, products)
+            products = (A[rows] @ A.mT).mul_(B[rows] @ B.mT)
+            P += is_of_task[rows].mT @ (products.double() @ is_of_task)
+        if P.device.type == "cpu" and not bool(P.isfinite().all()):
+            row = int((A.isfinite().all(1) & B.isfinite().all(1)).int().argmin())
+            raise _not_finite(int(is_of_task[row].argmax()))
+        return P, (A @ grad.mT).mul_(B).sum(1, dtype=torch.float64) @ is_of_task
 
     @torch.no_grad()
     def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
         """As `TaskGradients.combine_`."""
         [grad] = grads
-        step = (self._B * v.to(self._B.dtype)[self._task, None]).mT @ self._A
+        weights = (self._is_of_task @ v).to(self._B.dtype)
+        step = (self._B * weights[:, None]).mT @ self._A
         grad += torch.where(v.any(), step, 0).to(grad.dtype)
 
 
@@ -264,9 +267,13 @@ def _check_finite(P: Tensor, q: Tensor, unused: Sequence[Tensor]) -> None:
     """Raises where a row of G or g is not finite; a part that is a matrix has said so itself."""
     rows = (~P.diagonal().isfinite()).nonzero().flatten()
     if len(rows):
-        raise RuntimeError(f"G must be finite, got a NaN or an infinity in row {int(rows[0])}")
+        raise _not_finite(int(rows[0]))
     if not all(bool(x.isfinite().all()) for x in (q, *unused)):
         raise RuntimeError("grads must be finite, got a NaN or an infinity")
+
+
+def _not_finite(row: int) -> RuntimeError:
+    return RuntimeError(f"G must be finite, got a NaN or an infinity in row {row}")
 
 
 def _at_least_1d(grad: Tensor) -> Tensor:

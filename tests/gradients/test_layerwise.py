@@ -106,6 +106,17 @@ def test_values_that_are_not_finite(where: str, value: float, products: bool) ->
         assert_same_bits(mine, right)
 
 
+@pytest.mark.parametrize("products", [True, False])
+def test_the_task_that_is_not_finite_is_named_without_biases_too(products: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False)).double()
+    batches = memory(SIZES, rows, classes)
+    batches[2][0].x[1, 4] = float("nan")
+    with layerwise_by(products):
+        G = Fused(form="layerwise")(Objective(model, F.cross_entropy), batches, trained(model))
+        with pytest.raises(RuntimeError, match="G must be finite, got a NaN .* in row 2"):
+            project_([torch.randn_like(p) for p in model.parameters()], G)
+
+
 def test_margin_and_ridge_are_checked() -> None:
     model = mlp(torch.float64)
     G = Fused(form="layerwise")(Objective(model, F.cross_entropy), memory(SIZES, rows, classes), trained(model))
