@@ -113,7 +113,7 @@ def test_the_task_that_is_not_finite_is_named_without_biases_too(products: bool)
     batches[2][0].x[1, 4] = float("nan")
     with layerwise_by(products):
         G = Fused(form="layerwise")(Objective(model, F.cross_entropy), batches, trained(model))
-        with pytest.raises(RuntimeError, match="G must be finite, got a NaN .* in row 2"):
+        with pytest.raises(RuntimeError, match=r"G must be finite, got a NaN .* in row 2"):
             project_([torch.randn_like(p) for p in model.parameters()], G)
 
 
