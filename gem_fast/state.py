@@ -26,7 +26,7 @@ def check_count(name: str, value: Any, minimum: int, maximum: int) -> None:
 
 
 def check_plain_tensor(name: str, value: Any) -> None:
-    """Raises unless `value` is a dense tensor that stores all its elements: no meta, nested, quantized or expanded one."""
+    """Raises unless `value` is a dense tensor that is no meta, nested, quantized or expanded one."""
     dense = isinstance(value, Tensor) and value.layout is torch.strided
     if not dense or value.is_meta or value.is_nested or value.is_quantized:
         raise ValueError(f"{name} must be a dense tensor, got {type(value).__name__}")
