@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Diverged", "InputError", "extra", "print_note"]
+__all__ = ["Diverged", "InputError", "extra", "flag", "print_note"]
 
 
 class InputError(ValueError):
@@ -37,3 +37,8 @@ def extra(purpose: str) -> Iterator[None]:
 def print_note(sentence: str) -> None:
     """Prints a sentence on stderr that does not stop the command."""
     print(f"python -m gem_fast: {sentence}", file=sys.stderr, flush=True)
+
+
+def flag(name: str) -> str:
+    """An option as it is typed: --memory-per-task for memory_per_task."""
+    return f"--{name.replace('_', '-')}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gem_fast.paper.data import load_data
-from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.options import OPTIONS
 from gem_fast.paper.presets import PRESETS
@@ -61,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
         parse, metavar, text = OPTIONS[name]
         values = " ".join(f"{value:g}" for value in GRID.get(name, ())) or "the published one"
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
+            flag(name),
             type=parse,
             nargs="+",
             metavar=metavar,
@@ -90,7 +90,7 @@ def _experiments(args: argparse.Namespace, learner: str) -> list[Experiment]:
     given = {name: getattr(args, name) for name in SEARCHED if getattr(args, name) is not None}
     for name in given:
         if name not in preset and not any(name in PRESETS.get((args.stream, other), {}) for other in args.learner):
-            raise InputError(f"--{name.replace('_', '-')} is not an option of {', '.join(args.learner)}")
+            raise InputError(f"{flag(name)} is not an option of {', '.join(args.learner)}")
     default = QUICK_GRID if args.quick else GRID
     values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
     size = QUICK_SIZE if args.quick else {}

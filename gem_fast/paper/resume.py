@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gem_fast.paper.checkpoint import Checkpoints
-from gem_fast.paper.errors import InputError, print_note
+from gem_fast.paper.errors import InputError, flag, print_note
 from gem_fast.paper.protocol import Journal
 from gem_fast.paper.schedule import Schedule
 from gem_fast.paper.streams import Stream
@@ -22,7 +22,7 @@ from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 __all__ = ["Checkpointer"]
 
-# Without --checkpoint-every, the fraction of the time that may be spent on saving: the slower a save, the fewer there are.
+# Without --checkpoint-every, the fraction of the time that may be spent on saving.
 MAX_TIME_FRACTION = 0.02
 
 
@@ -95,7 +95,7 @@ class Checkpointer:
     def after_batch(self, journal: Journal) -> None:
         """Writes a checkpoint if it is time for one, and always at the end of the stream.
 
-        A failure, such as a full disk, is told on stderr and stops nothing.
+        A failure, such as a full disk, is noted on stderr; the run goes on.
 
         Args:
             journal: The run so far.
@@ -138,12 +138,12 @@ class Checkpointer:
                 raise ValueError(f"config must be a dictionary, got {type(state['config']).__name__}")
         except ValueError as error:
             raise InputError(f"{path} does not hold a run of gem_fast: {error}") from error
-        theirs = state["config"]
+        saved = state["config"]
         # Compared as texts, because the values in a stranger's file may be of any type.
         others = [
-            f"--{name.replace('_', '-')} {theirs.get(name)!s:.50} and not {mine}"
-            for name, mine in self._config.items()
-            if name != "data" and str(theirs.get(name)) != str(mine)
+            f"{flag(name)} {saved.get(name)!s:.50} and not {value}"
+            for name, value in self._config.items()
+            if name != "data" and str(saved.get(name)) != str(value)
         ]
         if others:
             raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")

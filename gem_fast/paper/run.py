@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gem_fast.paper import report
-from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.numbers import whole
 from gem_fast.paper.options import add_learner_options, learner_options
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> None:
     hyper = hyper_parameters(args.stream, args.learner, learner_options(args))
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
-            raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
+            raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
     check_device(args.device)
     with extra("the progress bar"):
         from gem_fast.paper.progress import Progress
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> None:
     training_run = TrainingRun(options | hyper | {"eval_every": args.eval_every})
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
-            prepare_folder(f"--{option}", getattr(args, option))
+            prepare_folder(flag(option), getattr(args, option))
     checkpointer = journal = None
     if args.checkpoint is not None:
         checkpointer = Checkpointer(args.checkpoint, args.checkpoint_every, training_run)

@@ -85,7 +85,7 @@ def add_parser(subparsers: Any) -> None:
             name,
             help=text,
             description=f"Reproduces {text}. Prints ours beside the paper's numbers and writes {name}.json, {name}.md "
-            f"and {name}.png. An interrupted command goes on where it was: runs in OUT/run_cache are not computed again.",
+            f"and {name}.png. An interrupted command goes on where it was: finished runs are in OUT/run_cache.",
             allow_abbrev=False,
         )
         parser.set_defaults(command=partial(_run, name, make_spec))

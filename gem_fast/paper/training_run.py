@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from gem_fast.paper.data import MNIST_5K
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
@@ -76,7 +76,7 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in preset:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {learner}")
+            raise InputError(f"{flag(name)} is not an option of the learner {learner}")
     return {**preset, **given}
 
 

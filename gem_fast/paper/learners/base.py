@@ -85,8 +85,7 @@ class SgdLearner(nn.Module):
         parts = self.parts()
         check_keys("_extra_state", state, tuple(parts))
         # torch's optimizers load any values, even an lr of "fast", and then fail in the next step.
-        mine, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-        if mine != theirs:
+        if self.optimizer.state_dict()["param_groups"] != state["optimizer"]["param_groups"]:
             raise ValueError("the optimizer's options must be those of this learner, got others")
         for name, part in parts.items():
             part.load_state_dict(state[name])

@@ -112,8 +112,8 @@ class Penalty:
             self.terms.append((fisher, [p.detach().clone() for p in self._parameters]))
             return
         for p, new, total, anchor in zip(self._parameters, fisher, *self.terms[0], strict=True):
-            # The weighted mean of the anchors, taken up in steps: sums of F_k theta_k would cancel. Where no F_k is
-            # above 0 nothing is held, and any anchor will do.
+            # The weighted mean of the anchors, updated step by step: sums of F_k theta_k would cancel. Where every F_k
+            # is 0 there is no penalty, whatever the anchor.
             total += new
             anchor.lerp_(p.detach(), new / total.clamp(min=torch.finfo(total.dtype).tiny))
 
@@ -141,8 +141,8 @@ class Penalty:
             for part in term:
                 for value in part:
                     check_plain_tensor("a term of the penalty", value)
-                mine, theirs = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
-                if mine != theirs:
+                expected, got = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
+                if expected != got:
                     raise ValueError("a term of the penalty must have the shapes of the parameters, got others")
             terms.append(([f.clone() for f in term[0]], [a.clone() for a in term[1]]))
         self.terms = terms
