@@ -48,7 +48,7 @@ def table1(rows: list[dict[str, Any]]) -> None:
     print(f"| training time | {' | '.join(f'{stream} | x single' for stream in seconds)} |")
     print("|---" * (1 + 2 * len(seconds)) + "|")
     for name in next(iter(seconds.values())):
-        columns = [f"{duration(of[name])} | {short(of[name] / of['single'])}" for of in seconds.values()]
+        cells = [f"{duration(of[name])} | {short(of[name] / of['single'])}" for of in seconds.values()]
         print(f"| {'GEM' if name == 'ours' else name} | {' | '.join(cells)} |")
     print()
 
