@@ -28,15 +28,15 @@ def test_experiences(sizes, batch_size, epochs, rounds):
     assert [experience.task for experience in schedule.experiences] == list(range(len(sizes))) * rounds
     for task, size in enumerate(sizes):
         mine = [experience.examples for experience in schedule.experiences if experience.task == task]
-        assert [place for examples in mine for place in examples] == list(range(size))
+        assert [number for examples in mine for number in examples] == list(range(size))
         assert max(map(len, mine)) - min(map(len, mine)) <= 1
     number = 0
-    for place, (experience, end) in enumerate(zip(schedule.experiences, schedule.ends, strict=True)):
+    for index, (experience, end) in enumerate(zip(schedule.experiences, schedule.ends, strict=True)):
         batches = list(schedule.batches(stream, experience, torch.Generator()))
         assert len(batches) == experience.batches
         for _ in batches:
             number += 1
-            assert schedule.experience_of(number) == place
+            assert schedule.experience_of(number) == index
         assert number == end
     assert number == schedule.n_batches
 

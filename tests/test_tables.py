@@ -15,7 +15,7 @@ from test_cli import fails
 from gem_fast.paper import figures, run_cache, tables
 from gem_fast.paper.cli import main
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, THEIR_CODE
+from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
 from gem_fast.paper.result_table import MeanStd, ResultTable, Row
 from gem_fast.paper.runner import parse_seeds
 from gem_fast.paper.training_run import TrainingRun
@@ -241,7 +241,7 @@ def test_a_result_table_in_all_its_forms():
 
 
 def test_published_numbers_are_of_learners_that_exist():
-    named = [learner for table in (PAPER_TABLE1, THEIR_CODE) for _, learner in table]
+    named = [learner for table in (PAPER_TABLE1, PUBLISHED_CODE) for _, learner in table]
     named += [learner for table in (PAPER_TABLE2, PAPER_TABLE3) for learner, _ in table]
     assert set(named) <= set(LEARNERS)
 

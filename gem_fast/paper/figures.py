@@ -91,9 +91,9 @@ def _table3(table: ResultTable) -> Figure:
     learners = _learners(table)
     epochs = sorted({row.condition["epochs"] for row in table.rows})
     for axes, measure in zip(grid, ("acc", "bwt"), strict=True):
-        for place, learner in enumerate(learners):
+        for i, learner in enumerate(learners):
             rows = [row for row in table.rows if row.condition["learner"] == learner and measure in row.ours]
-            shift = 0.5 * (place / max(1, len(learners) - 1) - 0.5)  # side by side, so that error bars do not overlap
+            shift = 0.5 * (i / max(1, len(learners) - 1) - 0.5)  # side by side, so that error bars do not overlap
             x = [epochs.index(row.condition["epochs"]) + shift for row in rows]
             _line(axes, learner, x, [row.ours[measure] for row in rows])
             axes.plot(
@@ -128,9 +128,9 @@ def _figure1(table: ResultTable) -> Figure:
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     width = 0.85 / len(rows)
-    for place, row in enumerate(rows):
+    for i, row in enumerate(rows):
         for group, measure in enumerate(("acc", "bwt", "fwt")):
-            x = group + (place - (len(rows) - 1) / 2) * width
+            x = group + (i - (len(rows) - 1) / 2) * width
             ours = row.ours[measure]
             color = STYLES[row.condition["learner"]][0]
             axes.bar(x, ours.mean, width * 0.92, color=color, yerr=ours.std, error_kw={"ecolor": INK, "lw": 1})

@@ -45,13 +45,13 @@ class Progress:
         if accuracy is None:
             return
         seen = 1 + max(experience.task for experience in self.experiences[: self.experience + 1])
-        place = f"task {task + 1}/{len(accuracy)}"
+        position = f"task {task + 1}/{len(accuracy)}"
         running = f"accuracy {100 * accuracy[:seen].mean():.1f} %"
-        self.bar.set_description(", ".join(filter(None, [self.title, place, running])))
+        self.bar.set_description(", ".join(filter(None, [self.title, position, running])))
         if self.batch in self.ends:
             self.experience += 1
             if self.bar.disable and not self.title:
-                print(f"{place} learned, {running}", file=sys.stderr, flush=True)
+                print(f"{position} learned, {running}", file=sys.stderr, flush=True)
             elif self.bar.disable and self.experience == len(self.experiences):
                 print(f"{self.title}: {running}", file=sys.stderr, flush=True)
 

@@ -102,10 +102,10 @@ class Checkpointer:
         """
         start = time.perf_counter()
         if self._every is None:
-            due = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
+            save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
         else:
-            due = journal.batches % self._every == 0
-        if not due and journal.batches < self._schedule.n_batches:
+            save_now = journal.batches % self._every == 0
+        if not save_now and journal.batches < self._schedule.n_batches:
             return
         try:
             self._checkpoints.save(journal.batches, self._state(journal))

@@ -19,7 +19,7 @@ from gem_fast.paper.published import (
     PAPER_TABLE1,
     PAPER_TABLE2,
     PAPER_TABLE3,
-    THEIR_CODE,
+    PUBLISHED_CODE,
     Numbers,
 )
 from gem_fast.paper.runner import (
@@ -135,7 +135,7 @@ def _table1(args: argparse.Namespace) -> TableSpec:
             _digits(args, stream, learner),
             ("seconds",),
             paper=PAPER_TABLE1.get((stream, learner), {}),
-            published_code=_theirs(args, stream, learner, ("seconds",)),
+            published_code=_published_code(args, stream, learner, ("seconds",)),
         )
         for stream in ("permutations", "rotations")
         for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
@@ -163,11 +163,11 @@ def _table3(args: argparse.Namespace) -> TableSpec:
     for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
         for epochs in (1, 2, 5):
             measures = ("acc",) if learner == "joint" else ("acc", "bwt")
-            theirs = _theirs(args, "rotations", learner, measures) if epochs == 1 else {}
+            published_code = _published_code(args, "rotations", learner, measures) if epochs == 1 else {}
             paper = {name: PAPER_TABLE3[learner, epochs][name] for name in measures}
             config = _digits(args, "rotations", learner, epochs=epochs)
             condition = {"learner": learner, "epochs": epochs}
-            experiments.append(Experiment(condition, config, measures, paper=paper, published_code=theirs))
+            experiments.append(Experiment(condition, config, measures, paper=paper, published_code=published_code))
     note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
     title = f"Table 3: ACC and BWT on rotations of {_name(args.data)} by epochs per task"
     return TableSpec(title, experiments, (note, DIVIDED))
@@ -179,20 +179,20 @@ def _figure1(args: argparse.Namespace) -> TableSpec:
         for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
             if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
                 continue
+            condition = {"stream": stream, "learner": learner}
             paper = PAPER_FIGURE1.get((stream, learner), {})
-            if stream != "cifar100":
-                config, theirs = _digits(args, stream, learner), _theirs(args, stream, learner, MEASURES)
-                condition = {"stream": stream, "learner": learner}
-            else:
-                config, theirs = _cifar(args, learner), {}
-                condition = {"stream": _cifar_name(args), "learner": learner}
+            published_code: Numbers = {}
+            if stream == "cifar100":
+                config = _cifar(args, learner)
+                condition["stream"] = _cifar_name(args)
                 paper = {} if is_stand_in(args.cifar) else paper
-            experiments.append(Experiment(condition, config, first_task=True, paper=paper, published_code=theirs))
-    notes = (
-        DIVIDED,
-        "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T.",
-    )
-    return TableSpec("Figure 1: ACC, BWT and FWT, and the first task along the stream", experiments, notes)
+            else:
+                config = _digits(args, stream, learner)
+                published_code = _published_code(args, stream, learner, MEASURES)
+            experiments.append(Experiment(condition, config, MEASURES, True, paper, published_code))
+    paper_note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
+    title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
+    return TableSpec(title, experiments, (DIVIDED, paper_note))
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], TableSpec], str]] = {
@@ -224,8 +224,8 @@ def _cifar_name(args: argparse.Namespace) -> str:
     return "a stand-in for CIFAR-100" if is_stand_in(args.cifar) else "CIFAR-100"
 
 
-def _theirs(args: argparse.Namespace, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
-    numbers = THEIR_CODE.get((stream, learner), {}) if args.data == MNIST_5K else {}
+def _published_code(args: argparse.Namespace, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
+    numbers = PUBLISHED_CODE.get((stream, learner), {}) if args.data == MNIST_5K else {}
     return {name: value for name, value in numbers.items() if name in measures}
 
 

@@ -30,7 +30,7 @@ class CurrentTaskBuffer:
         self.task: int | None = None
         self._n_tasks = n_tasks
         self._capacity = capacity
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._batches: list[tuple[Tensor, Tensor]] = []
         self._count = 0
 
     def ends_with(self, task: int) -> bool:
@@ -40,20 +40,20 @@ class CurrentTaskBuffer:
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Sees one mini-batch of a task, the current one or a new one."""
         if task != self.task:
-            self.task, self._kept, self._count = task, [], 0
+            self.task, self._batches, self._count = task, [], 0
         free = len(y) if self._capacity is None else min(len(y), self._capacity - self._count)
         if free:
-            self._kept.append((x[:free].clone(), y[:free].clone()))
+            self._batches.append((x[:free].clone(), y[:free].clone()))
             self._count += free
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """The examples kept, x (n, ...) and y (n,), in the order in which they came; there is a current task."""
-        x, y = zip(*self._kept, strict=True)
+        x, y = zip(*self._batches, strict=True)
         return torch.cat(x), torch.cat(y)
 
     def state_dict(self) -> dict[str, Any]:
         """The current task and its examples."""
-        return {"task": self.task, "examples": list(self.examples()) if self._kept else []}
+        return {"task": self.task, "examples": list(self.examples()) if self._batches else []}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
@@ -63,7 +63,7 @@ class CurrentTaskBuffer:
             raise ValueError(
                 "the examples of the current task must be inputs and labels, or none without a task, got others"
             )
-        kept = []
+        batches: list[tuple[Tensor, Tensor]] = []
         if task is not None:
             check_count("the current task", task, 0, self._n_tasks - 1)
             for name, value in zip("xy", examples, strict=True):
@@ -74,5 +74,5 @@ class CurrentTaskBuffer:
                 raise ValueError(f"y must have shape (n,), int64, got {tuple(y.shape)}, {y.dtype}")
             if self._capacity is not None and len(y) > self._capacity:
                 raise ValueError(f"the current task must have at most {self._capacity} examples, got {len(y)}")
-            kept = [(x.clone(), y.clone())]
-        self.task, self._kept, self._count = task, kept, len(kept and kept[0][1])
+            batches.append((x.clone(), y.clone()))
+        self.task, self._batches, self._count = task, batches, sum(len(y) for _, y in batches)
