@@ -7,7 +7,6 @@ from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.buffer import MAX_SEEN, ExampleBuffer
-from gem_fast.memory.checks import check_classes
 from gem_fast.state import check_plain_tensor
 
 
@@ -30,13 +29,10 @@ class ClassBalancedMemory(PolicyMemory):
     """
 
     state_keys = ("times",)
+    needs_classes = True
 
     def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
         return _ClassBalancedBuffer(capacity, x, y)
-
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        super()._check(x, y)
-        check_classes(y)
 
 
 class _ClassBalancedBuffer(ExampleBuffer):

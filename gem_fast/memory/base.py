@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gem_fast.memory.buffer import ExampleBuffer
-from gem_fast.memory.checks import check_examples, check_size, check_task
+from gem_fast.memory.checks import check_classes, check_examples, check_size, check_task
 from gem_fast.state import check_keys, check_plain_task, check_plain_tensor
 
 M = TypeVar("M", bound="PolicyMemory")
@@ -30,6 +30,8 @@ class PolicyMemory(abc.ABC):
 
     # What the state of a task holds beside its id and its examples.
     state_keys: ClassVar[tuple[str, ...]]
+    # Whether targets must be classes.
+    needs_classes: ClassVar[bool] = False
 
     def __init__(self, per_task: int | None = None, *, total: int | None = None) -> None:
         if (per_task is None) == (total is None):
@@ -49,6 +51,8 @@ class PolicyMemory(abc.ABC):
     def _check(self, x: Tensor, y: Tensor) -> None:
         """Raises unless the policy can keep such examples."""
         check_examples(x, y)
+        if self.needs_classes:
+            check_classes(y)
 
     @property
     def tasks(self) -> list[Hashable]:

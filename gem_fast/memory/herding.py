@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.buffer import ExampleBuffer
-from gem_fast.memory.checks import check_classes, check_size
+from gem_fast.memory.checks import check_size
 from gem_fast.memory.last import RingBuffer
 from gem_fast.state import check_count
 
@@ -41,6 +41,7 @@ class HerdingMemory(PolicyMemory):
     """
 
     state_keys = ("open",)
+    needs_classes = True
 
     def __init__(
         self,
@@ -62,10 +63,6 @@ class HerdingMemory(PolicyMemory):
 
     def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
         return _HerdingBuffer(capacity, x, y, self.candidates, self.feature_fn)
-
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        super()._check(x, y)
-        check_classes(y)
 
 
 class _HerdingBuffer(ExampleBuffer):

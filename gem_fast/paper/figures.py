@@ -161,17 +161,8 @@ def _line(axes: Axes, learner: str, x: Sequence[float], measures: Sequence[MeanS
     color, marker, _ = STYLES[learner]
     error = [measure.std or 0 for measure in measures] if any(measure.std for measure in measures) else None
     means = [measure.mean for measure in measures]
-    axes.errorbar(
-        x,
-        means,
-        error,
-        color=color,
-        marker=marker,
-        markersize=11 if marker == "*" else 7,
-        linewidth=1.5,
-        capsize=3,
-        capthick=1,
-    )
+    size = 11 if marker == "*" else 7
+    axes.errorbar(x, means, error, color=color, marker=marker, markersize=size, linewidth=1.5, capsize=3, capthick=1)
 
 
 def _panels(

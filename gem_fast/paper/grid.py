@@ -13,14 +13,7 @@ from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.options import OPTIONS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.result_table import Row
-from gem_fast.paper.runner import (
-    Experiment,
-    add_data_option,
-    add_options,
-    prepare,
-    run_experiments,
-    write_table,
-)
+from gem_fast.paper.runner import Experiment, add_data_option, add_options, prepare, run_experiments, write_table
 from gem_fast.paper.streams import STREAMS
 from gem_fast.paper.training_run import configuration
 

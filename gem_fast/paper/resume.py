@@ -29,12 +29,7 @@ MAX_TIME_FRACTION = 0.02
 class Checkpointer:
     """Saves checkpoints of a run into a folder, and restores them."""
 
-    def __init__(
-        self,
-        folder: Path,
-        every: int | None,
-        run: TrainingRun,
-    ) -> None:
+    def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
         """Prepares for a run; reads and writes nothing.
 
         Args:

@@ -36,12 +36,7 @@ def run_name(config: Config) -> str:
     return f"{config['stream']}-{config['learner']}-seed{config['seed']}-{digest[:12]}"
 
 
-def run_cached(
-    folder: Path,
-    configs: Sequence[Config],
-    *,
-    may_diverge: bool = False,
-) -> list[Record | None]:
+def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = False) -> list[Record | None]:
     """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
 
     Args:
