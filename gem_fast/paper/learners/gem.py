@@ -36,8 +36,8 @@ class Gem(SgdLearner):
             device: Where to train.
             lr: Learning rate of SGD.
             memory_per_task: Examples of each task that the episodic memory keeps: `n_memories` of the published code.
-            margin: Lower bound of the dual variables v (Eq. 11), `memory_strength` of the published code; 0 is the plain
-                projection.
+            margin: Lower bound of the dual variables v (Eq. 11), `memory_strength` of the published code; 0 projects
+                without a margin.
             ridge: Added to the diagonal of the Gramian G G^T; 0 is the exact projection.
             memory_policy: Which examples are kept, one of gem_fast.MEMORY_POLICIES.
             memory_batch: Examples of each past task drawn for each step; None is all of them.
