@@ -46,7 +46,7 @@ bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && for script in $(if $(filter cpu,$(DEVICE)),$(BENCH_SCRIPTS)); do ../$(BIN)/python $$script.py || exit 1; done
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
 
-# Its cells are kept in bench/results/paper/cells, which git ignores: remove them to compute all anew.
+# Its run cache is bench/results/paper/run_cache, which git ignores: remove it to compute all anew.
 paper: $(VENV)/installed
 	$(BIN)/python -m gem_fast table1 --seeds $(SEEDS) --out bench/results/paper
 	$(BIN)/python -m gem_fast table3 --seeds $(SEEDS) --out bench/results/paper

@@ -30,7 +30,7 @@ P_WHILE_T_GROWS, T_WHILE_P_GROWS = 100_000, 20
 TASKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 PARAMETERS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 20_000_000)
 EXAMPLES = 10
-SECONDS, FEWEST, MOST = 0.5, 5, 200  # per point: so long, and so many calls
+SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 5, 200  # per point
 
 # Okabe and Ito's colours, told apart by readers of every colour vision; shapes tell the stages apart without them.
 LOOKS = {
@@ -84,7 +84,7 @@ def median_seconds(call: Callable[[], object]) -> float:
     """The median time of a call, the first one left out."""
     call()
     seconds: list[float] = []
-    while len(seconds) < FEWEST or (sum(seconds) < SECONDS and len(seconds) < MOST):
+    while len(seconds) < MIN_CALLS or (sum(seconds) < SECONDS and len(seconds) < MAX_CALLS):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)

@@ -1,8 +1,8 @@
 """What accuracy costs: ACC over training time of exact GEM, its two approximations, A-GEM, single and EWC.
 
-    python bench/bench_pareto.py [--seeds 0-4] [--cells DIR]
+    python bench/bench_pareto.py [--seeds 0-4] [--run-cache DIR]
 
-Writes results/pareto.json and results/pareto.png beside this file. Finished cells are not computed again.
+Writes results/pareto.json and results/pareto.png beside this file. Finished runs are not computed again.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from conftest import THREADS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gem_fast.paper.cells import run_cells
-from gem_fast.paper.experiment import configuration
-from gem_fast.paper.sheets import Spread, machine
-from gem_fast.paper.sweep import seeds
+from gem_fast.paper.result_table import MeanStd, machine
+from gem_fast.paper.run_cache import run_cached
+from gem_fast.paper.runner import parse_seeds
+from gem_fast.paper.training_run import configuration
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,19 +58,19 @@ JOINED = ("GEM, m' of 256 examples a step", "GEM, rows anew every r steps")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="ACC over training time of GEM and what is cheaper.")
-    parser.add_argument("--seeds", type=seeds, default=tuple(range(5)))
-    parser.add_argument("--cells", type=Path, default=RESULTS / "pareto-cells")
+    parser.add_argument("--seeds", type=parse_seeds, default=tuple(range(5)))
+    parser.add_argument("--run-cache", type=Path, default=RESULTS / "pareto_run_cache")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     points = []
     for stream in ("rotations", "permutations"):
-        # Seed by seed: a machine that changes speed changes it for all methods.
+        # Seed by seed, so that a machine that changes its speed changes it for all methods.
         configs = {
             (method.name, seed): configuration(stream, method.learner, seed=seed, **method.options)
             for seed in args.seeds
             for method in METHODS
         }
-        records = dict(zip(configs, run_cells(args.cells, list(configs.values())), strict=True))
+        records = dict(zip(configs, run_cached(args.run_cache, list(configs.values())), strict=True))
         for method in METHODS:
             mine = [record for seed in args.seeds if (record := records[method.name, seed]) is not None]
             points.append(
@@ -78,10 +78,10 @@ def main() -> None:
                     "stream": stream,
                     "method": method.name,
                     "group": method.group,
-                    "acc": Spread(tuple(record.acc for record in mine)).to_plain(),
-                    "bwt": Spread(tuple(record.bwt for record in mine)).to_plain(),
+                    "acc": MeanStd(tuple(record.acc for record in mine)).to_dict(),
+                    "bwt": MeanStd(tuple(record.bwt for record in mine)).to_dict(),
                     "seconds": [record.train_seconds for record in mine],
-                    # One run that the machine was too busy for is not to count.
+                    # The median, because one run may meet a busy machine.
                     "median_seconds": statistics.median(record.train_seconds for record in mine),
                 }
             )

@@ -12,9 +12,9 @@ from gradients import DEVICE
 from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from gem_fast.paper.experiment import Experiment, configuration, hyper_parameters
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.training_run import TrainingRun, configuration, hyper_parameters
 
 TASKS = int(os.environ.get("BENCH_TASKS", "20"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -44,19 +44,19 @@ class Training:
     """A learner's training on a stream, from its first example; each call is of a new learner."""
 
     def __init__(self, stream: str, learner: str) -> None:
-        made = Experiment(configuration(stream, learner, tasks=TASKS, device=str(DEVICE)))
+        made = TrainingRun(configuration(stream, learner, tasks=TASKS, device=str(DEVICE)))
         order = torch.Generator().manual_seed(1)
         self.batches = [
-            (x, y, visit.task)
-            for visit in made.schedule.visits
-            for x, y in made.schedule.batches(made.stream, visit, order)
+            (x, y, experience.task)
+            for experience in made.schedule.experiences
+            for x, y in made.schedule.batches(made.stream, experience, order)
         ]
-        self.setting = Setting.of(made.stream)
+        self.stream_info = StreamInfo.of(made.stream)
         self.learner = LEARNERS[learner]
         self.hyper = hyper_parameters(stream, learner, {})
 
     def __call__(self) -> None:
         torch.manual_seed(0)
-        learner = self.learner(self.setting, DEVICE, **self.hyper)
+        learner = self.learner(self.stream_info, DEVICE, **self.hyper)
         for x, y, task in self.batches:
             learner.observe(x, y, task)

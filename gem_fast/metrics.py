@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 def r_matrix(curves: npt.ArrayLike, tasks: npt.ArrayLike) -> FloatArray:
     """Picks R out of learning curves: for each task the last evaluation made while that task was being learned.
 
-    Where a task comes back, that is the end of its last visit.
+    Where a task is learned several times, that is the end of its last time.
 
     Args:
         curves: Shape (rows, T), real numbers. Row r holds the accuracy on every task at the r-th evaluation; the

@@ -1,4 +1,4 @@
-"""The method in plain NumPy: slow, short, and obviously right. Tests compare with it, benchmarks start from it.
+"""The method in plain NumPy: slow, short, and easy to check. Tests and benchmarks compare with it.
 
 Needs quadprog: pip install 'gem_fast[reference]'.
 """
@@ -22,11 +22,11 @@ def nnqp(P: Array, q: Array, lower: float = 0.0, ridge: float = 0.0) -> Array:
     """argmin over v of 1/2 v' (P + ridge I) v + q' v subject to v >= lower (Eq. 11), by quadprog.
 
     Args:
-        P: (t, t) float64, symmetric positive definite: quadprog refuses less, so a Gramian of dependent rows needs a
+        P: (t, t) float64, symmetric positive definite, else quadprog fails: the Gramian of dependent rows needs a
             ridge.
         q: (t,) float64.
-        lower: bound on every v_k.
-        ridge: added to the diagonal.
+        lower: lower bound on every v_k, 0 by default.
+        ridge: added to the diagonal, 0 by default.
 
     Returns:
         v (t,) float64.
@@ -64,7 +64,7 @@ def project(g: Array, G: Array, margin: float = 0.5, ridge: float = 0.0) -> tupl
 
 
 def project_columns_(grads: Sequence[Tensor], columns: Tensor, margin: float = 0.5, ridge: float = 1e-3) -> None:
-    """The projection as public versions do it, in place: copy by copy, and by way of float64 NumPy.
+    """The projection in place, as public versions do it: tensors are copied one by one, and NumPy solves in float64.
 
     Args:
         grads: the current gradient: float32 tensors with p elements in total.

@@ -1,4 +1,4 @@
-"""Checks of the states that load_state_dict takes: they come from files, perhaps a stranger's.
+"""Checks of the states that load_state_dict takes: they come from files, perhaps from a stranger.
 
 Each raises ValueError with one sentence, before anything is changed.
 """
@@ -20,18 +20,18 @@ def check_keys(name: str, state: Any, keys: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must have {wanted}, got {got:.200}")
 
 
-def check_count(name: str, value: Any, least: int, most: int) -> None:
+def check_count(name: str, value: Any, minimum: int, maximum: int) -> None:
     """Raises unless `value` is an integer in a range, both ends included."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name} must be an integer between {least} and {most}, got {value!r:.50}")
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise ValueError(f"{name} must be an integer between {minimum} and {maximum}, got {value!r:.50}")
 
 
 def check_plain_tensor(name: str, value: Any) -> None:
-    """Raises unless `value` is a dense tensor with all its elements: no meta, nested, quantized or expanded one."""
+    """Raises unless `value` is a dense tensor that is no meta, nested, quantized or expanded one."""
     dense = isinstance(value, Tensor) and value.layout is torch.strided
     if not dense or value.is_meta or value.is_nested or value.is_quantized:
         raise ValueError(f"{name} must be a dense tensor, got {type(value).__name__}")
-    # A few bytes of a file can make an expanded tensor of any size.
+    # A file of a few bytes can hold an expanded tensor of any size.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError(f"{name} must be a dense tensor, got an expanded one of shape {tuple(value.shape)}")
 
@@ -45,7 +45,16 @@ def check_generator(state: Any) -> None:
 
 
 def check_plain_task(name: str, task: Hashable, depth: int = 8) -> None:
-    """Raises unless a task's id, tuples up to a depth, can go through a file that is read with weights_only=True."""
+    """Raises unless a task's id can be kept in a file that is read with weights_only=True.
+
+    Args:
+        name: what the id is called in the error.
+        task: the id.
+        depth: how deep tuples may be nested.
+
+    Raises:
+        ValueError: the id is not a number, a string, None or a tuple of these.
+    """
     if isinstance(task, tuple) and depth:
         for part in task:
             check_plain_task(name, part, depth - 1)

@@ -15,7 +15,7 @@ from utils.models import mlp, stream
 from gem_fast import AGEM, GEM, EpisodicMemory
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 
 HYPER = {name: PRESETS["split", name] | {"lr": 0.1} for name in LEARNERS}
 HYPER["gem"] |= {"memory_per_task": 8}
@@ -55,11 +55,11 @@ def hook(rule: type[GEM] = GEM) -> GEM:
     return rule(model, torch.optim.SGD(model.parameters(), lr=0.1), memory=EpisodicMemory(per_task=6))
 
 
-def learner(name: str, batches: int = 0, sliced: bool = False) -> Any:
+def learner(name: str, batches: int = 0, multi_head: bool = False) -> Any:
     torch.manual_seed(0)
-    outputs = tuple(range(3 * task, 3 * task + 3) if sliced else range(3) for task in range(3))
-    setting = Setting(3, outputs, 9 if sliced else 3, (6,), "mlp")
-    made = LEARNERS[name](setting, torch.device("cpu"), **HYPER[name])
+    outputs = tuple(range(3 * task, 3 * task + 3) if multi_head else range(3) for task in range(3))
+    stream_info = StreamInfo(3, outputs, 9 if multi_head else 3, (6,), "mlp")
+    made = LEARNERS[name](stream_info, torch.device("cpu"), **HYPER[name])
     for x, y, task in list(stream(3))[:batches]:
         made.observe(x, y, task)
     return made
@@ -103,10 +103,10 @@ def test_hook_through_a_file(rule: type[GEM]) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("multi_head", [False, True])
 @pytest.mark.parametrize("batches", [0, 1, 7, 9])
-def test_learner_through_a_file(name: str, sliced: bool, batches: int) -> None:
-    one, two = learner(name, batches, sliced), learner(name, 2, sliced)
+def test_learner_through_a_file(name: str, multi_head: bool, batches: int) -> None:
+    one, two = learner(name, batches, multi_head), learner(name, 2, multi_head)
     two.load_state_dict(through_a_file(one.state_dict()))
     assert same(one.state_dict(), two.state_dict())
     for x, y, task in list(stream(3))[batches:]:

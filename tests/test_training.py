@@ -345,12 +345,15 @@ def test_mixed_dtypes_are_refused() -> None:
 def test_no_warnings_in_an_ordinary_loop() -> None:
     model = mlp()
     optimizer = sgd(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
         gem = GEM(model, optimizer)
         learn(model, optimizer, gem, stream(2))
         schedule.step()
+    assert [str(warning.message) for warning in caught] == []
+    assert gem.last is not None
+    assert optimizer.param_groups[0]["lr"] == 0.05
 
 
 @pytest.mark.parametrize(

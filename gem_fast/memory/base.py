@@ -7,8 +7,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from gem_fast.memory.checks import check_examples, check_size, check_task
-from gem_fast.memory.kept import Kept
+from gem_fast.memory.buffer import ExampleBuffer
+from gem_fast.memory.checks import check_classes, check_examples, check_size, check_task
 from gem_fast.state import check_keys, check_plain_task, check_plain_tensor
 
 M = TypeVar("M", bound="PolicyMemory")
@@ -18,9 +18,10 @@ class PolicyMemory(abc.ABC):
     """A memory that keeps up to m examples of each task; which ones is the policy of a subclass.
 
     Args:
-        per_task: m, the number of examples kept per task.
-        total: a budget of examples for all tasks instead: m = total // (tasks seen so far), so that the memories of old
-            tasks shrink as new tasks come.
+        per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
+            of Avalanche's GEM and A-GEM.
+        total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
+            replay. The memories of old tasks shrink as new tasks come.
 
     Raises:
         ValueError: both or neither are given, or a size is not a positive number.
@@ -28,7 +29,9 @@ class PolicyMemory(abc.ABC):
     """
 
     # What the state of a task holds beside its id and its examples.
-    fields: ClassVar[tuple[str, ...]]
+    state_keys: ClassVar[tuple[str, ...]]
+    # Whether targets must be classes.
+    needs_classes: ClassVar[bool] = False
 
     def __init__(self, per_task: int | None = None, *, total: int | None = None) -> None:
         if (per_task is None) == (total is None):
@@ -38,30 +41,31 @@ class PolicyMemory(abc.ABC):
                 check_size(name, size)
         self.per_task = per_task
         self.total = total
-        self._kept: dict[Hashable, Kept] = {}
-        # The task observed last: the others have seen that another has come.
-        self._open: Kept | None = None
+        self._buffers: dict[Hashable, ExampleBuffer] = {}
+        self._current: ExampleBuffer | None = None  # of the task observed last; the others have seen their task end
 
     @abc.abstractmethod
-    def _new(self, size: int, x: Tensor, y: Tensor) -> Kept:
-        """Room for the examples of a new task, of the shape, dtype and device of x and y."""
+    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
+        """An empty buffer for a new task, whose examples have the shape, dtype and device of x and y."""
 
     def _check(self, x: Tensor, y: Tensor) -> None:
-        """Raises unless the policy can do with such examples."""
+        """Raises unless the policy can keep such examples."""
         check_examples(x, y)
+        if self.needs_classes:
+            check_classes(y)
 
     @property
     def tasks(self) -> list[Hashable]:
         """The tasks seen so far, in the order in which they first came."""
-        return list(self._kept)
+        return list(self._buffers)
 
     def __len__(self) -> int:
         """The number of examples kept, over all tasks."""
-        return sum(map(len, self._kept.values()))
+        return sum(map(len, self._buffers.values()))
 
     def __repr__(self) -> str:
         size = f"per_task={self.per_task}" if self.total is None else f"total={self.total}"
-        return f"{type(self).__name__}({size}): {len(self)} examples of {len(self._kept)} tasks"
+        return f"{type(self).__name__}({size}): {len(self)} examples of {len(self._buffers)} tasks"
 
     def observe(self, x: Tensor, y: Tensor, task: Hashable) -> None:
         """Sees a mini-batch, and keeps copies of those examples that the policy wants.
@@ -78,20 +82,20 @@ class PolicyMemory(abc.ABC):
         """
         self._check(x, y)
         check_task(task)
-        kept = self._kept.get(task)
-        size = self._size(len(self._kept) + (kept is None))
-        if kept is None:
-            kept = self._new(size, x, y)
+        buffer = self._buffers.get(task)
+        capacity = self._capacity(len(self._buffers) + (buffer is None))
+        if buffer is None:
+            buffer = self._new_buffer(capacity, x, y)
         else:
-            kept.check(x, y)
-        if kept is not self._open:
-            for other in self._kept.values():
-                if other is not kept:
-                    other.close()
-                    other.shrink(size)
-            self._open = kept
-        self._kept[task] = kept
-        kept.write(x.detach(), y.detach())
+            buffer.check_batch(x, y)
+        if buffer is not self._current:
+            for other in self._buffers.values():
+                if other is not buffer:
+                    other.end_task()
+                    other.shrink(capacity)
+            self._current = buffer
+        self._buffers[task] = buffer
+        buffer.add(x.detach(), y.detach())
 
     def examples(self, task: Hashable) -> tuple[Tensor, Tensor]:
         """The kept examples of `task`: views x (m', ...) and y (m', ...) with m' <= m, not to be written to.
@@ -101,9 +105,9 @@ class PolicyMemory(abc.ABC):
         Raises:
             KeyError: the task has not been seen.
         """
-        if task not in self._kept:
+        if task not in self._buffers:
             raise KeyError(f"task must be one that was observed, got {task!r}")
-        return self._kept[task].examples()
+        return self._buffers[task].examples()
 
     def to(self: M, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> M:
         """Follows a model that was moved or converted after the first examples came.
@@ -120,8 +124,8 @@ class PolicyMemory(abc.ABC):
         """
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point one, got {dtype}")
-        for kept in self._kept.values():
-            kept.to(device, dtype)
+        for buffer in self._buffers.values():
+            buffer.to(device, dtype)
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,16 +134,16 @@ class PolicyMemory(abc.ABC):
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
-        for task in self._kept:
+        for task in self._buffers:
             check_plain_task("task", task)
         return {
             "per_task": self.per_task,
             "total": self.total,
-            "tasks": [{"task": task, **kept.state()} for task, kept in self._kept.items()],
+            "tasks": [{"task": task, **buffer.state_dict()} for task, buffer in self._buffers.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned, as a copy.
+        """Restores the state that `state_dict` returned, as a copy.
 
         Raises:
             ValueError: the state is not one of a memory, or of one of another size or policy. The memory is then as it
@@ -151,23 +155,23 @@ class PolicyMemory(abc.ABC):
                 raise ValueError(f"state must be of a memory with {name} = {mine}, got {state[name]!r:.50}")
         if not isinstance(state["tasks"], list):
             raise ValueError(f"tasks of the state must be a list, got {type(state['tasks']).__name__}")
-        size = self._size(max(1, len(state["tasks"])))
-        all_kept: dict[Hashable, Kept] = {}
+        capacity = self._capacity(max(1, len(state["tasks"])))
+        buffers: dict[Hashable, ExampleBuffer] = {}
         for entry in state["tasks"]:
-            check_keys("a task of the state", entry, ("task", "x", "y", *self.fields))
+            check_keys("a task of the state", entry, ("task", "x", "y", *self.state_keys))
             task = entry["task"]
             check_plain_task("task", task)
-            if task in all_kept:
+            if task in buffers:
                 raise ValueError(f"tasks of the state must differ, got {task!r:.50} twice")
             for name in ("x", "y"):
                 check_plain_tensor(name, entry[name])
             self._check(entry["x"], entry["y"])
-            kept = self._new(size, entry["x"], entry["y"])
-            kept.load(entry)
-            all_kept[task] = kept
-        self._kept, self._open = all_kept, None
+            buffers[task] = self._new_buffer(capacity, entry["x"], entry["y"])
+            buffers[task].load_state_dict(entry)
+        self._buffers, self._current = buffers, None
 
-    def _size(self, tasks: int) -> int:
+    def _capacity(self, tasks: int) -> int:
+        """m, the share of each of so many tasks."""
         if self.total is None:
             assert self.per_task is not None
             return self.per_task

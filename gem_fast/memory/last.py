@@ -6,65 +6,66 @@ import torch
 from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
-from gem_fast.memory.kept import Kept
+from gem_fast.memory.buffer import ExampleBuffer
 from gem_fast.state import check_count
 
 
 class EpisodicMemory(PolicyMemory):
-    """The last m examples of each task: the paper's memory.
+    """The last m examples of each task: the memory of the paper, of its published code and of Avalanche's GEM.
 
     Args:
-        per_task: m, the number of examples kept per task.
-        total: a budget of examples for all tasks instead: m = total // (tasks seen so far), so that the memories of old
-            tasks shrink to their last m examples as new tasks come.
+        per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
+            of Avalanche's GEM and A-GEM.
+        total: a budget of examples for all tasks instead, m = total // (tasks seen so far): the memories of old tasks
+            shrink to their last m examples as new tasks come.
 
     Raises:
         ValueError: both or neither are given, or a size is not a positive number.
         TypeError: a size is not an integer.
     """
 
-    fields = ("next",)
+    state_keys = ("next",)
 
-    def _new(self, size: int, x: Tensor, y: Tensor) -> Kept:
-        return Ring(size, x, y)
+    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
+        return RingBuffer(capacity, x, y)
 
 
-class Ring(Kept):
-    """The last `size` examples; `next` is the place of the oldest one, where the next one goes."""
+class RingBuffer(ExampleBuffer):
+    """The last `capacity` examples; the next one goes into the slot `next`, which holds the oldest one once full."""
 
-    def __init__(self, size: int, x: Tensor, y: Tensor) -> None:
-        super().__init__(size, x, y)
+    def __init__(self, capacity: int, x: Tensor, y: Tensor) -> None:
+        super().__init__(capacity, x, y)
         self.next = 0
 
-    def write(self, x: Tensor, y: Tensor) -> None:
-        """Puts the mini-batch in place of the oldest examples."""
-        size = self.size
-        x, y = x[-size:], y[-size:]
-        first = min(len(x), size - self.next)
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Overwrites the oldest examples."""
+        capacity = self.capacity
+        x, y = x[-capacity:], y[-capacity:]
+        first = min(len(x), capacity - self.next)  # those before the end of the ring; the rest goes to its start
         for kept, new in ((self.x, x), (self.y, y)):
             kept[self.next : self.next + first] = new[:first]
             kept[: len(x) - first] = new[first:]
-        self.next = (self.next + len(x)) % size
-        self.count = min(self.count + len(x), size)
+        self.next = (self.next + len(x)) % capacity
+        self.count = min(self.count + len(x), capacity)
 
-    def by_age(self, most: int) -> Tensor:
-        """The places of the last `most` examples, the oldest first."""
-        return torch.arange(self.next - min(most, self.count), self.next) % self.size
+    def newest(self, n: int) -> Tensor:
+        """The slots of the last min(n, count) examples, the oldest of them first."""
+        return torch.arange(self.next - min(n, self.count), self.next) % self.capacity
 
-    def shrink(self, size: int) -> None:
-        """Keeps the last `size` examples."""
-        if size < self.size:
-            self.resize(size, self.by_age(size))
-            self.next = self.count % size
+    def shrink(self, capacity: int) -> None:
+        """Keeps the last `capacity` examples."""
+        if capacity < self.capacity:
+            self.resize(capacity, self.newest(capacity))
+            self.next = self.count % capacity
 
-    def state(self) -> dict[str, Any]:
-        """The examples as they lie, and the place of the oldest."""
-        return {**super().state(), "next": self.next}
+    def state_dict(self) -> dict[str, Any]:
+        """The examples in the order of their slots, and the next slot."""
+        return {**super().state_dict(), "next": self.next}
 
-    def load(self, entry: dict[str, Any]) -> None:
-        """Takes up what `state` returned; else raises ValueError."""
-        super().load(entry)
-        # A ring that is not full yet has been written from its start.
-        least, most = (0, self.size - 1) if self.count == self.size else (self.count, self.count)
-        check_count("next", entry["next"], least, most)
-        self.next = entry["next"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `ExampleBuffer.load_state_dict`."""
+        super().load_state_dict(state)
+        # A ring that is not full yet has been filled from slot 0.
+        minimum, maximum = (0, self.capacity - 1) if self.count == self.capacity else (self.count, self.count)
+        check_count("next", state["next"], minimum, maximum)
+        self.next = state["next"]

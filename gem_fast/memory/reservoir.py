@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gem_fast.memory.base import PolicyMemory
-from gem_fast.memory.kept import MOST_SEEN, Kept
+from gem_fast.memory.buffer import MAX_SEEN, ExampleBuffer
 from gem_fast.state import check_count, check_generator, check_keys
 
 
@@ -14,24 +14,26 @@ class ReservoirMemory(PolicyMemory):
     """A random sample of each task's examples: each one seen so far is as likely to be kept as any other.
 
     Args:
-        per_task: m, the number of examples kept per task.
-        total: a budget of examples for all tasks instead: m = total // (tasks seen so far). As it shrinks, samples of
-            old tasks are sampled again.
-        seed: of the generator that draws; part of the memory's state, and the only one it touches.
+        per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
+            of Avalanche's GEM and A-GEM, both of which keep other examples.
+        total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
+            replay. As m shrinks, it is a random part of the sample that stays.
+        seed: of the generator that draws, 0 by default; its state is part of the memory's. torch's global generator is
+            not used.
 
     Raises:
         ValueError: both or neither sizes are given, or one is not a positive number.
         TypeError: a size is not an integer.
     """
 
-    fields = ("seen",)
+    state_keys = ("seen",)
 
     def __init__(self, per_task: int | None = None, *, total: int | None = None, seed: int = 0) -> None:
         super().__init__(per_task, total=total)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def _new(self, size: int, x: Tensor, y: Tensor) -> Kept:
-        return _Sample(size, x, y, self._generator)
+    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
+        return _ReservoirBuffer(capacity, x, y, self._generator)
 
     def state_dict(self) -> dict[str, Any]:
         """As for `EpisodicMemory`, with the generator's state."""
@@ -45,40 +47,39 @@ class ReservoirMemory(PolicyMemory):
         self._generator.set_state(state["generator"])
 
 
-class _Sample(Kept):
+class _ReservoirBuffer(ExampleBuffer):
     """A uniform sample of the `seen` examples."""
 
-    def __init__(self, size: int, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
-        super().__init__(size, x, y)
+    def __init__(self, capacity: int, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+        super().__init__(capacity, x, y)
         self.seen = 0
         self._generator = generator
 
-    def write(self, x: Tensor, y: Tensor) -> None:
-        """Example number i, counted from 1, takes one of the `size` places with probability size / i."""
-        free = min(self.size - self.count, len(x))
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Fills free slots; after that, example number i, counted from 1, takes one with probability capacity / i."""
+        free = min(self.capacity - self.count, len(x))
         numbers = torch.arange(self.seen + free + 1, self.seen + len(x) + 1)
         drawn = (torch.rand(len(numbers), generator=self._generator, dtype=torch.float64) * numbers).long().tolist()
-        # Of several examples for one place the last one stays.
-        rows = {self.count + row: row for row in range(free)}
-        rows |= {place: row for row, place in enumerate(drawn, start=free) if place < self.size}
-        places = torch.tensor(list(rows), dtype=torch.int64)
-        taken = torch.tensor(list(rows.values()), dtype=torch.int64)
-        self.put(places, x[taken.to(x.device)], y[taken.to(y.device)])
+        # slot -> row of x: of several examples for one slot the last one stays.
+        row_of = {self.count + row: row for row in range(free)}
+        row_of |= {slot: row for row, slot in enumerate(drawn, start=free) if slot < self.capacity}
+        slots, rows = (torch.tensor(list(part), dtype=torch.int64) for part in (row_of.keys(), row_of.values()))
+        self.store(slots, x[rows.to(x.device)], y[rows.to(y.device)])
         self.count += free
         self.seen += len(x)
 
-    def shrink(self, size: int) -> None:
-        """Keeps a random sample of the sample."""
-        if size < self.size:
-            self.resize(size, torch.randperm(self.count, generator=self._generator)[:size])
+    def shrink(self, capacity: int) -> None:
+        """Keeps a random part of the sample, which is a uniform sample again."""
+        if capacity < self.capacity:
+            self.resize(capacity, torch.randperm(self.count, generator=self._generator)[:capacity])
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The examples, and how many were seen."""
-        return {**super().state(), "seen": self.seen}
+        return {**super().state_dict(), "seen": self.seen}
 
-    def load(self, entry: dict[str, Any]) -> None:
-        """Takes up what `state` returned; else raises ValueError."""
-        super().load(entry)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `ExampleBuffer.load_state_dict`."""
+        super().load_state_dict(state)
         # As long as there is room, all that was seen is kept.
-        check_count("seen", entry["seen"], self.count, MOST_SEEN if self.count == self.size else self.count)
-        self.seen = entry["seen"]
+        check_count("seen", state["seen"], self.count, MAX_SEEN if self.count == self.capacity else self.count)
+        self.seen = state["seen"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.files import write_file
+from gem_fast.paper.files import readable, write_file
 
 __all__ = ["Checkpoints", "Loaded", "read_checkpoint"]
 
@@ -114,10 +114,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: The file cannot be read, is truncated or changed in any bit, or is no checkpoint. No other exception
             comes from the contents of a file.
     """
-    try:
+    with readable(path):
         contents = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not MAGIC.startswith(contents[: len(MAGIC)]):
         raise InputError(f"{path} is not a checkpoint of this version of gem_fast")
     if len(contents) < HEADER.size:

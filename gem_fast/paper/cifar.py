@@ -1,8 +1,8 @@
 """Reads CIFAR-100 as it ships for Python: the folder cifar-100-python, or the .tar.gz that holds it.
 
 The folder has two pickles, train and test. Each is a dictionary with `data`, an array (n, 3072) of bytes, an image a
-row, red before green before blue, and `fine_labels`, a list of n classes; names, coarse labels and the like are left
-aside. An archive is read as a stream: nothing is unpacked to the disk.
+row, red before green before blue, and `fine_labels`, a list of n classes; other keys are
+ignored. An archive is read as a stream: nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.files import readable
 from gem_fast.paper.pickles import PickleError, loads
 
 __all__ = [
@@ -38,11 +39,11 @@ N_CLASSES = 100
 IMAGE_SHAPE = (3, 32, 32)
 # The batch_label of archives that gem_fast makes itself.
 STAND_IN_LABEL = b"a stand-in, not CIFAR-100"
-# The real train has 155 MB, and the whole archive holds 186 MB. A small archive may claim, or unpack to, any size.
-MOST_BYTES = 1 << 28
-MOST_BYTES_OF_AN_ARCHIVE = 1 << 29
-MOST_MEMBERS = 1000
-PIECE = 1 << 20
+# CIFAR-100 has 155 MB in train and 186 MB in the whole archive. A small file may claim, or unpack to, any size.
+MAX_BYTES = 1 << 28
+MAX_ARCHIVE_BYTES = 1 << 29
+MAX_MEMBERS = 1000
+CHUNK = 1 << 20
 
 
 class Part(NamedTuple):
@@ -82,11 +83,8 @@ def read_folder(folder: Path) -> dict[str, Part]:
     parts = {}
     for part in PARTS:
         path = folder / part
-        try:
-            with path.open("rb") as file:
-                contents = file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        with readable(path), path.open("rb") as file:
+            contents = file.read(MAX_BYTES + 1)
         parts[part] = _parse(contents, str(path))
     return parts
 
@@ -103,25 +101,18 @@ def read_archive(path: Path) -> dict[str, Part]:
     Raises:
         InputError: As read_folder. Memory and time are bounded, whatever sizes the archive claims or unpacks to.
     """
-    try:
-        with gzip.open(path) as file:
-            bounded = _Bounded(file, path)
-            members = _members(bounded, path)
-            while bounded.read(PIECE):  # the checksum comes last
-                pass
-    except EOFError as error:
-        raise InputError(f"{path} is truncated: its gzip data ends too early") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a sound gzip file: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    with readable(path), gzip.open(path) as file:
+        bounded = _BoundedFile(file, path)
+        members = _members(bounded, path)
+        while bounded.read(CHUNK):  # the checksum comes last
+            pass
     for part in PARTS:
         if part not in members:
             raise InputError(f"{path} has no {FOLDER}/{part}: it is truncated, or not the archive of CIFAR-100")
     return {part: _parse(members[part], f"{FOLDER}/{part} in {path}") for part in PARTS}
 
 
-def _members(file: _Bounded, path: Path) -> dict[str, bytes]:
+def _members(file: _BoundedFile, path: Path) -> dict[str, bytes]:
     names = {f"{FOLDER}/{part}": part for part in PARTS}
     found: dict[str, bytes] = {}
     try:
@@ -132,8 +123,8 @@ def _members(file: _Bounded, path: Path) -> dict[str, bytes]:
                 if part is not None and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                     contents = archive.extractfile(member)
                     assert contents is not None
-                    found[part] = contents.read(MOST_BYTES + 1)
-                if len(found) == len(names) or count == MOST_MEMBERS:
+                    found[part] = contents.read(MAX_BYTES + 1)
+                if len(found) == len(names) or count == MAX_MEMBERS:
                     break
     except (InputError, OSError, EOFError, zlib.error):
         raise
@@ -143,25 +134,25 @@ def _members(file: _Bounded, path: Path) -> dict[str, bytes]:
     return found
 
 
-class _Bounded:
-    """A file to read from, up to a number of bytes."""
+class _BoundedFile:
+    """A file of which at most MAX_ARCHIVE_BYTES can be read."""
 
     def __init__(self, file: gzip.GzipFile, path: Path) -> None:
         self._file = file
         self._path = path
-        self._left = MOST_BYTES_OF_AN_ARCHIVE
+        self._left = MAX_ARCHIVE_BYTES
 
     def read(self, size: int) -> bytes:
         contents = self._file.read(size)
         self._left -= len(contents)
         if self._left < 0:
-            raise InputError(f"{self._path} must unpack to at most {MOST_BYTES_OF_AN_ARCHIVE} bytes, got more")
+            raise InputError(f"{self._path} must unpack to at most {MAX_ARCHIVE_BYTES} bytes, got more")
         return contents
 
 
 def _parse(contents: bytes, name: str) -> Part:
-    if len(contents) > MOST_BYTES:
-        raise InputError(f"{name} must have at most {MOST_BYTES} bytes, got more")
+    if len(contents) > MAX_BYTES:
+        raise InputError(f"{name} must have at most {MAX_BYTES} bytes, got more")
     try:
         state = loads(contents)
     except PickleError as error:

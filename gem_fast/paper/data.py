@@ -14,11 +14,11 @@ from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.idx import read_idx
 from gem_fast.paper.standin import STAND_IN, make_stand_in
 
-__all__ = ["MNIST_5K", "SAYS_STAND_IN", "ImageData", "check_grey", "load_data"]
+__all__ = ["MNIST_5K", "STAND_IN_SUFFIX", "ImageData", "check_grey", "load_data"]
 
 MNIST_5K = "mnist-5k"
-# The end of the names of made-up data.
-SAYS_STAND_IN = " (a stand-in, not CIFAR-100)"
+# What the names of made-up data end with.
+STAND_IN_SUFFIX = " (a stand-in, not CIFAR-100)"
 
 # The names as MNIST, Fashion-MNIST and KMNIST ship (train, t10k; some unpack to a dot before idx) and as EMNIST ships
 # (emnist-letters-train, emnist-letters-test).
@@ -33,7 +33,7 @@ class ImageData:
     """A training and a test set of labelled images.
 
     Attributes:
-        name: What the user called it: mnist-5k, or the folder or archive. Made-up images are called so there.
+        name: What the user called it: mnist-5k, or the folder or archive. Made-up images have STAND_IN_SUFFIX after it.
         train_images: Shape (n, height, width), uint8, 0 = background, or (n, 3, height, width) where in colour.
         train_labels: Shape (n,), int64, each >= 0.
         test_images: Shape (m, ...), uint8, likewise.
@@ -89,7 +89,7 @@ def load_data(source: str) -> ImageData:
 
 def _cifar100(name: str, parts: dict[str, cifar.Part]) -> ImageData:
     if any(part.stand_in for part in parts.values()):
-        name += SAYS_STAND_IN
+        name += STAND_IN_SUFFIX
     train, test = ((torch.tensor(parts[part].images), torch.tensor(parts[part].labels)) for part in cifar.PARTS)
     return ImageData(name, *train, *test)
 

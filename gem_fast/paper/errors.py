@@ -1,15 +1,16 @@
-"""The one exception for what the person at the command line can put right."""
+"""What the command line tells its user: errors that the user can put right, and notes."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Diverged", "InputError", "extra"]
+__all__ = ["Diverged", "InputError", "extra", "flag", "print_note"]
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence; the command line prints that sentence and exits with code 2."""
+    """Bad input, described in one sentence, which the command line prints before it exits with code 2."""
 
 
 class Diverged(InputError):
@@ -31,3 +32,13 @@ def extra(purpose: str) -> Iterator[None]:
     except ImportError as error:
         message = f"{purpose} needs a package that cannot be imported here ({error}): pip install 'gem_fast[demo]'"
         raise InputError(message) from error
+
+
+def print_note(sentence: str) -> None:
+    """Prints a sentence on stderr that does not stop the command."""
+    print(f"python -m gem_fast: {sentence}", file=sys.stderr, flush=True)
+
+
+def flag(name: str) -> str:
+    """An option as it is typed: --memory-per-task for memory_per_task."""
+    return f"--{name.replace('_', '-')}"

@@ -1,13 +1,17 @@
-"""Writes files that are there whole or not at all, even if the machine stops in the middle."""
+"""Writes files whole or not at all, even if the machine stops in the middle; says why a file cannot be read."""
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gem_fast.paper.errors import InputError
 
-__all__ = ["prepare_folder", "write_file"]
+__all__ = ["prepare_folder", "readable", "write_file"]
 
 
 def prepare_folder(option: str, folder: Path) -> None:
@@ -22,12 +26,32 @@ def prepare_folder(option: str, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "probe.tmp"
-        _write(probe, b"")
-        probe.unlink()
+        temporary = folder / "probe.tmp"
+        _write(temporary, b"")
+        temporary.unlink()
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise InputError(f"{option} must be a folder that can be written to, got {str(folder)!r}: {reason}") from error
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns a failure to read a file inside the block, gzip-compressed or not, into an InputError that says why.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: Reading failed in the block.
+    """
+    try:
+        yield
+    except EOFError as error:
+        raise InputError(f"{path} is truncated: its gzip data ends too early") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is not a sound gzip file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def write_file(path: Path, contents: bytes) -> None:

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from gem_fast.paper.data import load_data
-from gem_fast.paper.errors import InputError, extra
-from gem_fast.paper.experiment import configuration
+from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.options import OPTIONS
 from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.sheets import Row, Sheet
+from gem_fast.paper.result_table import Row
+from gem_fast.paper.runner import Experiment, add_data_option, add_options, prepare, run_experiments, write_table
 from gem_fast.paper.streams import STREAMS
-from gem_fast.paper.sweep import Line, add_data_option, add_options, labels, make_rows, prepare, write
+from gem_fast.paper.training_run import configuration
 
 __all__ = ["add_parser"]
 
-# The values that are searched where none are given; those of the published runs are among them. A hyper-parameter that
-# is not here keeps its published value.
+# The values that are tried where none are given, those of the published runs among them. A hyper-parameter that is not
+# here keeps its published value.
 GRID: dict[str, tuple[float, ...]] = {
     "lr": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     "margin": tuple(tenths / 10 for tenths in range(11)),
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
         parse, metavar, text = OPTIONS[name]
         values = " ".join(f"{value:g}" for value in GRID.get(name, ())) or "the published one"
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
+            flag(name),
             type=parse,
             nargs="+",
             metavar=metavar,
@@ -67,42 +67,33 @@ def add_parser(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     with extra("the grid"):
         import tqdm  # noqa: F401
-    lines = {learner: _lines(args, learner) for learner in dict.fromkeys(args.learner)}
+    experiments = {learner: _experiments(args, learner) for learner in dict.fromkeys(args.learner)}
     load_data(args.data)
     data = Path(args.data).resolve().name
     prepare(args)
-    for learner, mine in lines.items():
-        # All learners' cells stay, so an interruption loses nothing of an earlier one.
-        rows = make_rows(mine, args, may_diverge=True)
+    for learner, combinations in experiments.items():
+        rows = run_experiments(combinations, args, may_diverge=True)
         rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
-        sheet = Sheet(
-            name=f"grid-{args.stream}-{learner}",
-            title=f"Grid search: {learner} on {args.stream} of {data}, {len(rows)} combinations, best ACC first",
-            labels=labels(args, mine),
-            notes=(_best(rows),),
-            seeds=args.seeds,
-            rows=tuple(rows),
-            facts={"quick": args.quick, "stand_in": any("STAND-IN" in text for text in labels(args, mine))},
-        )
-        write(sheet, None, args.out)
+        title = f"Grid search: {learner} on {args.stream} of {data}, {len(rows)} combinations, best ACC first"
+        write_table(f"grid-{args.stream}-{learner}", title, (_best(rows),), rows, combinations, args)
 
 
-def _lines(args: argparse.Namespace, learner: str) -> list[Line]:
+def _experiments(args: argparse.Namespace, learner: str) -> list[Experiment]:
     preset = PRESETS.get((args.stream, learner), {})
     given = {name: getattr(args, name) for name in SEARCHED if getattr(args, name) is not None}
     for name in given:
         if name not in preset and not any(name in PRESETS.get((args.stream, other), {}) for other in args.learner):
-            raise InputError(f"--{name.replace('_', '-')} is not an option of {', '.join(args.learner)}")
+            raise InputError(f"{flag(name)} is not an option of {', '.join(args.learner)}")
     default = QUICK_GRID if args.quick else GRID
     values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
     size = QUICK_SIZE if args.quick else {}
     return [
-        Line(of, configuration(args.stream, learner, data=args.data, device=args.device, **size, **of))
-        for of in (dict(zip(values, point, strict=True)) for point in itertools.product(*values.values()))
+        Experiment(point, configuration(args.stream, learner, data=args.data, device=args.device, **size, **point))
+        for point in (dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values()))
     ]
 
 
 def _best(rows: list[Row]) -> str:
     if not rows[0].ours:
         return "All combinations diverged."
-    return f"Best by ACC: {', '.join(f'{name} {value:g}' for name, value in rows[0].of.items())}."
+    return f"Best by ACC: {', '.join(f'{name} {value:g}' for name, value in rows[0].condition.items())}."

@@ -10,19 +10,19 @@ import gzip
 import io
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.files import readable
 
 __all__ = ["read_idx"]
 
 UNSIGNED_BYTE = 8
-# Read in pieces, because a read of n bytes allocates n bytes first, and n comes from a header nobody has checked.
-PIECE = 1 << 20
+# Files are read in chunks, because a read of n bytes allocates n bytes first, and n comes from a header that may lie.
+CHUNK = 1 << 20
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
@@ -37,18 +37,11 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
 
     Raises:
         InputError: The file cannot be read, is not such an IDX file, is truncated, empty or has bytes left over. No
-            other exception comes from the contents of a file, and memory use follows the bytes that are really there,
-            not the sizes that the header claims.
+            other exception comes from the contents of a file. Memory use grows with the bytes that the file has, not
+            with the sizes that its header claims.
     """
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            return _parse(file, path, ndim)
-    except EOFError as error:
-        raise InputError(f"{path} is truncated: its gzip data ends too early") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a sound gzip file: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    with readable(path), gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+        return _parse(file, path, ndim)
 
 
 def _parse(file: io.BufferedIOBase, path: Path, ndim: int) -> npt.NDArray[np.uint8]:
@@ -68,12 +61,12 @@ def _parse(file: io.BufferedIOBase, path: Path, ndim: int) -> npt.NDArray[np.uin
         raise InputError(f"{path} is empty: its header gives the shape {shape}")
     values = bytearray()
     while len(values) < size:
-        piece = file.read(min(PIECE, size - len(values)))
-        if not piece:
+        chunk = file.read(min(CHUNK, size - len(values)))
+        if not chunk:
             raise InputError(
                 f"{path} is truncated: its header promises {size} bytes, shape {shape}, and {len(values)} are there"
             )
-        values += piece
+        values += chunk
     if file.read(1):
         raise InputError(f"{path} has bytes left over after the {size} that its header promises, shape {shape}")
     return np.frombuffer(values, dtype=np.uint8).reshape(shape)

@@ -9,17 +9,17 @@ from collections.abc import Callable
 __all__ = ["real", "whole"]
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """A parser of whole numbers in a range, both ends included."""
-    span = f"of at least {least}" if most is None else f"between {least} and {most}"
+    expected = f"of at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be a whole number {span}, got {text!r}")
+            value = minimum - 1
+        if value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"must be a whole number {expected}, got {text!r}")
         return value
 
     return parse
@@ -34,8 +34,8 @@ def real(above_zero: bool) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and (value > 0 if above_zero else value >= 0)):
-            least = "above 0" if above_zero else "of at least 0"
-            raise argparse.ArgumentTypeError(f"must be a finite number {least}, got {text!r}")
+            expected = "above 0" if above_zero else "of at least 0"
+            raise argparse.ArgumentTypeError(f"must be a finite number {expected}, got {text!r}")
         return value
 
     return parse

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gem_fast import MEMORY_POLICIES
+from gem_fast.paper.errors import flag
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.numbers import real, whole
 from gem_fast.paper.presets import PRESETS
@@ -66,7 +67,7 @@ def add_learner_options(group: argparse._ArgumentGroup) -> None:
         kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if parse is not None:
             kind = {"type": parse, "metavar": metavar}
-        group.add_argument(_flag(name), help=f"{text} (default: {_defaults(name)})", **kind)
+        group.add_argument(flag(name), help=f"{text} (default: {_defaults(name)})", **kind)
 
 
 def learner_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -78,10 +79,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "all" if value is None else value if isinstance(value, str) else f"{value:g}"
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _defaults(name: str) -> str:

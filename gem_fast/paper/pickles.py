@@ -1,9 +1,9 @@
 """Reads pickles of plain data: arrays of integers, bytes, strings, integers, None, lists and dictionaries.
 
-A pickle is a program for a machine with a stack. Here is such a machine for the few instructions that plain data take:
-there is no instruction in it that imports, calls or changes anything of Python's, so a file from a stranger can do no
-more than be refused. Python's own unpickler, which can be told what it may import, is not enough: instructions of a few
-bytes make it take gigabytes, or overflow the stack of the interpreter.
+A pickle is a program for a stack machine. This module is such a machine with only the instructions that plain data
+need: none of them imports, calls or changes anything of Python's, so a stranger's file can do no harm. Python's own
+unpickler is not safe enough even where imports are restricted: instructions of a few bytes make it take gigabytes, or
+overflow the interpreter's stack.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 __all__ = ["PickleError", "loads"]
 
-# An instruction of one byte makes an object of 64: this bounds them to about 256 MB. CIFAR-100 has 0.4 million.
-MOST_INSTRUCTIONS = 4_000_000
-MOST_DIMENSIONS = 8
+# An instruction of one byte can make an object of 64 bytes: this bounds them to about 256 MB. CIFAR-100 needs 0.4
+# million instructions.
+MAX_INSTRUCTIONS = 4_000_000
+MAX_DIMENSIONS = 8
 INTEGERS = re.compile(r"[iu][1248]")
 
 
@@ -46,7 +47,7 @@ def loads(data: bytes) -> Any:
     machine = _Machine()
     file = io.BytesIO(data)
     try:
-        for _ in range(MOST_INSTRUCTIONS):
+        for _ in range(MAX_INSTRUCTIONS):
             code = file.read(1).decode("latin-1")
             if code == STOP:
                 return _plain(machine.stack.pop())
@@ -62,7 +63,7 @@ def loads(data: bytes) -> Any:
         raise PickleError("is damaged: an instruction finds too little on the stack") from error
     except ValueError as error:  # of pickletools, where bytes are missing or make no sense
         raise PickleError(f"is damaged or truncated: {' '.join(str(error).split()):.100}") from error
-    raise PickleError(f"has more than {MOST_INSTRUCTIONS} instructions")
+    raise PickleError(f"has more than {MAX_INSTRUCTIONS} instructions")
 
 
 class _Name(enum.Enum):
@@ -145,10 +146,10 @@ class _Machine:
         elif name in VALUES:
             stack.append(VALUES[name])
         elif name in TUPLES:
-            taken = TUPLES[name]
-            if len(stack) < taken:
+            size = TUPLES[name]
+            if len(stack) < size:
                 raise IndexError
-            stack[-taken:] = [tuple(stack[-taken:])]
+            stack[-size:] = [tuple(stack[-size:])]
         elif name in PUT:
             self.memo[argument] = stack[-1]
         elif name in GET:
@@ -280,7 +281,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _array(shape: tuple[Any, ...], dtype: _DType, order: Literal["C", "F"], contents: bytes) -> npt.NDArray[Any]:
-    if len(shape) > MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**48 for size in shape):
+    if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**48 for size in shape):
         raise PickleError("is damaged: the shape of an array makes no sense")
     made = dtype.made()
     if math.prod(shape) * made.itemsize != len(contents):

@@ -90,22 +90,22 @@ def _first_task(record: Record, title: str) -> Figure:
 
 
 def _curves(record: Record, title: str) -> Figure:
-    """The accuracy of every task along the stream: faint until its own turn, strong from there on."""
+    """The accuracy of every task along the stream: a faint line before it is learned, a strong one from there on."""
     n_tasks = len(record.baseline)
     figure = figure_of_size(width=11, height=5.5)
     axes = figure.add_subplot()
     x, accuracy = _along_stream(record)
     _stream_axes(axes, int(_ends(record).sum()))
     palette = ListedColormap(COLORS(np.linspace(0, 0.92, n_tasks)))  # the yellow end of the colours fades on white
-    turn = np.maximum.accumulate(np.append(0, record.task))
+    last_begun = np.maximum.accumulate(np.append(0, record.task))
     for task in range(n_tasks):
         before, after = x <= task, x >= task
         axes.plot(x[before], accuracy[before, task], color=palette(task), linewidth=0.8, alpha=0.4)
         axes.plot(x[after], accuracy[after, task], color=palette(task), linewidth=1.5)
-    mean = [row[: now + 1].mean() for row, now in zip(accuracy, turn, strict=True)]
+    mean = [row[: task + 1].mean() for row, task in zip(accuracy, last_begun, strict=True)]
     legend = [
         *axes.plot(x, mean, color=INK, linewidth=2.6, linestyle=(0, (3, 1)), label="mean over the tasks begun"),
-        Line2D([], [], color=palette(0), linewidth=1.5, label="a task from its own turn on"),
+        Line2D([], [], color=palette(0), linewidth=1.5, label="a task from when it is learned"),
         Line2D([], [], color=palette(0), linewidth=0.8, alpha=0.4, label="the same task before"),
     ]
     figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
@@ -124,7 +124,7 @@ def _along_stream(record: Record) -> tuple[npt.NDArray[np.float64], npt.NDArray[
 
 
 def _ends(record: Record) -> npt.NDArray[np.bool_]:
-    """Whether an evaluation is the last one of a task's visit."""
+    """Whether an evaluation is the last one of an experience."""
     ends: npt.NDArray[np.bool_] = record.task != np.append(record.task[1:], -1)
     return ends
 

@@ -21,15 +21,15 @@ class Progress:
         """Starts the display.
 
         Args:
-            schedule: The visits of the tasks.
+            schedule: In which order the tasks are learned.
             learned: Mini-batches that a resumed run has learned already.
             title: Which run of several this is.
         """
-        self.visits = schedule.visits
+        self.experiences = schedule.experiences
         self.ends = set(schedule.ends)
         self.batch = learned
         self.title = title
-        self.visit = schedule.visit_of(learned + 1)
+        self.experience = schedule.experience_of(learned + 1)
         # disable=None: no bar unless stderr is a terminal.
         self.bar = tqdm(total=schedule.n_batches, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
 
@@ -44,15 +44,15 @@ class Progress:
         self.bar.update()
         if accuracy is None:
             return
-        seen = 1 + max(visit.task for visit in self.visits[: self.visit + 1])
-        place = f"task {task + 1}/{len(accuracy)}"
+        seen = 1 + max(experience.task for experience in self.experiences[: self.experience + 1])
+        position = f"task {task + 1}/{len(accuracy)}"
         running = f"accuracy {100 * accuracy[:seen].mean():.1f} %"
-        self.bar.set_description(", ".join(filter(None, [self.title, place, running])))
+        self.bar.set_description(", ".join(filter(None, [self.title, position, running])))
         if self.batch in self.ends:
-            self.visit += 1
+            self.experience += 1
             if self.bar.disable and not self.title:
-                print(f"{place} learned, {running}", file=sys.stderr, flush=True)
-            elif self.bar.disable and self.visit == len(self.visits):
+                print(f"{position} learned, {running}", file=sys.stderr, flush=True)
+            elif self.bar.disable and self.experience == len(self.experiences):
                 print(f"{self.title}: {running}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:

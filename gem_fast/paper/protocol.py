@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
+from gem_fast.paper.joint_batches import joint_batches
 from gem_fast.paper.learners import Learner
-from gem_fast.paper.mixture import mixed_batches
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.streams import Stream
 
@@ -45,10 +45,9 @@ class Record:
 
     @property
     def R(self) -> npt.NDArray[np.float64]:
-        """R, shape (T, T): accuracy on task j (column) after learning task i (row), to the end of its last visit.
+        """R, shape (T, T): accuracy on task j (column) after learning task i (row) for the last time.
 
-        With tasks that come back, all but the last visits are earlier experience: FWT then also counts what a task's
-        own earlier visits have left of it.
+        Where tasks come back, FWT also counts what a task's earlier experiences have taught.
         """
         return metrics.r_matrix(self.accuracy, self.task)
 
@@ -109,15 +108,15 @@ def learn_stream(
 ) -> Record:
     """Trains a learner on every task in turn, once or in several rounds.
 
-    A learner that mixes tasks gets as many mini-batches of the shuffled union of all tasks instead: its row i of R is
-    measured after the part (i + 1) / T of them, and only the last row is that of the trained learner.
+    With joint training the learner gets as many mini-batches of the shuffled union of all tasks instead: row i of R is
+    measured after the fraction (i + 1) / T of them, and only the last row is that of the trained learner.
 
     Args:
         learner: The learner, on the stream's device.
         stream: The tasks.
         batch_size: Examples per mini-batch.
-        epochs: Passes over a visit's examples before the next task begins.
-        eval_every: Mini-batches between two evaluations within a visit; each visit ends with one in any case.
+        epochs: Passes over the examples of an experience before the next one begins.
+        eval_every: Mini-batches between two evaluations within an experience, which also ends with one.
         generator: A CPU generator, source of the order of the examples.
         rounds: How often each task comes, each time with another part of its examples.
         on_batch: Called after every mini-batch with the task's number and the accuracy on each task, shape (T,),
@@ -144,28 +143,28 @@ def learn_stream(
         baseline, seconds = timed_evaluation()
         journal = Journal(baseline, eval_seconds=seconds)
     learned = journal.batches
-    mixed = mixed_batches(stream, schedule.n_batches // epochs, epochs, generator) if learner.mixes_tasks else None
-    for visit in schedule.visits:
-        task = visit.task
+    joint = joint_batches(stream, schedule.n_batches // epochs, epochs, generator) if learner.trains_jointly else None
+    for experience in schedule.experiences:
+        task = experience.task
         batches: Iterator[tuple[Tensor, Tensor, Any]]
-        if mixed is None:
-            batches = ((x, y, task) for x, y in schedule.batches(stream, visit, generator))
+        if joint is None:
+            batches = ((x, y, task) for x, y in schedule.batches(stream, experience, generator))
         else:
-            batches = itertools.islice(mixed, visit.batches)
-        # What was learned before is passed over, but drawn, so that the order of the rest is what it would have been.
-        skip = min(visit.batches, learned)
+            batches = itertools.islice(joint, experience.batches)
+        # Mini-batches that were learned before are drawn, too, and skipped: the order of the rest depends on the draws.
+        skip = min(experience.batches, learned)
         learned -= skip
         for i, (x, y, task_of) in itertools.islice(enumerate(batches, start=1), skip, None):
             start = _now(device)
             try:
                 learner.observe(x, y, task_of)
             except RuntimeError:
-                evaluate(learner, stream)  # if the model has diverged, this says so; any other failure goes on as it is
+                evaluate(learner, stream)  # raises Diverged if the model has; otherwise the error is raised as it is
                 raise
             journal.train_seconds += _now(device) - start
             journal.batches += 1
             accuracy = None
-            if i % eval_every == 0 or i == visit.batches:
+            if i % eval_every == 0 or i == experience.batches:
                 accuracy, seconds = timed_evaluation()
                 journal.eval_seconds += seconds
                 journal.rows.append((journal.batches, task, accuracy))
@@ -194,7 +193,7 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
         for task in range(stream.n_tasks):
             for x, y in stream.test_batches(task):
                 logits = learner.predict(x, task)
-                # One number that is not finite makes the sum so: the check costs no transfer of its own.
+                # A logit that is not finite makes the sum so: this needs no transfer to the CPU of its own.
                 correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
                 examples[task] += len(y)
     learner.train(True)

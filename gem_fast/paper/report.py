@@ -102,7 +102,7 @@ def record_of(result: Any) -> Record:
             eval_seconds=float(seconds["eval"]),
         )
         fractions = np.concatenate([record.baseline, record.accuracy.ravel()])
-        whole = (
+        consistent = (
             record.R.shape[1:] == record.baseline.shape
             and record.batch.shape == record.task.shape
             and fractions.min() >= 0
@@ -112,7 +112,7 @@ def record_of(result: Any) -> Record:
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"a part is missing or of another type ({error})") from error
-    if not whole:
+    if not consistent:
         raise ValueError("its parts do not fit together")
     return record
 
@@ -138,5 +138,5 @@ def _percent(row: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
     return [round(100 * accuracy) for accuracy in row]
 
 
-def _row(label: str, cells: list[int]) -> str:
-    return f"{label:>10}" + "".join(f"{cell:4d}" for cell in cells)
+def _row(label: str, numbers: list[int]) -> str:
+    return f"{label:>10}" + "".join(f"{number:4d}" for number in numbers)

@@ -1,9 +1,8 @@
-"""Takes a run's whole state at intervals, and gives it back to a run that resumes: the same R to the last bit."""
+"""Saves the whole state of a run at intervals, and restores it when the run is resumed: the same R to the last bit."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,54 +13,48 @@ import torch
 from torch import Tensor
 
 from gem_fast.paper.checkpoint import Checkpoints
-from gem_fast.paper.errors import InputError
-from gem_fast.paper.experiment import Experiment
+from gem_fast.paper.errors import InputError, flag, print_note
 from gem_fast.paper.protocol import Journal
 from gem_fast.paper.schedule import Schedule
 from gem_fast.paper.streams import Stream
+from gem_fast.paper.training_run import TrainingRun
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
-__all__ = ["Resumable"]
+__all__ = ["Checkpointer"]
 
-# Without --checkpoint-every, the part of the time that may go into writing: the interval adapts to disk and memory.
-SHARE = 0.02
+# Without --checkpoint-every, the fraction of the time that may be spent on saving.
+MAX_TIME_FRACTION = 0.02
 
 
-class Resumable:
-    """A run that leaves checkpoints in a folder."""
+class Checkpointer:
+    """Saves checkpoints of a run into a folder, and restores them."""
 
-    def __init__(
-        self,
-        folder: Path,
-        every: int | None,
-        experiment: Experiment,
-    ) -> None:
+    def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
         """Prepares for a run; reads and writes nothing.
 
         Args:
             folder: An existing folder, for this run alone.
-            every: Mini-batches between two checkpoints; None: as often as takes the SHARE of the time.
-            experiment: What is run. All of its configuration but `data` must be the same to resume; what the data hold
-                must.
+            every: Mini-batches between two checkpoints; None saves as often as MAX_TIME_FRACTION allows.
+            run: The run. To resume it, its configuration must be the same; `data` may be another path to the same
+                examples.
         """
         self.saved: int | None = None  # mini-batches learned at the last checkpoint
         self._checkpoints = Checkpoints(folder)
         self._every = every
-        self._config = experiment.config
-        self._fingerprint = _fingerprint(experiment.stream)
-        self._n_tasks = experiment.stream.n_tasks
-        self._device = experiment.stream.device
-        self._learner = experiment.learner
-        self._schedule = experiment.schedule
-        self._total = experiment.schedule.n_batches
-        self._cost = 0.0
-        self._done = time.perf_counter()
+        self._config = run.config
+        self._fingerprint = _fingerprint(run.stream)
+        self._n_tasks = run.stream.n_tasks
+        self._device = run.stream.device
+        self._learner = run.learner
+        self._schedule = run.schedule
+        self._save_seconds = 0.0  # the last save took
+        self._last_save = time.perf_counter()  # its end
 
     def begin(self, resume: bool) -> Journal | None:
-        """Gives the learner and torch's global generator the state of the newest sound checkpoint.
+        """Restores the learner and torch's global generators from the newest sound checkpoint.
 
         Args:
-            resume: Whether to go on from it, or to begin a new run, in a folder without any.
+            resume: Whether to go on from it; otherwise a new run begins, in a folder without checkpoints.
 
         Returns:
             The run so far; None at the beginning.
@@ -79,10 +72,10 @@ class Resumable:
             return None
         loaded = self._checkpoints.load()
         if loaded is None:
-            _say(f"no checkpoint in {folder} yet, so the run starts from the beginning")
+            print_note(f"no checkpoint in {folder} yet, so the run starts from the beginning")
             return None
         for complaint in loaded.complaints:
-            _say(f"{complaint}; the one before it is used")
+            print_note(f"{complaint}; the one before it is used")
         self._check_same_run(loaded.path, loaded.state)
         try:
             journal = _journal_of_state(loaded.state["journal"], self._n_tasks, self._schedule)
@@ -91,29 +84,31 @@ class Resumable:
         except ValueError as error:
             raise InputError(f"{loaded.path} does not hold a run of gem_fast: {error}") from error
         self.saved = journal.batches
-        _say(f"resumed from {loaded.path}, after {journal.batches} of {self._total} mini-batches")
+        print_note(f"resumed from {loaded.path}, after {journal.batches} of {self._schedule.n_batches} mini-batches")
         return journal
 
     def after_batch(self, journal: Journal) -> None:
         """Writes a checkpoint if it is time for one, and always at the end of the stream.
 
-        A failure, such as a full disk, is told on stderr and stops nothing.
+        A failure, such as a full disk, is noted on stderr; the run goes on.
 
         Args:
             journal: The run so far.
         """
         start = time.perf_counter()
-        by_time = self._every is None and (start - self._done) * SHARE >= self._cost
-        by_number = self._every is not None and journal.batches % self._every == 0
-        if not by_time and not by_number and journal.batches < self._total:
+        if self._every is None:
+            save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
+        else:
+            save_now = journal.batches % self._every == 0
+        if not save_now and journal.batches < self._schedule.n_batches:
             return
         try:
             self._checkpoints.save(journal.batches, self._state(journal))
             self.saved = journal.batches
         except OSError as error:
-            _say(f"no checkpoint could be written after mini-batch {journal.batches}: {error}; the run goes on")
-        self._done = time.perf_counter()
-        self._cost = self._done - start
+            print_note(f"no checkpoint could be written after mini-batch {journal.batches}: {error}; the run goes on")
+        self._last_save = time.perf_counter()
+        self._save_seconds = self._last_save - start
 
     def _state(self, journal: Journal) -> dict[str, Any]:
         return {
@@ -138,12 +133,12 @@ class Resumable:
                 raise ValueError(f"config must be a dictionary, got {type(state['config']).__name__}")
         except ValueError as error:
             raise InputError(f"{path} does not hold a run of gem_fast: {error}") from error
-        theirs = state["config"]
-        # The texts are compared, because a stranger's values may be of any type.
+        saved = state["config"]
+        # Compared as texts, because the values in a stranger's file may be of any type.
         others = [
-            f"--{name.replace('_', '-')} {theirs.get(name)!s:.50} and not {mine}"
-            for name, mine in self._config.items()
-            if name != "data" and str(theirs.get(name)) != str(mine)
+            f"{flag(name)} {saved.get(name)!s:.50} and not {value}"
+            for name, value in self._config.items()
+            if name != "data" and str(saved.get(name)) != str(value)
         ]
         if others:
             raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")
@@ -178,13 +173,13 @@ def _journal_of_state(state: dict[str, Any], n_tasks: int, schedule: Schedule) -
         if not isinstance(row, tuple) or len(row) != 3:
             raise ValueError("rows must hold the mini-batches, the task and the accuracies each, got another row")
         check_count("the mini-batches of a row", row[0], rows[-1][0] + 1 if rows else 1, state["batches"])
-        task = schedule.visits[schedule.visit_of(row[0])].task
+        task = schedule.experiences[schedule.experience_of(row[0])].task
         check_count("the task of a row", row[1], task, task)
         rows.append((row[0], task, _accuracies("a row", row[2], n_tasks)))
-    # R is made of the rows at the ends of visits.
+    # R is made of the rows at the ends of experiences.
     ends = [end for end in schedule.ends if end <= state["batches"]]
     if not {row[0] for row in rows}.issuperset(ends):
-        raise ValueError(f"rows must have one after each of the {len(ends)} visits so far, got {len(rows)} others")
+        raise ValueError(f"rows must have one after each of the {len(ends)} experiences so far, got {len(rows)} others")
     baseline = _accuracies("baseline", state["baseline"], n_tasks)
     return Journal(baseline, state["batches"], rows, state["train_seconds"], state["eval_seconds"])
 
@@ -204,7 +199,3 @@ def _fingerprint(stream: Stream) -> str:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _say(sentence: str) -> None:
-    print(f"python -m gem_fast: {sentence}", file=sys.stderr, flush=True)

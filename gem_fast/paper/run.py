@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gem_fast.paper import report
-from gem_fast.paper.errors import InputError, extra
-from gem_fast.paper.experiment import Experiment, check_device, hyper_parameters
+from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.numbers import whole
 from gem_fast.paper.options import add_learner_options, learner_options
-from gem_fast.paper.resume import Resumable
+from gem_fast.paper.resume import Checkpointer
 from gem_fast.paper.stream_options import add_stream_options, stream_config
+from gem_fast.paper.training_run import TrainingRun, check_device, hyper_parameters
 
 __all__ = ["add_parser"]
 
@@ -43,8 +43,8 @@ def add_parser(subparsers: Any) -> None:
         "--eval-every",
         type=whole(1),
         metavar="N",
-        help="mini-batches between two evaluations on all tasks, besides the one at the end of each visit to a task; "
-        "its time is reported apart (default: half of a visit's mini-batches)",
+        help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; "
+        "its time is reported apart (default: half of a task's mini-batches)",
     )
     measure.add_argument(
         "--out",
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> None:
     hyper = hyper_parameters(args.stream, args.learner, learner_options(args))
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
-            raise InputError(f"--{option.replace('_', '-')} needs --checkpoint DIR, got none")
+            raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
     check_device(args.device)
     with extra("the progress bar"):
         from gem_fast.paper.progress import Progress
@@ -87,38 +87,38 @@ def _run(args: argparse.Namespace) -> None:
         with extra("--out"):
             from gem_fast.paper import plots
     options = stream_config(args) | {"device": args.device, "learner": args.learner}
-    experiment = Experiment(options | hyper | {"eval_every": args.eval_every})
+    training_run = TrainingRun(options | hyper | {"eval_every": args.eval_every})
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
-            prepare_folder(f"--{option}", getattr(args, option))
-    run = journal = None
+            prepare_folder(flag(option), getattr(args, option))
+    checkpointer = journal = None
     if args.checkpoint is not None:
-        run = Resumable(args.checkpoint, args.checkpoint_every, experiment)
-        journal = run.begin(args.resume)
-    print(", ".join(f"{name} {value}" for name, value in experiment.config.items()))
+        checkpointer = Checkpointer(args.checkpoint, args.checkpoint_every, training_run)
+        journal = checkpointer.begin(args.resume)
+    print(", ".join(f"{name} {value}" for name, value in training_run.config.items()))
     learned = 0 if journal is None else journal.batches
     try:
-        with Progress(experiment.schedule, learned) as progress:
-            record = experiment.run(
+        with Progress(training_run.schedule, learned) as progress:
+            record = training_run.run(
                 on_batch=progress.on_batch,
-                on_journal=(lambda journal: None) if run is None else run.after_batch,
+                on_journal=(lambda journal: None) if checkpointer is None else checkpointer.after_batch,
                 journal=journal,
             )
     except KeyboardInterrupt as interrupt:
-        if run is None or run.saved is None:
+        if checkpointer is None or checkpointer.saved is None:
             raise
         raise KeyboardInterrupt(
-            f"the run is saved in {args.checkpoint} up to mini-batch {run.saved}; the same command with --resume goes "
-            "on from there"
+            f"the run is saved in {args.checkpoint} up to mini-batch {checkpointer.saved}; the same command with "
+            "--resume goes on from there"
         ) from interrupt
     print(f"\n{report.summary(record)}")
     if args.out is not None:
-        stream = experiment.stream
+        stream = training_run.stream
         tasks = "1 task" if stream.n_tasks == 1 else f"{stream.n_tasks} tasks"
         title = f"{args.learner} on {args.stream} of {Path(stream.data).resolve().name}, {tasks}, seed {args.seed}"
         # result.json comes last: where it is, the run is complete.
         files = plots.draw_all(record, title) | {
-            "result.json": report.to_json(report.result_of(record, experiment.config))
+            "result.json": report.to_json(report.result_of(record, training_run.config))
         }
         report.write_files(args.out, files)
         print(f"written: {', '.join(str(args.out / name) for name in files)}")

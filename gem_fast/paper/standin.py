@@ -1,8 +1,8 @@
 """A stand-in for CIFAR-100, where the real archive is not at hand: made-up images in the same format.
 
-The images are no photographs and numbers on them say nothing about CIFAR-100; they show that everything runs. Each
-class is a smooth random pattern of colours, and each image shows that of its class under one of its own, so that
-classes can be told apart, though only by learning what the images of a class have in common.
+The images are no photographs, and results on them say nothing about CIFAR-100; they show that everything runs. Each
+class has a smooth random pattern of colours. An image is the pattern of its class plus a pattern of its own, so that a
+learner has to find out what the images of a class have in common.
 """
 
 from __future__ import annotations
@@ -45,29 +45,24 @@ def make_stand_in(
     for part, per_class in zip(PARTS, (train_per_class, test_per_class), strict=True):
         labels = torch.arange(n_classes).repeat(per_class)[torch.randperm(n_classes * per_class, generator=generator)]
         images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
-        for mine in torch.arange(len(labels)).split(1000):
-            shown = patterns[labels[mine]] + _patterns(len(mine), generator)
-            images[mine] = (128 + 25 * shown).clamp(0, 255).byte()
+        for rows in torch.arange(len(labels)).split(1000):
+            signal = patterns[labels[rows]] + _patterns(len(rows), generator)
+            images[rows] = (128 + 25 * signal).clamp(0, 255).byte()
         parts[part] = Part(images.numpy(), labels.numpy(), stand_in=True)
     return parts
 
 
 def _patterns(n: int, generator: torch.Generator) -> Tensor:
-    """Smooth random patterns, shape (n, 3, 32, 32), about of mean 0 and variance 1."""
+    """Smooth random patterns, shape (n, 3, 32, 32), of mean 0 and variance 1, roughly."""
     return F.interpolate(torch.randn(n, IMAGE_SHAPE[0], 4, 4, generator=generator), IMAGE_SHAPE[1:], mode="bicubic")
 
 
-def write_stand_in(
-    path: Path, seed: int = 0, train_per_class: int = 50, test_per_class: int = 10, n_classes: int = N_CLASSES
-) -> None:
-    """Writes an archive in the format of CIFAR-100's, cifar-100-python.tar.gz, whose batch_label says what it is.
+def write_stand_in(path: Path, **options: int) -> None:
+    """Writes an archive in the format of cifar-100-python.tar.gz, whose batch_label says that it is a stand-in.
 
     Args:
-        path: The file. Its name should say that it is a stand-in, too.
-        seed: As make_stand_in.
-        train_per_class: As make_stand_in.
-        test_per_class: As make_stand_in.
-        n_classes: As make_stand_in.
+        path: The file. Its name should say so, too.
+        options: The arguments of make_stand_in.
 
     Raises:
         OSError: It cannot be written.
@@ -75,7 +70,7 @@ def write_stand_in(
     archive = io.BytesIO()
     # Without times, so that the same seed gives the same bytes.
     with gzip.GzipFile(fileobj=archive, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
-        for part, (images, labels, _) in make_stand_in(seed, train_per_class, test_per_class, n_classes).items():
+        for part, (images, labels, _) in make_stand_in(**options).items():
             state = {
                 b"batch_label": STAND_IN_LABEL,
                 b"fine_labels": labels.tolist(),

@@ -1,4 +1,4 @@
-"""The options of the command line that say which stream of tasks is learned, and how it goes by."""
+"""The options of the command line for the stream of tasks: which one, and in which order and pieces it is learned."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from gem_fast.paper.data import MNIST_5K, load_data
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.numbers import whole
 from gem_fast.paper.standin import STAND_IN
 from gem_fast.paper.streams import STREAMS, Stream
 
 __all__ = ["add_stream_options", "make_stream", "stream_config"]
 
-# What may be chosen for each stream, and what is taken otherwise. None stands for all examples of a task.
+# The options of each stream, and their defaults. None stands for all examples of a task.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "rotations": {"tasks": 20, "samples_per_task": 1000},
     "permutations": {"tasks": 20, "samples_per_task": 1000},
@@ -54,7 +54,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--class-order",
         choices=("natural", "random"),
-        help="whether the tasks are dealt the classes as they are numbered or in a random order "
+        help="whether classes are given to the tasks in the order of their numbers or in a random order "
         f"(default: {_defaults('class_order')})",
     )
     group.add_argument(
@@ -78,7 +78,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         default=1,
         metavar="N",
-        help="how often all tasks come, one after another; each time a task brings another part of its examples "
+        help="how often all tasks come, one after another; each time with another part of their examples "
         "(default: %(default)s)",
     )
     group.add_argument(
@@ -109,7 +109,7 @@ def stream_config(args: argparse.Namespace) -> dict[str, Any]:
         if name in defaults:
             config[name] = defaults[name] if given is None else given
         elif given is not None:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of the stream {args.stream}")
+            raise InputError(f"{flag(name)} is not an option of the stream {args.stream}")
     return config
 
 

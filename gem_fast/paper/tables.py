@@ -11,7 +11,6 @@ from typing import Any
 
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.errors import extra
-from gem_fast.paper.experiment import Config, configuration
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.published import (
@@ -20,19 +19,29 @@ from gem_fast.paper.published import (
     PAPER_TABLE1,
     PAPER_TABLE2,
     PAPER_TABLE3,
-    THEIR_CODE,
+    PUBLISHED_CODE,
     Numbers,
 )
-from gem_fast.paper.sheets import Sheet
+from gem_fast.paper.runner import (
+    CACHE,
+    Experiment,
+    add_data_option,
+    add_options,
+    is_stand_in,
+    prepare,
+    run_experiments,
+    write_table,
+)
 from gem_fast.paper.standin import write_stand_in
-from gem_fast.paper.sweep import Line, add_data_option, add_options, is_stand_in, labels, make_rows, prepare, write
+from gem_fast.paper.training_run import Config, configuration
 
 __all__ = ["add_parser"]
 
 # Less of everything, for a check that all works.
 QUICK = {"tasks": 4, "samples_per_task": 200}
-# The paper's sizes on CIFAR-100; for the stand-in less of everything, so that two cores need minutes.
+# The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
+# The stand-in has less of everything, so that two cores need minutes.
 STAND_IN_FILE = "cifar100-stand-in.tar.gz"
 STAND_IN_MADE = {"train_per_class": 50, "test_per_class": 10, "n_classes": 20}
 STAND_IN_SIZE = {"tasks": 4, "samples_per_task": 200}
@@ -42,7 +51,7 @@ STAND_IN_HYPER: dict[str, dict[str, int]] = {
     "agem": {"memory_per_task": 20, "memory_batch": 20},
     "icarl": {"memory": 80},
 }
-# Table 2: the paper's examples in memory, all tasks together, and those of the stand-in in their place.
+# Table 2: the examples in memory, all tasks together, in the paper -> on the stand-in.
 MEMORIES = {200: 20, 1280: 40, 2560: 80, 5120: 160}
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
@@ -51,17 +60,17 @@ CODE = "code: what the paper's code gives on these 5000 digits with seed 0."
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a subcommand does.
+class TableSpec:
+    """A result table before its experiments are run.
 
     Attributes:
-        title: Of the table.
-        lines: Its lines.
-        notes: Sentences below it.
+        title: As in ResultTable.
+        experiments: One for each row.
+        notes: As in ResultTable.
     """
 
     title: str
-    lines: list[Line]
+    experiments: list[Experiment]
     notes: tuple[str, ...] = ()
 
 
@@ -71,15 +80,15 @@ def add_parser(subparsers: Any) -> None:
     Args:
         subparsers: What argparse's add_subparsers returned.
     """
-    for name, (plan, text) in COMMANDS.items():
+    for name, (make_spec, text) in COMMANDS.items():
         parser = subparsers.add_parser(
             name,
             help=text,
             description=f"Reproduces {text}. Prints ours beside the paper's numbers and writes {name}.json, {name}.md "
-            f"and {name}.png. An interrupted command goes on where it was: what is in OUT/cells is not computed again.",
+            f"and {name}.png. An interrupted command goes on where it was: finished runs are in OUT/run_cache.",
             allow_abbrev=False,
         )
-        parser.set_defaults(command=partial(_run, name, plan))
+        parser.set_defaults(command=partial(_run, name, make_spec))
         add_options(parser, default_seeds=range(5))
         if name != "table2":
             add_data_option(parser)
@@ -92,100 +101,101 @@ def add_parser(subparsers: Any) -> None:
             )
 
 
-def _run(name: str, plan: Callable[[argparse.Namespace], Plan], args: argparse.Namespace) -> None:
+def _run(name: str, make_spec: Callable[[argparse.Namespace], TableSpec], args: argparse.Namespace) -> None:
     with extra("the picture"):
         from gem_fast.paper import figures
     prepare(args)
     if getattr(args, "cifar", STAND_IN_FILE) is None:
         args.cifar = _make_stand_in(args.out)
-    planned = plan(args)
-    for data in {line.config["data"] for line in planned.lines}:
-        load_data(data)  # says what is wrong with it before any work
-    said = labels(args, planned.lines)
-    # Times are comparable only if they are measured side by side, so those of other tables do not count.
-    rows = make_rows(planned.lines, args, cells="cells/table1" if name == "table1" else "cells")
-    notes = planned.notes
-    if any(line.config["data"] == MNIST_5K for line in planned.lines):
+    spec = make_spec(args)
+    for data in {experiment.config["data"] for experiment in spec.experiments}:
+        load_data(data)  # raises if it is not sound, before any work
+    # Table 1 compares times, which must be measured side by side: it does not take runs of other tables.
+    rows = run_experiments(spec.experiments, args, cache=f"{CACHE}/table1" if name == "table1" else CACHE)
+    notes = spec.notes
+    if any(experiment.config["data"] == MNIST_5K for experiment in spec.experiments):
         notes += (DIGITS,)
-    if any(line.published_code for line in planned.lines):
+    if any(experiment.published_code for experiment in spec.experiments):
         notes += (CODE,)
-    facts = {"quick": args.quick, "stand_in": any(sentence.startswith("STAND-IN") for sentence in said)}
-    sheet = Sheet(name, planned.title, said, notes, args.seeds, tuple(rows), facts)
-    write(sheet, figures.DRAWINGS[name](sheet), args.out)
+    write_table(name, spec.title, notes, rows, spec.experiments, args, figures.DRAWINGS[name])
 
 
 def _make_stand_in(folder: Path) -> str:
     """Writes the archive that stands in for CIFAR-100, and returns its path."""
-    path = folder / "cells" / STAND_IN_FILE
+    path = folder / CACHE / STAND_IN_FILE
     prepare_folder("--out", path.parent)
     write_stand_in(path, **STAND_IN_MADE)
     return str(path)
 
 
-def _table1(args: argparse.Namespace) -> Plan:
-    lines = [
-        Line(
+def _table1(args: argparse.Namespace) -> TableSpec:
+    experiments = [
+        Experiment(
             {"stream": stream, "learner": learner},
             _digits(args, stream, learner),
             ("seconds",),
             paper=PAPER_TABLE1.get((stream, learner), {}),
-            published_code=_theirs(args, stream, learner, ("seconds",)),
+            published_code=_published_code(args, stream, learner, ("seconds",)),
         )
         for stream in ("permutations", "rotations")
         for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
         if (stream, learner) in PRESETS
     ]
     notes = ("Seconds of training without evaluation; the code's are with it.",)
-    return Plan(f"Table 1: training time on {_name(args.data)} in seconds ({args.device})", lines, notes)
+    return TableSpec(f"Table 1: training time on {_name(args.data)} in seconds ({args.device})", experiments, notes)
 
 
-def _table2(args: argparse.Namespace) -> Plan:
-    lines = []
+def _table2(args: argparse.Namespace) -> TableSpec:
+    experiments = []
     for learner in ("gem", "icarl"):
-        for papers, small in MEMORIES.items():
-            memory = small if is_stand_in(args.cifar) else papers
+        for paper_memory, small_memory in MEMORIES.items():
+            memory = small_memory if is_stand_in(args.cifar) else paper_memory
             per_task = max(1, memory // _cifar_size(args)["tasks"])
             options = {"memory_per_task": per_task} if learner == "gem" else {"memory": memory}
             config = _cifar(args, learner, **options)
-            paper = {"memory": papers, **PAPER_TABLE2[learner, papers]}
-            lines.append(Line({"learner": learner, "memory": memory}, config, ("acc",), paper=paper))
-    return Plan(f"Table 2: ACC on {_cifar_name(args)} by the examples in memory", lines)
+            paper = {"memory": paper_memory, **PAPER_TABLE2[learner, paper_memory]}
+            experiments.append(Experiment({"learner": learner, "memory": memory}, config, ("acc",), paper=paper))
+    return TableSpec(f"Table 2: ACC on {_cifar_name(args)} by the examples in memory", experiments)
 
 
-def _table3(args: argparse.Namespace) -> Plan:
-    lines = []
+def _table3(args: argparse.Namespace) -> TableSpec:
+    experiments = []
     for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
         for epochs in (1, 2, 5):
             measures = ("acc",) if learner == "joint" else ("acc", "bwt")
-            theirs = _theirs(args, "rotations", learner, measures) if epochs == 1 else {}
+            published_code = _published_code(args, "rotations", learner, measures) if epochs == 1 else {}
             paper = {name: PAPER_TABLE3[learner, epochs][name] for name in measures}
             config = _digits(args, "rotations", learner, epochs=epochs)
-            of = {"learner": learner, "epochs": epochs}
-            lines.append(Line(of, config, measures, paper=paper, published_code=theirs))
+            condition = {"learner": learner, "epochs": epochs}
+            experiments.append(Experiment(condition, config, measures, paper=paper, published_code=published_code))
     note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
-    return Plan(f"Table 3: ACC and BWT on rotations of {_name(args.data)} by epochs per task", lines, (note, DIVIDED))
+    title = f"Table 3: ACC and BWT on rotations of {_name(args.data)} by epochs per task"
+    return TableSpec(title, experiments, (note, DIVIDED))
 
 
-def _figure1(args: argparse.Namespace) -> Plan:
-    lines = []
+def _figure1(args: argparse.Namespace) -> TableSpec:
+    experiments = []
     for stream in ("permutations", "rotations", "cifar100"):
         for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
             if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
                 continue
+            condition = {"stream": stream, "learner": learner}
             paper = PAPER_FIGURE1.get((stream, learner), {})
-            if stream != "cifar100":
-                config, theirs = _digits(args, stream, learner), _theirs(args, stream, learner, MEASURES)
-                of = {"stream": stream, "learner": learner}
-            else:
-                config, theirs = _cifar(args, learner), {}
-                of = {"stream": _cifar_name(args), "learner": learner}
+            published_code: Numbers = {}
+            if stream == "cifar100":
+                config = _cifar(args, learner)
+                condition["stream"] = _cifar_name(args)
                 paper = {} if is_stand_in(args.cifar) else paper
-            lines.append(Line(of, config, first_task=True, paper=paper, published_code=theirs))
-    notes = (DIVIDED, "The paper's figure prints no numbers: its are of the matrices of its Appendix B, divided by T.")
-    return Plan("Figure 1: ACC, BWT and FWT, and the first task along the stream", lines, notes)
+            else:
+                config = _digits(args, stream, learner)
+                published_code = _published_code(args, stream, learner, MEASURES)
+            experiments.append(Experiment(condition, config, MEASURES, True, paper, published_code))
+    paper_note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
+    title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
+    return TableSpec(title, experiments, (DIVIDED, paper_note))
 
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Plan], str]] = {
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], TableSpec], str]] = {
     "table1": (_table1, "Table 1, the training time of all learners"),
     "table2": (_table2, "Table 2, ACC on CIFAR-100 by the size of the memory"),
     "table3": (_table3, "Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"),
@@ -214,8 +224,8 @@ def _cifar_name(args: argparse.Namespace) -> str:
     return "a stand-in for CIFAR-100" if is_stand_in(args.cifar) else "CIFAR-100"
 
 
-def _theirs(args: argparse.Namespace, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
-    numbers = THEIR_CODE.get((stream, learner), {}) if args.data == MNIST_5K else {}
+def _published_code(args: argparse.Namespace, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
+    numbers = PUBLISHED_CODE.get((stream, learner), {}) if args.data == MNIST_5K else {}
     return {name: value for name, value in numbers.items() if name in measures}
 
 

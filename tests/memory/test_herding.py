@@ -1,4 +1,4 @@
-"""Herding: the examples chosen follow the mean of their class, as a plain reference chooses them."""
+"""Herding: the selected examples follow the mean of their class, as a plain reference selects them."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ def reference(features: np.ndarray, y: np.ndarray, size: int) -> list[int]:
     for label in np.unique(y):
         mine = np.flatnonzero(y == label)
         mean = features[mine].mean(0)
-        chosen: list[int] = []
-        while len(chosen) < len(mine):
-            left = [i for i in mine if i not in chosen]
-            means = [features[[*chosen, i]].mean(0) for i in left]
-            chosen.append(left[int(np.argmin([np.linalg.norm(mean - m) for m in means]))])
-            if len(chosen) == size:
+        selected: list[int] = []
+        while len(selected) < len(mine):
+            left = [i for i in mine if i not in selected]
+            means = [features[[*selected, i]].mean(0) for i in left]
+            selected.append(left[int(np.argmin([np.linalg.norm(mean - m) for m in means]))])
+            if len(selected) == size:
                 break
-        orders.append(chosen)
+        orders.append(selected)
     turns = [order[k] for k in range(max(map(len, orders))) for order in orders if k < len(order)]
     return turns[:size]
 
@@ -56,7 +56,7 @@ def test_equals_the_reference_on_real_digits(digits, feature_fn, size: int) -> N
         memory.observe(x[:1], y[:1], 1)
 
 
-def test_means_of_the_chosen_follow_the_classes(digits) -> None:
+def test_means_of_the_selected_follow_the_classes(digits) -> None:
     x, y = digits
     memory = HerdingMemory(per_task=50)
     memory.observe(x, y, 0)
@@ -71,14 +71,14 @@ def test_means_of_the_chosen_follow_the_classes(digits) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 30), st.integers(2, 40))
-def test_shrinking_keeps_what_a_smaller_memory_had_chosen(total: int, n: int) -> None:
+def test_shrinking_keeps_what_a_smaller_memory_had_selected(total: int, n: int) -> None:
     shrunk, small = HerdingMemory(total=total), HerdingMemory(per_task=total // 2)
     seen_by(shrunk, [(0, n), (1, 1)])
     seen_by(small, [(0, n)])
     assert numbers(shrunk, 0) == numbers(small, 0)
 
 
-def test_the_candidates_are_the_last_ones_and_given_up_when_another_task_comes() -> None:
+def test_the_candidates_are_the_last_ones_and_evicted_when_another_task_comes() -> None:
     asked = []
 
     def noted(x: Tensor) -> Tensor:
@@ -90,17 +90,17 @@ def test_the_candidates_are_the_last_ones_and_given_up_when_another_task_comes()
     seen_by(memory, [(0, 5), (0, 6)])
     assert asked == []
     assert len(memory) == 3
-    chosen = numbers(memory, 0)
+    selected = numbers(memory, 0)
     assert asked == [[3, 4, 5, 6, 7, 8, 9, 10]]
     numbers(memory, 0)
     memory.observe(*batch(0, 2), 1)
-    assert len(asked) == 1  # it had chosen already
+    assert len(asked) == 1  # it had selected already
     assert memory.state_dict()["tasks"][0]["x"].shape == (3, 2)
-    assert numbers(memory, 0) == chosen
-    memory.observe(*batch(11, 2), 0)  # the first task comes back, which closes the second
+    assert numbers(memory, 0) == selected
+    memory.observe(*batch(11, 2), 0)  # the first task comes back, which ends the second
     assert asked[1:] == [[0, 1]]
     numbers(memory, 0)
-    assert asked[2:] == [[*chosen, 11, 12]]
+    assert asked[2:] == [[*selected, 11, 12]]
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_images_are_features() -> None:
 
 
 def test_candidates() -> None:
-    with pytest.raises(ValueError, match="candidates must be at least the 5 to be chosen, got 4"):
+    with pytest.raises(ValueError, match="candidates must be at least the 5 to be selected, got 4"):
         HerdingMemory(per_task=5, candidates=4)
-    with pytest.raises(ValueError, match="candidates must be at least the 9 to be chosen, got 4"):
+    with pytest.raises(ValueError, match="candidates must be at least the 9 to be selected, got 4"):
         HerdingMemory(total=9, candidates=4)
     with pytest.raises(TypeError, match="candidates must be an integer, got str"):
         HerdingMemory(per_task=5, candidates="all")

@@ -32,19 +32,19 @@ def test_keeps_the_last_m(per_task: int, sizes: list[int]) -> None:
 
 @settings(deadline=None)
 @given(
-    total=st.integers(6, 30), visits=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=12)
+    total=st.integers(6, 30), batches=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=12)
 )
-def test_total_is_shared_by_the_tasks_seen(total: int, visits: list[tuple[int, int]]) -> None:
+def test_total_is_shared_by_the_tasks_seen(total: int, batches: list[tuple[int, int]]) -> None:
     memory = EpisodicMemory(total=total)
     seen: dict[int, int] = {}
-    most: dict[int, int] = {}
-    for task, n in visits:
+    expected: dict[int, int] = {}
+    for task, n in batches:
         start = seen.get(task, 0)
         memory.observe(*batch(start, n), task=task)
         seen[task] = start + n
         size = total // len(seen)
-        most[task] = min(most.get(task, 0) + n, size)
-        most = {other: min(count, size) for other, count in most.items()}
+        expected[task] = min(expected.get(task, 0) + n, size)
+        expected = {other: min(count, size) for other, count in expected.items()}
         assert len(memory) <= total
         for other, count in seen.items():
-            assert kept(memory, other) == list(range(count - most[other], count))
+            assert kept(memory, other) == list(range(count - expected[other], count))

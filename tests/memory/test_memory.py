@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from utils.memory_streams import SIZES, VISITS, batch, make, numbers, seen_by, through_a_file
+from utils.memory_streams import BATCHES, SIZES, batch, make, numbers, seen_by, through_a_file
 
 from gem_fast import GEM, MEMORY_POLICIES, EpisodicMemory
 
@@ -27,35 +27,35 @@ def same(a: Any, b: Any) -> bool:
 
 @every_policy
 @settings(deadline=None, max_examples=40)
-@given(sizes=SIZES, visits=VISITS)
-def test_sizes_under_any_sequence(policy: str, sizes: dict[str, int], visits: list[tuple[int, int]]) -> None:
+@given(sizes=SIZES, batches=BATCHES)
+def test_sizes_under_any_sequence(policy: str, sizes: dict[str, int], batches: list[tuple[int, int]]) -> None:
     memory = make(policy, **sizes)
     seen: dict[int, int] = {}
-    most: dict[int, int] = {}
-    for task, n in visits:
+    expected: dict[int, int] = {}
+    for task, n in batches:
         seen = seen_by(memory, [(task, n)], seen)
         size = sizes.get("per_task") or sizes["total"] // len(seen)
-        most[task] = most.get(task, 0) + n
-        # What was given up as the memory shrank is gone, whatever comes later.
-        most = {other: min(count, size) for other, count in most.items()}
+        expected[task] = expected.get(task, 0) + n
+        # What was evicted as the memory shrank is gone, whatever comes later.
+        expected = {other: min(count, size) for other, count in expected.items()}
         assert memory.tasks == list(seen)
         for other, count in seen.items():
             kept = numbers(memory, other)
-            assert len(kept) == len(set(kept)) == most[other]
+            assert len(kept) == len(set(kept)) == expected[other]
             assert set(kept) <= set(range(count))
-        assert len(memory) == sum(most.values())
+        assert len(memory) == sum(expected.values())
     assert repr(memory).endswith(f": {len(memory)} examples of {len(seen)} tasks")
 
 
 @every_policy
 @settings(deadline=None, max_examples=40)
-@given(sizes=SIZES, visits=VISITS, more=VISITS, asked=st.booleans())
-def test_a_state_goes_on_where_it_was(policy, sizes, visits, more, asked) -> None:
+@given(sizes=SIZES, batches=BATCHES, more=BATCHES, asked=st.booleans())
+def test_a_state_goes_on_where_it_was(policy, sizes, batches, more, asked) -> None:
     one, two = make(policy, **sizes), make(policy, **sizes)
     two.observe(*batch(3, 2), "something else")
-    seen = seen_by(one, visits)
+    seen = seen_by(one, batches)
     if asked:
-        numbers(one, visits[0][0])
+        numbers(one, batches[0][0])
     state = one.state_dict()
     before = copy.deepcopy(state)
     two.load_state_dict(through_a_file(state))
@@ -73,12 +73,12 @@ def test_a_state_goes_on_where_it_was(policy, sizes, visits, more, asked) -> Non
 
 @every_policy
 @settings(deadline=None, max_examples=40)
-@given(sizes=SIZES, visits=VISITS)
-def test_examples_that_did_not_change_are_the_same_tensors(policy, sizes, visits) -> None:
+@given(sizes=SIZES, batches=BATCHES)
+def test_examples_that_did_not_change_are_the_same_tensors(policy, sizes, batches) -> None:
     memory = make(policy, **sizes)
     seen: dict[int, int] = {}
     before: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
-    for task, n in visits:
+    for task, n in batches:
         shrinks = "total" in sizes and task not in seen
         seen = seen_by(memory, [(task, n)], seen)
         for other in seen:

@@ -145,8 +145,8 @@ def test_members_that_are_no_files(tmp_path, kind):
 
 def test_archives_that_grow(tmp_path, monkeypatch):
     path = tmp_path / "cifar.tar.gz"
-    monkeypatch.setattr(cifar, "MOST_BYTES_OF_AN_ARCHIVE", 1 << 20)
-    monkeypatch.setattr(cifar, "MOST_BYTES", 1 << 18)
+    monkeypatch.setattr(cifar, "MAX_ARCHIVE_BYTES", 1 << 20)
+    monkeypatch.setattr(cifar, "MAX_BYTES", 1 << 18)
     path.write_bytes(archive({"meta": bytes(1 << 22), **cifar_files(2, 2)}))
     with pytest.raises(InputError, match="must unpack to at most 1048576 bytes, got more"):
         load_data(str(path))
@@ -155,7 +155,7 @@ def test_archives_that_grow(tmp_path, monkeypatch):
         load_data(str(path))
     with pytest.raises(InputError, match="train must have at most 262144 bytes, got more"):
         load_data(str(write(tmp_path / "folder", cifar_files(100, 2))))
-    many = {f"file{i}": b"" for i in range(cifar.MOST_MEMBERS)}
+    many = {f"file{i}": b"" for i in range(cifar.MAX_MEMBERS)}
     path.write_bytes(archive({**many, **cifar_files(2, 2)}))
     with pytest.raises(InputError, match=r"must unpack to at most|has no cifar-100-python/train"):
         load_data(str(path))

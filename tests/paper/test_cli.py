@@ -11,7 +11,7 @@ from utils.idx_files import write_folder
 
 import gem_fast.paper
 from gem_fast import metrics
-from gem_fast.paper import experiment
+from gem_fast.paper import training_run
 from gem_fast.paper.cli import main
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS
@@ -159,7 +159,7 @@ def test_bad_arguments(capsys, small, arguments, message):
 
 def test_a_learner_that_is_not_for_the_stream():
     with pytest.raises(InputError, match="--learner multimodal is not for the stream cifar100"):
-        experiment.hyper_parameters("cifar100", "multimodal", {})
+        training_run.hyper_parameters("cifar100", "multimodal", {})
 
 
 def test_no_command(capsys):
@@ -204,7 +204,7 @@ def test_ctrl_c(capsys, monkeypatch, tmp_path, small):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "learn_stream", interrupted)
+    monkeypatch.setattr(training_run, "learn_stream", interrupted)
     assert main([*small, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "python -m gem_fast: interrupted\n"
     assert list((tmp_path / "out").iterdir()) == []

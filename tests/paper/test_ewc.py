@@ -45,7 +45,7 @@ def test_a_step_is_that_of_the_penalised_loss(kind: str, consolidated: bool) -> 
     learner = make("ewc", kind, strength=30.0, consolidated=consolidated)
     terms = []
     for x, y, task in batches(kind, per_task=5):
-        if learner.visit.ends_with(task):
+        if learner.current_task.ends_with(task):
             terms.append((learner.fisher(), weights(learner.model)))
         parameters = list(learner.model.parameters())
         loss = learner.loss(x, y, task)

@@ -6,11 +6,11 @@ import pytest
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
-from gem_fast.paper import cells, grid
+from gem_fast.paper import grid, run_cache
 from gem_fast.paper.cli import main
-from gem_fast.paper.experiment import Experiment
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.training_run import TrainingRun
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def tiny(monkeypatch, tmp_path):
 def computed(monkeypatch):
     configs = []
 
-    def experiment(config):
+    def training_run(config):
         configs.append(config)
-        return Experiment(config)
+        return TrainingRun(config)
 
-    monkeypatch.setattr(cells, "Experiment", experiment)
+    monkeypatch.setattr(run_cache, "TrainingRun", training_run)
     return configs
 
 
@@ -70,16 +70,16 @@ def test_interrupted_then_resumed_gives_the_same_files(tiny, tmp_path, monkeypat
     whole = [result_of(tmp_path, learner) for learner in ("single", "ewc")]
     made = []
 
-    def experiment(config):
+    def training_run(config):
         made.append(config)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return Experiment(config)
+        return TrainingRun(config)
 
-    monkeypatch.setattr(cells, "Experiment", experiment)
+    monkeypatch.setattr(run_cache, "TrainingRun", training_run)
     other = [str(tmp_path / "other") if option == str(tmp_path / "out") else option for option in tiny]
     assert main([*other, *more]) == 130
-    assert "1 of 2 cells are finished" in capsys.readouterr().err
+    assert "1 of 2 runs are finished" in capsys.readouterr().err
     assert main([*other, *more]) == 0
     assert len(made) == 5
     for learner, result in zip(("single", "ewc"), whole, strict=True):

@@ -6,21 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from utils.learning import KINDS, accuracy, batches, learn, make, setting
+from utils.learning import KINDS, accuracy, batches, learn, make, stream_info
 
+from gem_fast.memory.herding import herding_order
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.icarl import Exemplars, herd
+from gem_fast.paper.learners.icarl import Exemplars
 
 
 def plain_herding(features: Tensor, n: int) -> list[int]:
     """Algorithm 4 as it is written."""
-    rows = features.double()
-    mean = rows.mean(0)
+    mean = features.mean(0)
     chosen: list[int] = []
-    for k in range(1, min(n, len(rows)) + 1):
+    for k in range(1, min(n, len(features)) + 1):
         costs = []
-        for i, row in enumerate(rows):
-            total = sum((rows[j] for j in chosen), torch.zeros_like(mean))
+        for i, row in enumerate(features):
+            total = sum((features[j] for j in chosen), torch.zeros_like(mean))
             costs.append(float("inf") if i in chosen else (mean - (row + total) / k).norm().item())
         chosen.append(costs.index(min(costs)))
     return chosen
@@ -30,29 +30,29 @@ def plain_herding(features: Tensor, n: int) -> list[int]:
 @pytest.mark.parametrize("n", [1, 7, 500])
 def test_herding(kind: str, n: int) -> None:
     learner = learn(make("icarl", kind), batches(kind, tasks=(0,)))
-    x, y = learner.visit.examples()
-    features = learner.all_outputs(x[y == 1]).detach()
-    assert herd(features, n).tolist() == plain_herding(features, n)
-    assert len(herd(features, n)) == min(n, len(features))
+    x, y = learner.current_task.examples()
+    features = learner.all_outputs(x[y == 1]).detach().double()
+    assert herding_order(features, n).tolist() == plain_herding(features, n)
+    assert len(herding_order(features, n)) == min(n, len(features))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_budget_is_kept_and_shared(kind: str) -> None:
     learner = make("icarl", kind, memory=60)
     for task in range(3):
-        before = learner.chosen()
+        before = learner.current_exemplars()
         learn(learner, batches(kind, tasks=(task,)))
-        chosen = learner.chosen()
-        classes = sum(len(setting(kind).outputs[seen]) for seen in range(task + 1))
+        chosen = learner.current_exemplars()
+        classes = sum(len(stream_info(kind).outputs[seen]) for seen in range(task + 1))
         assert len(chosen) == classes
         assert sum(map(len, chosen.values())) <= 60
-        _, y = learner.visit.examples()
+        _, y = learner.current_task.examples()
         for (of_task, label), kept in chosen.items():
             if of_task == task:
                 assert len(kept) == min(60 // classes, int((y == label).sum()))
             else:
                 assert kept.equal(before[of_task, label][: 60 // classes])  # the first chosen stay
-    assert sum(len(kept) for kept, _ in learner.exemplars.of.values()) <= 60
+    assert sum(len(kept) for kept, _ in learner.exemplars.by_class.values()) <= 60
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,14 +60,14 @@ def test_prediction_is_the_nearest_mean_of_exemplars(kind: str) -> None:
     learner = learn(make("icarl", kind), batches(kind))
     learner.train(False)
     x = batches(kind, per_task=1, tasks=(1,))[0][0]
-    chosen = learner.chosen()
+    chosen = learner.current_exemplars()
     for task in range(3):
         logits = learner.predict(x, task)
         for i, row in enumerate(x):
             feature = learner.all_outputs(row[None])[0]
             distances = [
                 (feature - learner.all_outputs(chosen[task, label]).mean(0)).norm()
-                for label in range(len(setting(kind).outputs[task]))
+                for label in range(len(stream_info(kind).outputs[task]))
             ]
             torch.testing.assert_close(logits[i], -torch.stack(distances), rtol=1e-4, atol=1e-5)
 
@@ -87,38 +87,38 @@ def test_examples_seen_again_are_candidates_once() -> None:
     for _ in range(3):
         learn(learner, batches("shared", per_task=2, tasks=(0,)))
     learn(learner, batches("shared", per_task=2, tasks=(1, 0)))
-    for kept in learner.chosen().values():
+    for kept in learner.current_exemplars().values():
         assert len(kept.unique(dim=0)) == len(kept)
-    assert {task for task, _ in learner.chosen()} == {0, 1}
+    assert {task for task, _ in learner.current_exemplars()} == {0, 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_distillation(kind: str) -> None:
     learner = learn(make("icarl", kind, strength=2.0), batches(kind))
-    past = learner._past(2)
-    classes = [c for c in learner.exemplars.of if c[0] != 2]
-    state = learner.draws.state_dict()
+    past = learner._past_exemplars(2)
+    classes = [c for c in learner.exemplars.by_class if c[0] != 2]
+    state = learner.sampler.state_dict()
     loss = learner._distillation(past)
-    learner.draws.load_state_dict(state)
-    rows = learner.draws.below(torch.tensor([len(learner.exemplars.of[c][0]) for c in classes])).tolist()
+    learner.sampler.load_state_dict(state)
+    rows = learner.sampler.below(torch.tensor([len(learner.exemplars.by_class[c][0]) for c in classes])).tolist()
     expected = torch.zeros(())
     for c, row in zip(classes, rows, strict=True):
-        x, target = (part[row : row + 1] for part in learner.exemplars.of[c])
-        outputs = setting(kind).outputs[c[0]]
+        x, target = (part[row : row + 1] for part in learner.exemplars.by_class[c])
+        outputs = stream_info(kind).outputs[c[0]]
         old = target[:, outputs.start : outputs.stop].softmax(1)
         new = learner.logits(x, c[0]).softmax(1)
         expected = expected + (old * (old / new).log()).sum() / len(outputs)
     torch.testing.assert_close(loss, expected)
 
     def gradients(strength: float) -> list[Tensor]:
-        learner.draws.load_state_dict(state)
+        learner.sampler.load_state_dict(state)
         learner.model.zero_grad()
         x, y, task = batches(kind, per_task=1, tasks=(2,))[0]
         (F.cross_entropy(learner.logits(x, task), y) + strength * learner._distillation(past)).backward()
         return [p.grad.clone() for p in learner.model.parameters()]
 
     grads = gradients(2.0)
-    learner.draws.load_state_dict(state)
+    learner.sampler.load_state_dict(state)
     learner.observe(*batches(kind, per_task=1, tasks=(2,))[0])
     for p, grad in zip(learner.model.parameters(), grads, strict=True):
         torch.testing.assert_close(p.grad, grad)
@@ -126,9 +126,9 @@ def test_distillation(kind: str) -> None:
 
 def test_targets_are_the_outputs_when_the_last_task_ended() -> None:
     learner = learn(make("icarl", "shared"), batches("shared", tasks=(0, 1)))
-    expected = {c: learner.all_outputs(kept).detach() for c, kept in learner.chosen().items()}
+    expected = {c: learner.all_outputs(kept).detach() for c, kept in learner.current_exemplars().items()}
     learn(learner, batches("shared", tasks=(2,)))
-    for c, (_, targets) in learner.exemplars.of.items():
+    for c, (_, targets) in learner.exemplars.by_class.items():
         torch.testing.assert_close(targets, expected[c])
 
 
@@ -159,8 +159,8 @@ ROW = (0, 0, torch.zeros(2, 784), torch.zeros(2, 10))
     ],
 )
 def test_strange_states_of_the_exemplars(state: Any, sentence: str) -> None:
-    exemplars = Exemplars(setting("shared"))
+    exemplars = Exemplars(stream_info("shared"))
     exemplars.load_state_dict({"classes": [ROW]})
     with pytest.raises(ValueError, match=sentence):
         exemplars.load_state_dict(state)
-    assert list(exemplars.of) == [(0, 0)]
+    assert list(exemplars.by_class) == [(0, 0)]

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, setting, weights
+from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, stream_info, weights
 
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.joint_batches import joint_batches
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.mixture import mixed_batches
 from gem_fast.paper.protocol import learn_stream
-from gem_fast.paper.setting import Setting, Sliced
+from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -21,7 +21,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_learns(name: str, kind: str) -> None:
     stream, learner = digits(kind), make(name, kind)
-    classes = len(setting(kind).outputs[0])
+    classes = len(stream_info(kind).outputs[0])
     generator = torch.Generator().manual_seed(0)
     learn_stream(learner, stream, batch_size=10, epochs=3, eval_every=100, generator=generator)
     x = next(stream.test_batches(2))[0]
@@ -47,22 +47,22 @@ def test_predicting_leaves_no_trace(name: str, kind: str) -> None:
 def test_a_task_that_comes_back(name: str, kind: str) -> None:
     learner = learn(make(name, kind), batches(kind, per_task=5, tasks=(0, 1, 0, 2, 1)))
     assert all(w.isfinite().all() for w in weights(learner.model))
-    assert accuracy(learner, kind, 1) > 1.5 / len(setting(kind).outputs[0]) - 0.2
+    assert accuracy(learner, kind, 1) > 1.5 / len(stream_info(kind).outputs[0]) - 0.2
 
 
-# ---- the setting -----------------------------------------------------------------------------------------------------
+# ---- StreamInfo ------------------------------------------------------------------------------------------------------
 
 
 def test_slices_of_the_outputs() -> None:
-    shared, sliced = (setting(kind).new_model() for kind in KINDS)
-    assert not isinstance(shared, Sliced)
+    shared, multi_head = (stream_info(kind).new_model() for kind in KINDS)
+    assert not isinstance(shared, MultiHeadModel)
     x = torch.rand(4, 784)
     for task in range(3):
-        assert sliced(x, task).equal(sliced.network(x)[:, 2 * task : 2 * task + 2])
+        assert multi_head(x, task).equal(multi_head.network(x)[:, 2 * task : 2 * task + 2])
 
 
 def test_images_with_more_than_one_dimension() -> None:
-    model = Setting(1, (range(4),), 4, (3, 2, 2), "mlp").new_model(thinner=20)
+    model = StreamInfo(1, (range(4),), 4, (3, 2, 2), "mlp").new_model(width_divisor=20)
     assert model(torch.rand(2, 3, 2, 2)).shape == (2, 4)
     assert sum(p.numel() for p in model.parameters()) == 13 * 5 + 6 * 5 + 6 * 4
 
@@ -76,9 +76,9 @@ def test_images_with_more_than_one_dimension() -> None:
         ((range(2), range(2, 4)), "vgg", "architecture must be one of mlp.*, got 'vgg'"),
     ],
 )
-def test_settings_that_do_not_fit(outputs: tuple[range, ...], architecture: str, sentence: str) -> None:
+def test_stream_infos_that_do_not_fit(outputs: tuple[range, ...], architecture: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Setting(2, outputs, 4, (5,), architecture)
+        StreamInfo(2, outputs, 4, (5,), architecture)
 
 
 # ---- independent and multimodal --------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_independent_nets_do_not_touch_each_other(kind: str) -> None:
     assert same(weights(alone.nets[0]), weights(learner.nets[0]))
     hidden = 100 // 3
     assert [layer.out_features for layer in learner.nets[0] if isinstance(layer, nn.Linear)][:2] == [hidden, hidden]
-    assert learner.predict(torch.rand(2, 784), 1).shape[1] == len(setting(kind).outputs[1])
+    assert learner.predict(torch.rand(2, 784), 1).shape[1] == len(stream_info(kind).outputs[1])
 
 
 @pytest.mark.parametrize("clone", [False, True])
@@ -126,9 +126,9 @@ def test_multimodals_other_input_layers_get_no_update(kind: str) -> None:
 
 
 def test_multimodal_is_for_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("gem_fast.paper.setting").paper.setting.ARCHITECTURES, "resnet18", None)
+    monkeypatch.setitem(__import__("gem_fast.paper.stream_info").paper.stream_info.ARCHITECTURES, "resnet18", None)
     with pytest.raises(InputError, match="--learner multimodal needs the architecture mlp, got resnet18"):
-        LEARNERS["multimodal"](Setting(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
+        LEARNERS["multimodal"](StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
 
 
 # ---- agem ------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_joint_sees_every_example_exactly_once_per_epoch(kind: str, batch_size: 
 
     generator = torch.Generator().manual_seed(0)
     record = learn_stream(
-        Watched(setting(kind), CPU, lr=0.1),
+        Watched(stream_info(kind), CPU, lr=0.1),
         stream,
         batch_size=batch_size,
         epochs=2,
@@ -189,14 +189,14 @@ def test_joint_sees_every_example_exactly_once_per_epoch(kind: str, batch_size: 
 
 
 def test_sizes_of_mixed_batches() -> None:
-    sizes = {len(y) for _, y, _ in mixed_batches(digits("shared"), 87, 1, torch.Generator())}
+    sizes = {len(y) for _, y, _ in joint_batches(digits("shared"), 87, 1, torch.Generator())}
     assert sizes == {6, 7}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_joints_loss_is_the_mean_over_the_tasks_own_classes(kind: str) -> None:
     joint = make("joint", kind)
-    x, y, task = next(mixed_batches(digits(kind), 60, 1, torch.Generator().manual_seed(2)))
+    x, y, task = next(joint_batches(digits(kind), 60, 1, torch.Generator().manual_seed(2)))
     assert len(task.unique()) == 3
     losses = [F.cross_entropy(joint.logits(x[i : i + 1], k), y[i : i + 1]) for i, k in enumerate(task.tolist())]
     grads = torch.autograd.grad(torch.stack(losses).mean(), list(joint.model.parameters()))

@@ -209,7 +209,7 @@ def test_lists_within_lists_are_plain_data():
 
 
 def test_too_many_instructions(monkeypatch):
-    monkeypatch.setattr("gem_fast.paper.pickles.MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("gem_fast.paper.pickles.MAX_INSTRUCTIONS", 1000)
     assert loads(b"](" + 996 * b"N" + b"e.") == 996 * [None]
     with pytest.raises(PickleError, match="has more than 1000 instructions"):
         loads(b"](" + 997 * b"N" + b"e.")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gem_fast.paper import plots
 from gem_fast.paper.plots import draw_all
 from gem_fast.paper.protocol import Record
 
@@ -35,14 +36,56 @@ def test_pictures(n_tasks):
             assert len(image.getcolors(maxcolors=2**24)) > 10
 
 
-def test_one_evaluation_per_task_is_enough():
-    assert draw_all(make_record(3, rows_per_task=1), "a title")
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures drawn since, in the order r_matrix, first_task, curves."""
+    drawn = []
+    png = plots.png
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or png(figure))
+    return drawn
 
 
-def test_tasks_that_come_back_and_differ_in_size():
+def assert_line(line, x, y):
+    np.testing.assert_allclose(line.get_xdata(), x)
+    np.testing.assert_allclose(line.get_ydata(), y)
+
+
+def assert_first_task(figure, record, x, tasks_learned):
+    """The curve of the first task, and a marker at the end of each experience."""
+    axes = figure.axes[0]
+    curve, markers = axes.lines[-2:]
+    accuracy = 100 * np.append(record.baseline[0], record.accuracy[:, 0])
+    assert_line(curve, x, accuracy)
+    assert_line(markers, np.arange(tasks_learned + 1), accuracy[np.isin(x, np.arange(tasks_learned + 1))])
+    assert axes.get_xlim() == (0, tasks_learned)
+
+
+def assert_mean(figure, x, means):
+    (line,) = [line for line in figure.axes[0].lines if line.get_label().startswith("mean")]
+    assert_line(line, x, means)
+
+
+def test_one_evaluation_per_task_is_enough(figures):
+    record = make_record(3, rows_per_task=1)
+    draw_all(record, "a title")
+    _, first_task, curves = figures
+    x = [0, 1, 2, 3]
+    assert_first_task(first_task, record, x, tasks_learned=3)
+    rows = 100 * np.vstack([record.baseline, record.accuracy])
+    assert_mean(curves, x, [rows[0, :1].mean(), rows[1, :1].mean(), rows[2, :2].mean(), rows[3].mean()])
+
+
+def test_tasks_that_come_back_and_differ_in_size(figures):
     rng = np.random.default_rng(0)
-    batch = np.array([4, 9, 11, 20, 24])
-    assert draw_all(Record(rng.random(3), rng.random((5, 3)), batch, np.array([0, 1, 2, 0, 1]), 1.0, 2.0), "a title")
+    batch = np.array([2, 4, 9, 11, 20, 24])  # the first task has two evaluations, the others one for each experience
+    record = Record(rng.random(3), rng.random((6, 3)), batch, np.array([0, 0, 1, 2, 0, 1]), 1.0, 2.0)
+    draw_all(record, "a title")
+    _, first_task, curves = figures
+    x = [0, 0.5, 1, 2, 3, 4, 5]
+    assert_first_task(first_task, record, x, tasks_learned=5)
+    rows = 100 * np.vstack([record.baseline, record.accuracy])
+    begun = [1, 1, 1, 2, 3, 3, 3]
+    assert_mean(curves, x, [row[:n].mean() for row, n in zip(rows, begun, strict=True)])
 
 
 def test_the_same_record_gives_the_same_bytes():

@@ -14,7 +14,7 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import evaluate, learn_stream
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.streams import STREAMS, permutations
 
 
@@ -37,14 +37,14 @@ def make_stream(n_tasks=3, samples_per_task=10):
 
 def make_single(stream, lr=0.1):
     torch.manual_seed(0)
-    return LEARNERS["single"](Setting.of(stream), torch.device("cpu"), lr=lr)
+    return LEARNERS["single"](StreamInfo.of(stream), torch.device("cpu"), lr=lr)
 
 
 def make_gem(stream, lr=0.1):
     torch.manual_seed(0)
-    setting = Setting.of(stream)
+    stream_info = StreamInfo.of(stream)
     hyper = {**PRESETS["rotations", "gem"], "lr": lr, "memory_per_task": 8, "ridge": 0.0}
-    return LEARNERS["gem"](setting, torch.device("cpu"), **hyper)
+    return LEARNERS["gem"](stream_info, torch.device("cpu"), **hyper)
 
 
 def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, **options):
@@ -56,7 +56,7 @@ def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, **options):
 class Spy(torch.nn.Module):
     """Answers the class number `observed % 4` and notes every call."""
 
-    mixes_tasks = False
+    trains_jointly = False
 
     def __init__(self):
         super().__init__()
@@ -118,13 +118,13 @@ def test_tasks_that_come_back():
     record = learn(Spy(), stream, batch_size=2, epochs=1, eval_every=2, rounds=2)
     assert record.task.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     assert [task for task, _ in groups(record.task)] == [0, 1, 0, 1]
-    # Five examples are three mini-batches: an evaluation after two of them, and at the end of the visit.
+    # Five examples are three mini-batches: an evaluation after two of them, and at the end of the experience.
     assert record.batch.tolist() == [2, 3, 5, 6, 8, 9, 11, 12]
-    # R is what it was at the end of the last visit to each task.
+    # R is measured at the end of the last experience of each task.
     np.testing.assert_array_equal(record.R, record.accuracy[[5, 7]])
 
 
-def test_each_visit_brings_new_examples():
+def test_each_experience_brings_new_examples():
     stream = make_stream(n_tasks=2, samples_per_task=11)
     seen: dict[int, list[list[float]]] = {0: [], 1: []}
 
@@ -236,4 +236,4 @@ def test_presets_fit_the_learners():
     for (_, learner), preset in PRESETS.items():
         parameters = inspect.signature(LEARNERS[learner]).parameters.values()
         needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-        assert needed == ["setting", "device", *preset]
+        assert needed == ["stream_info", "device", *preset]

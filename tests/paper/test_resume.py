@@ -274,7 +274,7 @@ def test_options_that_do_not_fit(data, tmp_path, capsys, monkeypatch) -> None:
         ({"batches": "ten"}, "batches must be an integer between 1 and 60, got 'ten'"),
         ({"rows": 1}, "rows must be a list, got int"),
         ({"rows": [1]}, "rows must hold the mini-batches, the task and the accuracies each"),
-        ({"rows": []}, "rows must have one after each of the 1 visits so far, got 0 others"),
+        ({"rows": []}, "rows must have one after each of the 1 experiences so far, got 0 others"),
         ({"rows": [(20, 1, torch.zeros(3).double())]}, "the task of a row must be an integer between 0 and 0, got 1"),
         ({"rows": [(20, 0, torch.zeros(3))]}, r"a row must have shape \(3,\), float64, got \(3,\), torch.float32"),
         ({"baseline": torch.zeros(4).double()}, r"baseline must have shape \(3,\), float64, got \(4,\)"),

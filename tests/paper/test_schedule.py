@@ -1,4 +1,4 @@
-"""Schedules: every example of a task comes in one visit, and mini-batches are numbered without a gap."""
+"""Schedules: every example of a task comes in one experience, and mini-batches are numbered without a gap."""
 
 import pytest
 import torch
@@ -22,21 +22,21 @@ def stream_of(sizes):
 
 
 @given(st.lists(st.integers(3, 12), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
-def test_visits(sizes, batch_size, epochs, rounds):
+def test_experiences(sizes, batch_size, epochs, rounds):
     stream = stream_of(sizes)
     schedule = make_schedule(stream, batch_size, epochs, rounds)
-    assert [visit.task for visit in schedule.visits] == list(range(len(sizes))) * rounds
+    assert [experience.task for experience in schedule.experiences] == list(range(len(sizes))) * rounds
     for task, size in enumerate(sizes):
-        mine = [visit.examples for visit in schedule.visits if visit.task == task]
-        assert [place for examples in mine for place in examples] == list(range(size))
+        mine = [experience.examples for experience in schedule.experiences if experience.task == task]
+        assert [number for examples in mine for number in examples] == list(range(size))
         assert max(map(len, mine)) - min(map(len, mine)) <= 1
     number = 0
-    for place, (visit, end) in enumerate(zip(schedule.visits, schedule.ends, strict=True)):
-        batches = list(schedule.batches(stream, visit, torch.Generator()))
-        assert len(batches) == visit.batches
+    for index, (experience, end) in enumerate(zip(schedule.experiences, schedule.ends, strict=True)):
+        batches = list(schedule.batches(stream, experience, torch.Generator()))
+        assert len(batches) == experience.batches
         for _ in batches:
             number += 1
-            assert schedule.visit_of(number) == place
+            assert schedule.experience_of(number) == index
         assert number == end
     assert number == schedule.n_batches
 

@@ -12,13 +12,13 @@ from PIL import Image
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
-from gem_fast.paper import cells, figures, tables
+from gem_fast.paper import figures, run_cache, tables
 from gem_fast.paper.cli import main
-from gem_fast.paper.experiment import Experiment
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, THEIR_CODE
-from gem_fast.paper.sheets import Row, Sheet, Spread
-from gem_fast.paper.sweep import seeds
+from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
+from gem_fast.paper.result_table import MeanStd, ResultTable, Row
+from gem_fast.paper.runner import parse_seeds
+from gem_fast.paper.training_run import TrainingRun
 
 QUICK = "QUICK: "
 STAND_IN = "STAND-IN: "
@@ -48,13 +48,13 @@ def check_result(out: Path, name: str, printed: str, *labels: str) -> dict:
         for sentence in (*result["labels"], *result["notes"]):
             assert sentence in text
     for row in result["rows"]:
-        for spread in row["ours"].values():
-            assert len(spread["values"]) == len(result["seeds"])
-            assert spread["mean"] == pytest.approx(np.mean(spread["values"]))
+        for measure in row["ours"].values():
+            assert len(measure["values"]) == len(result["seeds"])
+            assert measure["mean"] == pytest.approx(np.mean(measure["values"]))
             if len(result["seeds"]) > 1:
-                assert spread["std"] == pytest.approx(np.std(spread["values"], ddof=1))
+                assert measure["std"] == pytest.approx(np.std(measure["values"], ddof=1))
             else:
-                assert spread["std"] is None
+                assert measure["std"] is None
     return result
 
 
@@ -89,10 +89,10 @@ def test_a_stand_in_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeyp
     assert result["stand_in"] is True
     assert "stand-in" in result["title"]
     assert all(label in titles[0] for label in (QUICK, STAND_IN))
-    for path in (tmp_path / "out" / "cells").glob("*.json"):
+    for path in (tmp_path / "out" / "run_cache").glob("*.json"):
         assert "stand-in" in json.loads(path.read_text())["config"]["data"]
     # A stand-in that is named by the user is one, too.
-    archive = tmp_path / "out" / "cells" / tables.STAND_IN_FILE
+    archive = tmp_path / "out" / "run_cache" / tables.STAND_IN_FILE
     other = tmp_path / "cifar-100-python.tar.gz"
     other.write_bytes(archive.read_bytes())
     assert main(["table2", *options, "--seeds", "0", "--cifar", str(other)]) == 0
@@ -109,29 +109,29 @@ def test_figure1(tiny, tmp_path, capsys):
         assert row["first_task"]["tasks_learned"] == [0.0, 0.5, 1.0, 1.5, 2.0] or "stand-in" in row["stream"]
         assert len(row["first_task"]["accuracy"]) == len(row["first_task"]["tasks_learned"])
         assert not (row["paper"] and "stand-in" in row["stream"])
-    # Table 3 finds the cells that both have.
+    # Table 3 finds the runs that both have.
     capsys.readouterr()
     assert main(["table3", *tiny, "--seeds", "0-1"]) == 0
-    assert "10 of 36 cells are finished already" in capsys.readouterr().err
+    assert "10 of 36 runs are finished already" in capsys.readouterr().err
 
 
 def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
     configs = []
 
-    def experiment(config):
+    def training_run(config):
         configs.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cells, "Experiment", experiment)
+    monkeypatch.setattr(run_cache, "TrainingRun", training_run)
     monkeypatch.chdir(tmp_path)
     assert main(["table3"]) == 130
     assert capsys.readouterr().err == (
-        "python -m gem_fast: interrupted: 0 of 90 cells are finished in out/paper/cells; the same command goes on from "
-        "there\n"
+        "python -m gem_fast: interrupted: 0 of 90 runs are finished in out/paper/run_cache; the same command goes on "
+        "from there\n"
     )
     assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
-    plan = tables._figure1(type("args", (), {"quick": False, "data": "mnist-5k", "cifar": "mnist-5k", "device": "cpu"}))
-    sizes = {(line.config["tasks"], line.config["samples_per_task"]) for line in plan.lines}
+    spec = tables._figure1(type("args", (), {"quick": False, "data": "mnist-5k", "cifar": "mnist-5k", "device": "cpu"}))
+    sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in spec.experiments}
     assert sizes == {(20, 1000), (20, 2500)}
 
 
@@ -140,17 +140,17 @@ def test_interrupted_then_resumed_gives_the_same_tables(tiny, tmp_path, monkeypa
     whole = json.loads((tmp_path / "out" / "table3.json").read_text())
     made = []
 
-    def experiment(config):
+    def training_run(config):
         made.append(config)
         if len(made) == 8:
             raise KeyboardInterrupt
-        return Experiment(config)
+        return TrainingRun(config)
 
-    monkeypatch.setattr(cells, "Experiment", experiment)
+    monkeypatch.setattr(run_cache, "TrainingRun", training_run)
     other = [*tiny[:-1], str(tmp_path / "other")]
     capsys.readouterr()
     assert main(["table3", *other, "--seeds", "0"]) == 130
-    assert "interrupted: 7 of 18 cells are finished" in capsys.readouterr().err
+    assert "interrupted: 7 of 18 runs are finished" in capsys.readouterr().err
     assert not (tmp_path / "other" / "table3.json").exists()
     assert main(["table3", *other, "--seeds", "0"]) == 0
     assert len(made) == 8 + 11
@@ -183,36 +183,40 @@ def test_out_must_be_a_folder(capsys, tmp_path):
 
 
 def test_seeds():
-    assert seeds("0-4") == (0, 1, 2, 3, 4)
-    assert seeds("3") == (3,)
-    assert seeds("5,1-2,2") == (5, 1, 2)
+    assert parse_seeds("0-4") == (0, 1, 2, 3, 4)
+    assert parse_seeds("3") == (3,)
+    assert parse_seeds("5,1-2,2") == (5, 1, 2)
 
 
 def test_mean_and_standard_deviation():
-    spread = Spread((1.0, 2.0, 4.0))
-    assert spread.mean == pytest.approx(7 / 3)
-    assert spread.std == pytest.approx(math.sqrt(7 / 3))
-    assert Spread((0.5,)).std is None
-    assert Spread((0.5, 0.5)).std == 0
+    measure = MeanStd((1.0, 2.0, 4.0))
+    assert measure.mean == pytest.approx(7 / 3)
+    assert measure.std == pytest.approx(math.sqrt(7 / 3))
+    assert MeanStd((0.5,)).std is None
+    assert MeanStd((0.5, 0.5)).std == 0
 
 
-def test_a_sheet_in_all_its_forms():
+def test_a_result_table_in_all_its_forms():
     rows = (
-        Row({"learner": "gem", "epochs": 1}, {"acc": Spread((0.86, 0.88)), "bwt": Spread((0.01, 0.03))}, {"acc": 0.9}),
-        Row({"learner": "joint", "epochs": 2}, {"acc": Spread((0.9, 0.9))}, {}, {"bwt": -0.085}),
+        Row(
+            {"learner": "gem", "epochs": 1}, {"acc": MeanStd((0.86, 0.88)), "bwt": MeanStd((0.01, 0.03))}, {"acc": 0.9}
+        ),
+        Row({"learner": "joint", "epochs": 2}, {"acc": MeanStd((0.9, 0.9))}, {}, {"bwt": -0.085}),
         Row({"learner": "single", "epochs": 1}, {}),
     )
-    sheet = Sheet("x", "A title", ("QUICK: yes.",), ("A note.",), (0, 1), rows, {"quick": True, "stand_in": False})
-    table = check_markdown(sheet.markdown().decode())
+    result = ResultTable(
+        "x", "A title", ("QUICK: yes.",), ("A note.",), (0, 1), rows, {"quick": True, "stand_in": False}
+    )
+    table = check_markdown(result.to_markdown().decode())
     assert table[0] == ["learner", "epochs", "ACC", "BWT", "paper: ACC", "code: BWT"]
     assert table[2] == ["gem", "1", "0.870 ± 0.014", "+0.020 ± 0.014", "0.9", "-"]
     assert table[3] == ["joint", "2", "0.900 ± 0.000", "-", "-", "-0.085"]
     assert table[4] == ["single", "1", "diverged", "diverged", "-", "-"]
-    terminal = sheet.terminal().splitlines()
+    terminal = result.to_text().splitlines()
     assert terminal[:2] == ["A title", "QUICK: yes."]
     assert "Mean and standard deviation over seeds 0, 1." in terminal[-1]
     assert [re.split(r"  +", line) for line in terminal[3:4]] == [table[0]]
-    plain = sheet.to_plain()
+    plain = result.to_dict()
     assert plain["rows"][0]["ours"]["acc"] == {
         "mean": 0.87,
         "std": pytest.approx(0.02 / 2**0.5),
@@ -222,7 +226,7 @@ def test_a_sheet_in_all_its_forms():
 
 
 def test_published_numbers_are_of_learners_that_exist():
-    named = [learner for table in (PAPER_TABLE1, THEIR_CODE) for _, learner in table]
+    named = [learner for table in (PAPER_TABLE1, PUBLISHED_CODE) for _, learner in table]
     named += [learner for table in (PAPER_TABLE2, PAPER_TABLE3) for learner, _ in table]
     assert set(named) <= set(LEARNERS)
 
@@ -230,10 +234,12 @@ def test_published_numbers_are_of_learners_that_exist():
 def test_pictures_take_one_seed_and_negative_values():
     rows = tuple(
         Row(
-            {"learner": learner, "epochs": 1}, {"acc": Spread((0.5,)), "bwt": Spread((-0.3,))}, {"acc": 0.5, "bwt": 0.1}
+            {"learner": learner, "epochs": 1},
+            {"acc": MeanStd((0.5,)), "bwt": MeanStd((-0.3,))},
+            {"acc": 0.5, "bwt": 0.1},
         )
         for learner in ("gem", "single")
     )
-    picture = figures.DRAWINGS["table3"](Sheet("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
+    picture = figures.DRAWINGS["table3"](ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"

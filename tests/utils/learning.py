@@ -1,4 +1,4 @@
-"""Settings, streams and mini-batches for the tests of the learners: real digits, with shared and with own outputs."""
+"""Streams and mini-batches for the tests of the learners: real digits, tasks with shared outputs and with their own."""
 
 from dataclasses import replace
 from functools import cache
@@ -10,11 +10,11 @@ from torch import Tensor
 from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.streams import Stream, permutations, split
 
 CPU = torch.device("cpu")
-KINDS = ("shared", "sliced")
+KINDS = ("shared", "multi-head")
 
 Batches = list[tuple[Tensor, Tensor, int]]
 
@@ -30,8 +30,8 @@ def digits(kind: str, n_tasks: int = 3, samples: int = 200) -> Stream:
     return replace(pairs, tasks=pairs.tasks[:n_tasks])
 
 
-def setting(kind: str, n_tasks: int = 3) -> Setting:
-    return Setting.of(digits(kind, n_tasks))
+def stream_info(kind: str, n_tasks: int = 3) -> StreamInfo:
+    return StreamInfo.of(digits(kind, n_tasks))
 
 
 def make(name: str, kind: str, **hyper: Any) -> Any:
@@ -40,7 +40,7 @@ def make(name: str, kind: str, **hyper: Any) -> Any:
     small = {"memory_per_task": 50, "memory_batch": 50, "memory": 90, "lr": 0.1}
     preset = PRESETS["split", name]
     options = preset | {key: value for key, value in small.items() if key in preset} | hyper
-    return LEARNERS[name](setting(kind), CPU, **options)
+    return LEARNERS[name](stream_info(kind), CPU, **options)
 
 
 def batches(kind: str, per_task: int = 20, tasks: tuple[int, ...] = (0, 1, 2)) -> Batches:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gem_fast import MEMORY_POLICIES, Memory
 
-# Visits: a task, and the number of examples that it brings.
-VISITS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=12)
+# Mini-batches: the task and the number of examples of each.
+BATCHES = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=12)
 # Sizes of memories.
 SIZES = st.one_of(st.builds(dict, per_task=st.integers(1, 12)), st.builds(dict, total=st.integers(5, 30)))
 
@@ -30,10 +30,10 @@ def numbers(memory: Memory, task: object) -> list[int]:
     return kept.tolist()
 
 
-def seen_by(memory: Memory, visits: list[tuple[int, int]], seen: dict[int, int] | None = None) -> dict[int, int]:
-    """Shows a memory what the visits bring; returns how many examples each task has shown."""
+def seen_by(memory: Memory, batches: list[tuple[int, int]], seen: dict[int, int] | None = None) -> dict[int, int]:
+    """Shows mini-batches to a memory; returns how many examples it has seen of each task."""
     seen = {} if seen is None else dict(seen)
-    for task, n in visits:
+    for task, n in batches:
         memory.observe(*batch(seen.get(task, 0), n), task)
         seen[task] = seen.get(task, 0) + n
     return seen

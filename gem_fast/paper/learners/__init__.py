@@ -21,17 +21,18 @@ __all__ = ["LEARNERS", "Learner"]
 
 
 class Learner(Protocol):
-    """What the protocol needs of a learner; torch.nn.Module has `train` already, and SgdLearner the rest but `observe`.
+    """What the protocol needs of a learner: torch.nn.Module has `train`, and SgdLearner the rest except `observe`.
 
-    A learner's constructor takes the Setting, the device to train on, and then its hyper-parameters by name. It makes
-    its own model, whose initial weights come from torch's global generator.
+    A learner's constructor takes the StreamInfo, the device to train on, and then its hyper-parameters by name. It
+    makes its own model, whose initial weights come from torch's global generator.
 
     Attributes:
-        mixes_tasks: False for a learner that sees one task after another. One that does not gets mini-batches of the
-            shuffled union of all tasks, and `task` is then each example's own, shape (batch,), int64, on the CPU.
+        trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
+            mini-batches of the shuffled union of all tasks, and `task` is the task of each example, shape (batch,),
+            int64, on the CPU.
     """
 
-    mixes_tasks: ClassVar[bool]
+    trains_jointly: ClassVar[bool]
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Trains on one mini-batch of task number `task`: inputs x (batch, ...), labels y (batch,), int64."""
@@ -46,7 +47,7 @@ class Learner(Protocol):
         """All that decides how training goes on, as torch.load(weights_only=True) reads it back."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
-        """Takes up the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
+        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {

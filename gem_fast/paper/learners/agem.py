@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gem_fast
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 
 __all__ = ["Agem"]
 
@@ -19,7 +19,7 @@ class Agem(SgdLearner):
 
     def __init__(
         self,
-        setting: Setting,
+        stream_info: StreamInfo,
         device: torch.device,
         lr: float,
         memory_per_task: int,
@@ -29,14 +29,14 @@ class Agem(SgdLearner):
         """Makes a new model and hooks its optimizer; the hook's seed comes from torch's global generator.
 
         Args:
-            setting: The tasks.
+            stream_info: The tasks.
             device: Where to train.
             lr: Learning rate of SGD.
             memory_per_task: Examples of each task that the episodic memory keeps.
             memory_batch: Examples drawn from the past tasks' memories for each step.
             margin: Lower bound of the one dual variable where the constraint is violated; 0 is the published method.
         """
-        super().__init__(setting, device, lr)
+        super().__init__(stream_info, device, lr)
         memory = gem_fast.EpisodicMemory(per_task=memory_per_task)
         seed = int(torch.randint(2**62, ()))
         self.agem = gem_fast.AGEM(

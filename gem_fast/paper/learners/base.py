@@ -11,34 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gem_fast.paper.setting import Setting, Sliced
+from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
 from gem_fast.state import check_keys
 
 __all__ = ["SgdLearner"]
 
 
 class SgdLearner(nn.Module):
-    """A model and its optimizer; what else has a state of its own is listed by `parts`.
+    """A model and its optimizer.
 
-    state_dict() holds all of it, the model's tensors by name and the rest as `_extra_state`.
+    state_dict() holds the model's tensors by name, and the states of the other `parts` as `_extra_state`.
     """
 
-    mixes_tasks: ClassVar[bool] = False
+    trains_jointly: ClassVar[bool] = False
 
-    def __init__(self, setting: Setting, device: torch.device, lr: float, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, stream_info: StreamInfo, device: torch.device, lr: float, model: nn.Module | None = None
+    ) -> None:
         """Takes over the training of a model.
 
         Args:
-            setting: The tasks.
+            stream_info: The tasks.
             device: Where the model is to be.
             lr: Learning rate of SGD.
-            model: Called as model(x, task); by default the setting's own, one network for all tasks.
+            model: Called as model(x, task); by default `stream_info.new_model()`, one network for all tasks.
         """
         super().__init__()
-        self.setting = setting
+        self.stream_info = stream_info
         self.device = device
-        self._pass_task = setting.sliced if model is None else True
-        self.model = (setting.new_model() if model is None else model).to(device)
+        self._pass_task = stream_info.multi_head if model is None else True
+        self.model = (stream_info.new_model() if model is None else model).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
 
     def logits(self, x: Tensor, task: int) -> Tensor:
@@ -47,8 +49,8 @@ class SgdLearner(nn.Module):
         return logits
 
     def all_outputs(self, x: Tensor) -> Tensor:
-        """The outputs for the classes of all tasks, shape (batch, setting.n_outputs), of the setting's own model."""
-        network = self.model.network if isinstance(self.model, Sliced) else self.model
+        """The outputs for the classes of all tasks, shape (batch, stream_info.n_outputs), of the default model."""
+        network = self.model.network if isinstance(self.model, MultiHeadModel) else self.model
         outputs: Tensor = network(x)
         return outputs
 
@@ -62,7 +64,7 @@ class SgdLearner(nn.Module):
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """The model is in evaluation mode inside of the block, and in the mode it was in after it."""
+        """The model is in evaluation mode inside of the block, and after it in the mode that it had before."""
         before = self.training
         self.train(False)
         try:
@@ -82,9 +84,8 @@ class SgdLearner(nn.Module):
         """Gives the parts their states; torch calls it from load_state_dict."""
         parts = self.parts()
         check_keys("_extra_state", state, tuple(parts))
-        # torch takes up any values, an lr of "fast" as well, and fails in the next step.
-        mine, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-        if mine != theirs:
+        # torch's optimizers load any values, even an lr of "fast", and then fail in the next step.
+        if self.optimizer.state_dict()["param_groups"] != state["optimizer"]["param_groups"]:
             raise ValueError("the optimizer's options must be those of this learner, got others")
         for name, part in parts.items():
             part.load_state_dict(state[name])

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.learners.visit import Visit
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.learners.current_task import CurrentTaskBuffer
+from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.state import check_keys, check_plain_tensor
 
 __all__ = ["Ewc"]
@@ -25,13 +25,13 @@ class Ewc(SgdLearner):
 
     Two things are as in the published runs, whose hyper-parameters the presets are, and not as in Kirkpatrick et al.:
     there is no factor 1/2, and F_k is the square of the *mean* gradient over the examples. That is smaller than the
-    mean of the squares, about as many times as there are examples where their gradients are independent; `per_example`
-    takes the mean of the squares.
+    mean of the squares, n times for n examples with independent gradients; with `per_example` F_k is the mean of the
+    squares.
     """
 
     def __init__(
         self,
-        setting: Setting,
+        stream_info: StreamInfo,
         device: torch.device,
         lr: float,
         memory_per_task: int,
@@ -42,7 +42,7 @@ class Ewc(SgdLearner):
         """Makes a new model.
 
         Args:
-            setting: The tasks.
+            stream_info: The tasks.
             device: Where to train.
             lr: Learning rate of SGD.
             memory_per_task: Examples of a task, its first ones, that F_k is computed from.
@@ -53,17 +53,17 @@ class Ewc(SgdLearner):
             per_example: Whether F_k is the mean of the squared gradients of single examples, in evaluation mode,
                 instead of the square of their mean gradient.
         """
-        super().__init__(setting, device, lr)
+        super().__init__(stream_info, device, lr)
         self.strength = strength
         self.per_example = per_example
-        self.visit = Visit(setting.n_tasks, limit=memory_per_task)
+        self.current_task = CurrentTaskBuffer(stream_info.n_tasks, capacity=memory_per_task)
         self.penalty = Penalty(list(self.model.parameters()), consolidated)
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Takes one step on the mini-batch (x, y); if it is the first of a task, the one before gets its term."""
-        if self.visit.ends_with(task):
+        if self.current_task.ends_with(task):
             self.penalty.add(self.fisher())
-        self.visit.observe(x, y, task)
+        self.current_task.observe(x, y, task)
         self.optimizer.zero_grad()
         self.loss(x, y, task).backward()
         self.penalty.add_gradient(self.strength)
@@ -71,21 +71,21 @@ class Ewc(SgdLearner):
 
     def fisher(self) -> list[Tensor]:
         """The Fisher information's diagonal on the current task's examples, one tensor per parameter."""
-        assert self.visit.task is not None
-        x, y = self.visit.examples()
+        assert self.current_task.task is not None
+        x, y = self.current_task.examples()
         size = 1 if self.per_example else len(y)
         parameters = list(self.model.parameters())
         fisher = [torch.zeros_like(p) for p in parameters]
         with self.evaluation_mode() if self.per_example else contextlib.nullcontext():
             for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
-                grads = torch.autograd.grad(self.loss(x_part, y_part, self.visit.task), parameters)
+                grads = torch.autograd.grad(self.loss(x_part, y_part, self.current_task.task), parameters)
                 for total, grad in zip(fisher, grads, strict=True):
                     total.addcmul_(grad, grad, value=size / len(y))
         return fisher
 
     def parts(self) -> dict[str, Any]:
         """The optimizer, the current task's examples and the past tasks' terms."""
-        return {**super().parts(), "visit": self.visit, "penalty": self.penalty}
+        return {**super().parts(), "current_task": self.current_task, "penalty": self.penalty}
 
 
 class Penalty:
@@ -112,8 +112,8 @@ class Penalty:
             self.terms.append((fisher, [p.detach().clone() for p in self._parameters]))
             return
         for p, new, total, anchor in zip(self._parameters, fisher, *self.terms[0], strict=True):
-            # The weighted mean of the anchors, taken up in steps: sums of F_k theta_k would cancel. Where no F_k is
-            # above 0 nothing is held, and any anchor will do.
+            # The weighted mean of the anchors, updated step by step: sums of F_k theta_k would cancel. Where every F_k
+            # is 0 there is no penalty, whatever the anchor.
             total += new
             anchor.lerp_(p.detach(), new / total.clamp(min=torch.finfo(total.dtype).tiny))
 
@@ -130,7 +130,7 @@ class Penalty:
         return {"terms": [([f.clone() for f in fisher], [a.clone() for a in anchor]) for fisher, anchor in self.terms]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
+        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
         check_keys("penalty", state, ("terms",))
         if not isinstance(state["terms"], list) or (self._consolidated and len(state["terms"]) > 1):
             raise ValueError("the terms of the penalty must be a list, of at most one if they are consolidated")
@@ -141,8 +141,8 @@ class Penalty:
             for part in term:
                 for value in part:
                     check_plain_tensor("a term of the penalty", value)
-                mine, theirs = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
-                if mine != theirs:
+                expected, got = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
+                if expected != got:
                     raise ValueError("a term of the penalty must have the shapes of the parameters, got others")
             terms.append(([f.clone() for f in term[0]], [a.clone() for a in term[1]]))
         self.terms = terms

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gem_fast
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 
 __all__ = ["Gem"]
 
@@ -19,7 +19,7 @@ class Gem(SgdLearner):
 
     def __init__(
         self,
-        setting: Setting,
+        stream_info: StreamInfo,
         device: torch.device,
         lr: float,
         memory_per_task: int,
@@ -32,17 +32,18 @@ class Gem(SgdLearner):
         """Makes a new model and hooks its optimizer.
 
         Args:
-            setting: The tasks.
+            stream_info: The tasks.
             device: Where to train.
             lr: Learning rate of SGD.
-            memory_per_task: Examples of each task that the episodic memory keeps.
-            margin: Lower bound of the dual variables v (Eq. 11); 0 is the plain projection.
+            memory_per_task: Examples of each task that the episodic memory keeps: `n_memories` of the published code.
+            margin: Lower bound of the dual variables v (Eq. 11), `memory_strength` of the published code; 0 projects
+                without a margin.
             ridge: Added to the diagonal of the Gramian G G^T; 0 is the exact projection.
             memory_policy: Which examples are kept, one of gem_fast.MEMORY_POLICIES.
             memory_batch: Examples of each past task drawn for each step; None is all of them.
             refresh_every: Steps in which each past task's gradient is computed once, in turns.
         """
-        super().__init__(setting, device, lr)
+        super().__init__(stream_info, device, lr)
         self.gem = gem_fast.GEM(
             self.model,
             self.optimizer,

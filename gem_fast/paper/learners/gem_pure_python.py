@@ -10,7 +10,7 @@ from torch import Tensor
 from gem_fast.memory import EpisodicMemory
 from gem_fast.paper.errors import extra
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.reference import PurePythonGEM
 
 __all__ = ["GemPurePython"]
@@ -20,12 +20,18 @@ class GemPurePython(SgdLearner):
     """The same method as Gem, from gem_fast.reference; needs quadprog."""
 
     def __init__(
-        self, setting: Setting, device: torch.device, lr: float, memory_per_task: int, margin: float, ridge: float
+        self,
+        stream_info: StreamInfo,
+        device: torch.device,
+        lr: float,
+        memory_per_task: int,
+        margin: float,
+        ridge: float,
     ) -> None:
         """Makes a new model; arguments as for Gem, but quadprog fails at a ridge of 0."""
         with extra("the learner gem_pure_python"):
             import quadprog  # noqa: F401
-        super().__init__(setting, device, lr)
+        super().__init__(stream_info, device, lr)
         self.memory = EpisodicMemory(per_task=memory_per_task)
         self.gem = PurePythonGEM(
             self.model, self.optimizer, self.memory, forward=self.logits, margin=margin, ridge=ridge

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 
 __all__ = ["Joint"]
 
@@ -17,17 +17,17 @@ __all__ = ["Joint"]
 class Joint(SgdLearner):
     """Plain SGD on mini-batches of all tasks.
 
-    Nothing comes one after another here: of the matrix R only the last row counts, and ACC with it. BWT and FWT, which
+    Tasks do not come one after another here, so only the last row of R counts, and with it ACC. BWT and FWT, which
     compare rows, only show how learning went on.
     """
 
-    mixes_tasks: ClassVar[bool] = True
+    trains_jointly: ClassVar[bool] = True
 
-    def __init__(self, setting: Setting, device: torch.device, lr: float) -> None:
+    def __init__(self, stream_info: StreamInfo, device: torch.device, lr: float) -> None:
         """Makes a new model; arguments as for SgdLearner."""
-        super().__init__(setting, device, lr)
-        self._first = torch.tensor([outputs.start for outputs in setting.outputs], device=device)
-        self._foreign = setting.foreign_outputs().to(device)
+        super().__init__(stream_info, device, lr)
+        self._first = torch.tensor([outputs.start for outputs in stream_info.outputs], device=device)
+        self._other_outputs = stream_info.other_outputs_mask().to(device)
 
     def observe(self, x: Tensor, y: Tensor, task: int | Tensor) -> None:
         """Takes one step on the mini-batch (x, y); `task` is one for all, or one for each example, (batch,), int64."""
@@ -36,8 +36,8 @@ class Joint(SgdLearner):
             loss = self.loss(x, y, task)
         else:
             task = task.to(x.device)
-            # One pass for all tasks: a class of another task gets no part of the softmax.
-            logits = self.all_outputs(x).masked_fill(self._foreign[task], -torch.inf)
+            # One pass for all tasks: the outputs of other tasks get a probability of 0.
+            logits = self.all_outputs(x).masked_fill(self._other_outputs[task], -torch.inf)
             loss = F.cross_entropy(logits, y + self._first[task])
         loss.backward()
         self.optimizer.step()

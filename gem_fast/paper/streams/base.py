@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Stream(abc.ABC):
 
     @property
     def n_inputs(self) -> int:
-        """The numbers in one input."""
+        """The number of elements of one input."""
         return math.prod(self.input_shape)
 
     @property
@@ -88,7 +88,7 @@ class Stream(abc.ABC):
             batch_size: Examples per mini-batch; the last one of an epoch may be shorter.
             epochs: Passes over the examples.
             generator: A CPU generator, source of the order.
-            examples: The places of the examples that are meant; all of the task's by default.
+            examples: The numbers of the examples to use; all of the task's by default.
 
         Yields:
             x, shape (batch, ...), float32 in [0, 1], and y, shape (batch,), int64.
@@ -104,15 +104,28 @@ class Stream(abc.ABC):
     def test_batches(self, task: int, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
         """The task's whole test set, in a fixed order; x and y as in `batches`."""
 
-    @abc.abstractmethod
     def to(self, device: torch.device) -> Stream:
         """The same stream with all its tensors on `device`."""
+        stream: Stream = _moved(self, device)
+        return replace(stream, tasks=tuple(_moved(task, device) for task in self.tasks))
 
-    @abc.abstractmethod
     def tensors(self) -> Iterator[Tensor]:
-        """All examples, in an order that is always the same: what makes this stream differ from others."""
+        """All tensors in a fixed order, first those of the stream, then those of each task: they tell streams apart."""
+        for owner in (self, *self.tasks):
+            yield from _tensor_fields(owner).values()
 
 
 def to_unit(images: Tensor) -> Tensor:
     """Bytes as float32 in [0, 1], which is all the normalisation of the published code."""
     return images.float().div_(255)
+
+
+def _tensor_fields(owner: Any) -> dict[str, Tensor]:
+    """The tensors of a dataclass by name."""
+    values = {field.name: getattr(owner, field.name) for field in fields(owner)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _moved(owner: Any, device: torch.device) -> Any:
+    """A copy of a dataclass with its tensors on a device."""
+    return replace(owner, **{name: tensor.to(device) for name, tensor in _tensor_fields(owner).items()})

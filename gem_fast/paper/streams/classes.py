@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -43,25 +43,6 @@ class ClassStream(Stream):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             yield to_unit(x), y
 
-    def to(self, device: torch.device) -> ClassStream:
-        """The same stream with all its tensors on `device`."""
-        tasks = tuple(
-            replace(
-                task,
-                images=task.images.to(device),
-                labels=task.labels.to(device),
-                test_images=task.test_images.to(device),
-                test_labels=task.test_labels.to(device),
-            )
-            for task in self.tasks
-        )
-        return replace(self, tasks=tasks)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """The training and test examples of each task."""
-        for task in self.tasks:
-            yield from (task.images, task.labels, task.test_images, task.test_labels)
-
 
 def make_class_stream(
     data: ImageData,
@@ -84,7 +65,7 @@ def make_class_stream(
         architecture: As Stream.architecture.
         class_order: "natural": the first classes are the first task's; "random": drawn.
         head: "task": each task's classes are its own outputs, and labels count within them; "shared": every task is
-            answered with all outputs, so that it has to be told from the others as well (class-incremental learning).
+            answered with all outputs, so the model has to find out the task as well (class-incremental learning).
 
     Returns:
         The stream, on the CPU.
@@ -100,33 +81,31 @@ def make_class_stream(
     shared = range(len(classes)) if head == "shared" else None
     tasks = []
     first = 0
-    for number, mine in enumerate(classes.tensor_split(n_tasks)):
-        outputs = range(first, first + len(mine))
+    for number, own in enumerate(classes.tensor_split(n_tasks)):
+        outputs = range(first, first + len(own))
         first = outputs.stop
-        train = torch.isin(data.train_labels, mine).nonzero().flatten()
+        train = torch.isin(data.train_labels, own).nonzero().flatten()
         train = train[torch.randperm(len(train), generator=generator)]
-        test = torch.isin(data.test_labels, mine).nonzero().flatten()
+        test = torch.isin(data.test_labels, own).nonzero().flatten()
         if len(test) == 0:
-            raise InputError(
-                f"{data.name} must have test examples of every task's classes, got none of {mine.tolist()}"
-            )
+            raise InputError(f"{data.name} must have test examples of every task's classes, got none of {own.tolist()}")
         if samples_per_task is not None and samples_per_task > len(train):
             raise InputError(
                 f"--samples-per-task must be at most {len(train)}, the training examples of task {number + 1} of the "
                 f"classes of {data.name}, got {samples_per_task}"
             )
         sample = train[:samples_per_task]
-        # The places of classes among the outputs, or among those of the task.
-        place = torch.zeros(data.n_outputs, dtype=torch.int64)
-        place[mine] = torch.arange(len(mine)) + (outputs.start if shared else 0)
+        # class -> its number among the task's outputs: the label that the learner sees
+        label = torch.zeros(data.n_outputs, dtype=torch.int64)
+        label[own] = torch.arange(len(own)) + (outputs.start if shared else 0)
         tasks.append(
             ClassTask(
                 images=data.train_images[sample],
-                labels=place[data.train_labels[sample]],
+                labels=label[data.train_labels[sample]],
                 outputs=shared or outputs,
                 test_images=data.test_images[test],
-                test_labels=place[data.test_labels[test]],
-                classes=tuple(mine.tolist()),
+                test_labels=label[data.test_labels[test]],
+                classes=tuple(own.tolist()),
             )
         )
     return ClassStream(tuple(tasks), len(classes), data.name, architecture)

@@ -7,7 +7,7 @@ are both such maps. So a task keeps its map and its own training examples, and a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,27 +49,6 @@ class PixelStream(Stream):
         pixel_map = self.tasks[task].pixel_map
         for images, labels in zip(self.test_images.split(batch_size), self.test_labels.split(batch_size), strict=True):
             yield images.index_select(1, pixel_map), labels
-
-    def to(self, device: torch.device) -> PixelStream:
-        """The same stream with all its tensors on `device`."""
-        tasks = tuple(
-            replace(
-                task,
-                images=task.images.to(device),
-                labels=task.labels.to(device),
-                pixel_map=task.pixel_map.to(device),
-            )
-            for task in self.tasks
-        )
-        return replace(
-            self, tasks=tasks, test_images=self.test_images.to(device), test_labels=self.test_labels.to(device)
-        )
-
-    def tensors(self) -> Iterator[Tensor]:
-        """The test set, and the training examples and the map of each task."""
-        yield from (self.test_images, self.test_labels)
-        for task in self.tasks:
-            yield from (task.images, task.labels, task.pixel_map)
 
 
 def make_pixel_stream(

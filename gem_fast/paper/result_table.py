@@ -1,4 +1,4 @@
-"""Sheets: what a table or figure of the paper comes to here, for the terminal, as Markdown and as JSON."""
+"""Result tables: what a table or figure of the paper comes to here, for the terminal, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -15,23 +15,16 @@ import torch
 import gem_fast
 from gem_fast.paper.published import Numbers
 
-__all__ = ["Row", "Sheet", "Spread", "machine", "spreads"]
+__all__ = ["MeanStd", "ResultTable", "Row", "machine", "mean_std_by_measure"]
 
-# Column titles; what is not here is its own title.
-TITLES = {
-    "acc": "ACC",
-    "bwt": "BWT",
-    "fwt": "FWT",
-    "seconds": "seconds",
-    "lr": "lr",
-    "memory_per_task": "memory per task",
-}
+# Titles of columns; a name that is not here is its own title.
+TITLES = {"acc": "ACC", "bwt": "BWT", "fwt": "FWT"}
 SIGNED = ("bwt", "fwt")
 
 
 @dataclass(frozen=True)
-class Spread:
-    """One measure over several seeds.
+class MeanStd:
+    """Mean and standard deviation of one measure over several seeds.
 
     Attributes:
         values: One per seed, in the order of the seeds.
@@ -49,51 +42,51 @@ class Spread:
         """The sample standard deviation (divided by n - 1); None for one value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
 
 
-def spreads(values: Sequence[dict[str, float]]) -> dict[str, Spread]:
-    """The measures of several seeds, by name, as one Spread each."""
-    return {name: Spread(tuple(value[name] for value in values)) for name in values[0]}
+def mean_std_by_measure(measures: Sequence[dict[str, float]]) -> dict[str, MeanStd]:
+    """Mean and deviation of each measure; `measures` holds those of one seed each, by name."""
+    return {name: MeanStd(tuple(of_seed[name] for of_seed in measures)) for name in measures[0]}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a sheet.
+    """One row of a result table.
 
     Attributes:
-        of: What was run, by name: the stream, the learner, ...
+        condition: What tells it from the other rows, by name: the stream, the learner, ...
         ours: Our measures by name: acc, bwt, fwt, seconds; empty if training diverged.
         paper: The paper's numbers by the same names, where it has any.
         published_code: What its code gives on the same data, where that is known.
-        curve: Positions along the stream, in tasks learned, and there the accuracy on the first task of every seed.
+        curve: Positions along the stream, in tasks learned, and the accuracy on the first task there.
     """
 
-    of: dict[str, Any]
-    ours: dict[str, Spread]
+    condition: dict[str, Any]
+    ours: dict[str, MeanStd]
     paper: Numbers = field(default_factory=dict)
     published_code: Numbers = field(default_factory=dict)
-    curve: tuple[tuple[float, ...], tuple[Spread, ...]] | None = None
+    curve: tuple[tuple[float, ...], tuple[MeanStd, ...]] | None = None
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        plain: dict[str, Any] = {
-            **self.of,
-            "ours": {name: spread.to_plain() for name, spread in self.ours.items()},
+        result: dict[str, Any] = {
+            **self.condition,
+            "ours": {name: measure.to_dict() for name, measure in self.ours.items()},
             "paper": self.paper,
             "published_code": self.published_code,
         }
         if self.curve is not None:
             x, accuracy = self.curve
-            plain["first_task"] = {"tasks_learned": list(x), "accuracy": [spread.to_plain() for spread in accuracy]}
-        return plain
+            result["first_task"] = {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
+        return result
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table.
+class ResultTable:
+    """A result table.
 
     Attributes:
         name: Of its files: table3.
@@ -101,8 +94,8 @@ class Sheet:
         labels: Sentences that every output of it carries: that data are made up, that a run was cut short.
         notes: Sentences below it.
         seeds: What the means are over.
-        rows: Its lines.
-        facts: More for the JSON, by name.
+        rows: Its rows.
+        flags: Further entries of the JSON, by name.
     """
 
     name: str
@@ -111,24 +104,24 @@ class Sheet:
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
-    facts: dict[str, Any]
+    flags: dict[str, bool]
 
-    def terminal(self) -> str:
-        """Aligned columns."""
-        lines = self._cells()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        texts.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([self.title, *self.labels, "", *(text.rstrip() for text in texts), "", *self._below()])
+    def to_text(self) -> str:
+        """Aligned columns, for the terminal."""
+        rows = self._text_rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
+        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *self.labels, "", *lines, "", *self._footer()])
 
-    def markdown(self) -> bytes:
+    def to_markdown(self) -> bytes:
         """A table with pipes, UTF-8."""
-        head, *body = self._cells()
+        head, *body = self._text_rows()
         lines = [f"# {self.title}", "", *(f"**{label}**\n" for label in self.labels)]
-        lines += [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *body]]
-        return "\n".join([*lines, "", *(f"{sentence}\n" for sentence in self._below())]).encode()
+        lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body]]
+        return "\n".join([*lines, "", *(f"{sentence}\n" for sentence in self._footer())]).encode()
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "name": self.name,
@@ -136,33 +129,33 @@ class Sheet:
             "labels": list(self.labels),
             "notes": list(self.notes),
             "seeds": list(self.seeds),
-            **self.facts,
+            **self.flags,
             "machine": machine(),
-            "rows": [row.to_plain() for row in self.rows],
+            "rows": [row.to_dict() for row in self.rows],
         }
 
-    def _below(self) -> list[str]:
+    def _footer(self) -> list[str]:
         many = len(self.seeds) > 1
         seeds = ", ".join(map(str, self.seeds))
-        spread = f"Mean and standard deviation over seeds {seeds}." if many else f"Seed {seeds}."
+        over = f"Mean and standard deviation over seeds {seeds}." if many else f"Seed {seeds}."
         this = machine()
         where = f"{this['cpu']}, {this['cores']} cores, {this['threads']} threads, torch {this['torch']}."
-        return [*self.notes, f"{spread} {where}"]
+        return [*self.notes, f"{over} {where}"]
 
-    def _cells(self) -> list[list[str]]:
-        of = list(dict.fromkeys(name for row in self.rows for name in row.of))
-        ours, paper, code = (
-            list(dict.fromkeys(name for row in self.rows for name in part(row)))
-            for part in (lambda row: row.ours, lambda row: row.paper, lambda row: row.published_code)
+    def _text_rows(self) -> list[list[str]]:
+        """The head and the rows, as texts."""
+        condition, ours, paper, code = (
+            list(dict.fromkeys(name for row in self.rows for name in getattr(row, part)))
+            for part in ("condition", "ours", "paper", "published_code")
         )
-        head = [_title(name) for name in [*of, *ours]]
+        head = [_title(name) for name in [*condition, *ours]]
         head += [f"paper: {_title(name)}" for name in paper] + [f"code: {_title(name)}" for name in code]
         body = [
             [
-                *(_plain(row.of.get(name)) for name in of),
-                *(_spread(name, row.ours.get(name), bool(row.ours)) for name in ours),
-                *(_printed(name, row.paper.get(name)) for name in paper),
-                *(_printed(name, row.published_code.get(name)) for name in code),
+                *(_condition_text(row.condition.get(name)) for name in condition),
+                *(_mean_std_text(name, row.ours.get(name), diverged=not row.ours) for name in ours),
+                *(_published_text(name, row.paper.get(name)) for name in paper),
+                *(_published_text(name, row.published_code.get(name)) for name in code),
             ]
             for row in self.rows
         ]
@@ -199,28 +192,23 @@ def _title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def _plain(value: Any) -> str:
+def _condition_text(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _spread(name: str, spread: Spread | None, sound: bool) -> str:
-    if spread is None:
-        return "-" if sound else "diverged"
-    if spread.std is None:
-        return _number(name, spread.mean)
-    return f"{_number(name, spread.mean)} ± {_number(name, spread.std).removeprefix('+')}"
+def _mean_std_text(name: str, measure: MeanStd | None, diverged: bool) -> str:
+    if measure is None:
+        return "diverged" if diverged else "-"
+    mean = _number_text(name, measure.mean)
+    return mean if measure.std is None else f"{mean} ± {_number_text(name, measure.std).removeprefix('+')}"
 
 
-def _printed(name: str, value: float | None) -> str:
+def _published_text(name: str, value: float | None) -> str:
     """As many digits as were printed."""
     return "-" if value is None else f"{value:+g}" if name in SIGNED else f"{value:g}"
 
 
-def _number(name: str, value: float) -> str:
+def _number_text(name: str, value: float) -> str:
     if name == "seconds":
-        return _short(value)
+        return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
     return f"{value:+.3f}" if name in SIGNED else f"{value:.3f}"
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"

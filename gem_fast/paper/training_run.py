@@ -1,4 +1,4 @@
-"""An experiment: from a configuration, which is a plain dictionary, to a stream, a learner and what was measured."""
+"""A training run: from a configuration, a dictionary of plain values, to a stream, a learner and what was measured."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy.typing as npt
 import torch
 
 from gem_fast.paper.data import MNIST_5K
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
 from gem_fast.paper.schedule import make_schedule
-from gem_fast.paper.setting import Setting
+from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.stream_options import DEFAULTS, make_stream
 
-__all__ = ["Config", "Experiment", "check_device", "configuration", "hyper_parameters"]
+__all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
 Config = dict[str, Any]
 
-EVALUATIONS_PER_VISIT = 2
+EVALUATIONS_PER_EXPERIENCE = 2
 # What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
 COMMON: Config = {
     "data": MNIST_5K,
@@ -38,7 +38,7 @@ COMMON: Config = {
 
 
 def configuration(stream: str, learner: str, **options: Any) -> Config:
-    """Everything that decides what an experiment does, by name; the options of `run` have the same names.
+    """Everything that decides what a run does, by name; the options of the subcommand `run` have the same names.
 
     Args:
         stream: Kind of tasks, one of STREAMS.
@@ -46,7 +46,7 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
         options: Whatever is to differ from the published settings, by name.
 
     Returns:
-        Numbers and texts only; JSON holds it.
+        Numbers, texts, booleans and None, which JSON can hold.
 
     Raises:
         InputError: The learner was not run on the stream, or an option is neither the stream's nor the learner's.
@@ -76,12 +76,12 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in preset:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of the learner {learner}")
+            raise InputError(f"{flag(name)} is not an option of the learner {learner}")
     return {**preset, **given}
 
 
 def check_device(name: str) -> None:
-    """Makes sure that torch can use a device.
+    """Raises unless torch can use a device.
 
     Args:
         name: What --device was given.
@@ -91,18 +91,18 @@ def check_device(name: str) -> None:
     """
     try:
         torch.zeros(1, device=name).item()
-    except Exception as error:  # torch raises many kinds here; whatever it is, this device is of no use
+    except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
 
 
-class Experiment:
-    """A learner in front of a stream, ready to run once.
+class TrainingRun:
+    """One learner on one stream with one seed; it can be run once.
 
     Attributes:
         config: The configuration, with the data's name for `data` and a number for `eval_every`.
         stream: The tasks, on the device.
-        schedule: The visits of the tasks.
+        schedule: In which order the tasks are learned.
         learner: The learner, on the device.
     """
 
@@ -110,7 +110,7 @@ class Experiment:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
         Args:
-            config: As `configuration` returns it. If `eval_every` is None, each visit has two evaluations.
+            config: As `configuration` returns it. If `eval_every` is None, each experience has two evaluations.
 
         Raises:
             InputError: The data cannot be loaded, or are not enough.
@@ -119,12 +119,12 @@ class Experiment:
         self._generator = torch.Generator().manual_seed(config["seed"])
         self.stream = make_stream(config, self._generator).to(device)
         self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])
-        longest = max(visit.batches for visit in self.schedule.visits)
-        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_VISIT)
+        longest = max(experience.batches for experience in self.schedule.experiences)
+        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE)
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
         torch.manual_seed(config["seed"])
-        self.learner = LEARNERS[config["learner"]](Setting.of(self.stream), device, **hyper)
+        self.learner = LEARNERS[config["learner"]](StreamInfo.of(self.stream), device, **hyper)
 
     def run(
         self,

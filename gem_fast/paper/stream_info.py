@@ -1,4 +1,4 @@
-"""What a learner is told before the first example: the number of tasks, their outputs, and the network to train."""
+"""What a learner knows of a stream before the first example: the tasks, their outputs, the network to train."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from gem_fast.paper.models import mlp, resnet18
 from gem_fast.paper.streams import Stream
 
-__all__ = ["ARCHITECTURES", "Setting", "Sliced"]
+__all__ = ["ARCHITECTURES", "MultiHeadModel", "StreamInfo"]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The frame of a stream of T tasks.
+class StreamInfo:
+    """The shapes of a stream of T tasks, and the architecture that is trained on it.
 
     Attributes:
         n_tasks: T.
         outputs: For each task the network's outputs that are its classes; a task's labels count from 0 within them.
-        n_outputs: All outputs of a network for all tasks.
+        n_outputs: The number of outputs of a network for all tasks.
         input_shape: The shape of one example.
         architecture: Which network of ARCHITECTURES is trained.
 
@@ -46,53 +46,54 @@ class Setting:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
 
     @classmethod
-    def of(cls, stream: Stream) -> Setting:
-        """The frame of a stream."""
+    def of(cls, stream: Stream) -> StreamInfo:
+        """That of a stream."""
         return cls(stream.n_tasks, stream.outputs, stream.n_outputs, stream.input_shape, stream.architecture)
 
     @property
     def n_inputs(self) -> int:
-        """The numbers that one example is made of."""
+        """The number of elements of one example."""
         return math.prod(self.input_shape)
 
     @property
-    def sliced(self) -> bool:
-        """Whether tasks have outputs of their own; where they have not, each has all of them."""
+    def multi_head(self) -> bool:
+        """Whether each task has outputs of its own (a multi-head network); otherwise each has all of them."""
         return any(outputs != range(self.n_outputs) for outputs in self.outputs)
 
-    def foreign_outputs(self) -> Tensor:
-        """Shape (T, n_outputs), bool, on the CPU: which outputs are not those of each task."""
-        every = torch.arange(self.n_outputs)
-        return torch.stack([(every < outputs.start) | (every >= outputs.stop) for outputs in self.outputs])
+    def other_outputs_mask(self) -> Tensor:
+        """Shape (T, n_outputs), bool, on the CPU: for each task, which outputs are not its own."""
+        index = torch.arange(self.n_outputs)
+        return torch.stack([(index < outputs.start) | (index >= outputs.stop) for outputs in self.outputs])
 
-    def new_network(self, n_outputs: int, thinner: int = 1) -> nn.Module:
-        """A network of the setting's architecture.
+    def new_network(self, n_outputs: int, width_divisor: int = 1) -> nn.Module:
+        """A network of the stream's architecture.
 
         Args:
-            n_outputs: Its outputs.
-            thinner: By how many times fewer its hidden units or feature maps are than in the paper.
+            n_outputs: The number of its outputs.
+            width_divisor: The paper's numbers of hidden units or feature maps are divided by it.
 
         Returns:
             The network on the CPU, from (batch, *input_shape) to (batch, n_outputs); its weights come from torch's
             global generator.
         """
-        return ARCHITECTURES[self.architecture](self, n_outputs, thinner)
+        return ARCHITECTURES[self.architecture](self, n_outputs, width_divisor)
 
-    def new_model(self, thinner: int = 1) -> nn.Module:
+    def new_model(self, width_divisor: int = 1) -> nn.Module:
         """One network for all tasks.
 
         Args:
-            thinner: As for `new_network`.
+            width_divisor: As for `new_network`.
 
         Returns:
-            Where the tasks share all outputs the network itself, model(x); otherwise a `Sliced`, model(x, task).
+            Where all tasks share all outputs the network itself, called as model(x); otherwise a `MultiHeadModel`,
+            called as model(x, task).
         """
-        network = self.new_network(self.n_outputs, thinner)
-        return Sliced(network, self.outputs) if self.sliced else network
+        network = self.new_network(self.n_outputs, width_divisor)
+        return MultiHeadModel(network, self.outputs) if self.multi_head else network
 
 
-class Sliced(nn.Module):
-    """A network of which each task sees its own slice of the outputs."""
+class MultiHeadModel(nn.Module):
+    """A network in which each task has a head of its own: a slice of the outputs."""
 
     def __init__(self, network: nn.Module, outputs: tuple[range, ...]) -> None:
         """Wraps a network.
@@ -112,14 +113,14 @@ class Sliced(nn.Module):
         return logits[:, outputs.start : outputs.stop]
 
 
-def _mlp(setting: Setting, n_outputs: int, thinner: int) -> nn.Module:
-    network = mlp(setting.n_inputs, n_outputs, hidden=(max(1, 100 // thinner),) * 2)
-    return network if len(setting.input_shape) == 1 else nn.Sequential(nn.Flatten(), network)
+def _mlp(stream_info: StreamInfo, n_outputs: int, width_divisor: int) -> nn.Module:
+    network = mlp(stream_info.n_inputs, n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
+    return network if len(stream_info.input_shape) == 1 else nn.Sequential(nn.Flatten(), network)
 
 
-def _resnet18(setting: Setting, n_outputs: int, thinner: int) -> nn.Module:
-    return resnet18(n_outputs, maps=max(1, 20 // thinner))
+def _resnet18(stream_info: StreamInfo, n_outputs: int, width_divisor: int) -> nn.Module:
+    return resnet18(n_outputs, maps=max(1, 20 // width_divisor))
 
 
-# name -> setting, outputs, thinner -> network
-ARCHITECTURES: dict[str, Callable[[Setting, int, int], nn.Module]] = {"mlp": _mlp, "resnet18": _resnet18}
+# name -> function of the stream's info, the number of outputs and width_divisor that makes a network
+ARCHITECTURES: dict[str, Callable[[StreamInfo, int, int], nn.Module]] = {"mlp": _mlp, "resnet18": _resnet18}

@@ -1,4 +1,4 @@
-"""Cells: none is computed twice, an interrupted one goes on, and what is not theirs is never believed."""
+"""The run cache: no run is computed twice, an interrupted one goes on, and damaged or foreign files are not used."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from utils.idx_files import write_folder
 
-from gem_fast.paper import cells
-from gem_fast.paper.cells import cell_name, read_cell, run_cells
+from gem_fast.paper import run_cache
 from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.experiment import Experiment, configuration
 from gem_fast.paper.learners.gem import Gem
+from gem_fast.paper.run_cache import read_run, run_cached, run_name
+from gem_fast.paper.training_run import TrainingRun, configuration
 
 Config = dict[str, Any]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """A cell of 60 mini-batches."""
+    """A run of 60 mini-batches."""
     write_folder(tmp_path / "data")
     return configuration(
         stream="permutations",
@@ -34,14 +34,14 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configurations of the experiments made since."""
+    """The configurations of the runs made since."""
     configs = []
 
-    def experiment(config: Config) -> Experiment:
+    def training_run(config: Config) -> TrainingRun:
         configs.append(config)
-        return Experiment(config)
+        return TrainingRun(config)
 
-    monkeypatch.setattr(cells, "Experiment", experiment)
+    monkeypatch.setattr(run_cache, "TrainingRun", training_run)
     return configs
 
 
@@ -56,43 +56,43 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def test_names_tell_configurations_apart(config):
     others = [config | {name: value} for name, value in [("seed", 1), ("lr", 0.2), ("epochs", 2), ("tasks", 4)]]
-    names = {cell_name(other) for other in [config, *others]}
+    names = {run_name(other) for other in [config, *others]}
     assert len(names) == 5
-    assert cell_name(config) == cell_name(dict(reversed(config.items())))
-    assert cell_name(config).startswith("permutations-gem-seed0-")
+    assert run_name(config) == run_name(dict(reversed(config.items())))
+    assert run_name(config).startswith("permutations-gem-seed0-")
 
 
-def test_a_finished_cell_is_not_computed_again(tmp_path, config, computed):
+def test_a_finished_run_is_not_computed_again(tmp_path, config, computed):
     out = tmp_path / "out"
-    first = run_cells(out, [config])
-    again = run_cells(out, [config, config | {"seed": 1}, config])
+    first = run_cached(out, [config])
+    again = run_cached(out, [config, config | {"seed": 1}, config])
     assert computed == [config, config | {"seed": 1}]
     assert [record.acc for record in again] == [first[0].acc, again[1].acc, first[0].acc]
-    assert [path.name for path in sorted(out.iterdir())] == sorted(f"{cell_name(c)}.json" for c in computed)
+    assert [path.name for path in sorted(out.iterdir())] == sorted(f"{run_name(c)}.json" for c in computed)
 
 
-def test_a_cell_is_the_experiment(tmp_path, config):
-    (record,) = run_cells(tmp_path / "out", [config])
-    plain = Experiment(config).run()
+def test_a_cached_run_is_the_training_run(tmp_path, config):
+    (record,) = run_cached(tmp_path / "out", [config])
+    plain = TrainingRun(config).run()
     assert record.R.tolist() == plain.R.tolist()
-    assert read_cell(tmp_path / "out" / f"{cell_name(config)}.json", config).R.tolist() == plain.R.tolist()
+    assert read_run(tmp_path / "out" / f"{run_name(config)}.json", config).R.tolist() == plain.R.tolist()
 
 
 def test_progress_is_told(tmp_path, config, capsys):
-    run_cells(tmp_path / "out", [config, config | {"seed": 1}])
+    run_cached(tmp_path / "out", [config, config | {"seed": 1}])
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": accuracy")[0] for line in told] == [
-        "cell 1 of 2: gem on permutations, seed 0",
-        "cell 2 of 2: gem on permutations, seed 1",
+        "run 1 of 2: gem on permutations, seed 0",
+        "run 2 of 2: gem on permutations, seed 1",
     ]
-    run_cells(tmp_path / "out", [config, config | {"seed": 1}])
-    assert capsys.readouterr().err.endswith(f"2 of 2 cells are finished already in {tmp_path / 'out'}\n")
+    run_cached(tmp_path / "out", [config, config | {"seed": 1}])
+    assert capsys.readouterr().err.endswith(f"2 of 2 runs are finished already in {tmp_path / 'out'}\n")
 
 
 @pytest.mark.parametrize("batch", [1, 30, 59, 75])
 def test_interrupted_then_resumed_gives_the_same_files(tmp_path, config, monkeypatch, batch):
     configs = [config, config | {"seed": 1}]
-    run_cells(tmp_path / "whole", configs)
+    run_cached(tmp_path / "whole", configs)
     observe, calls = Gem.observe, []
 
     def interrupted(self, x, y, task):
@@ -103,11 +103,11 @@ def test_interrupted_then_resumed_gives_the_same_files(tmp_path, config, monkeyp
 
     monkeypatch.setattr(Gem, "observe", interrupted)
     finished = batch // 60
-    with pytest.raises(KeyboardInterrupt, match=f"^{finished} of 2 cells are finished in .*; the same command goes on"):
-        run_cells(tmp_path / "out", configs)
+    with pytest.raises(KeyboardInterrupt, match=f"^{finished} of 2 runs are finished in .*; the same command goes on"):
+        run_cached(tmp_path / "out", configs)
     saved = max(int(path.stem.split("-")[1]) for path in (tmp_path / "out").glob("*.checkpoints/*.gem"))
     calls[:] = [0] * 1000  # no second interruption
-    run_cells(tmp_path / "out", configs)
+    run_cached(tmp_path / "out", configs)
     assert len(calls) - 1000 == 120 - 60 * finished - saved
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -118,7 +118,7 @@ def test_interrupted_then_resumed_gives_the_same_files(tmp_path, config, monkeyp
         (lambda text: text[:-20], "it is not JSON"),
         (lambda text: "\xff" + text, "it is not JSON"),
         (lambda text: "[" * 100_000, "it is not JSON"),
-        (lambda text: "[]", "not the result of this cell"),
+        (lambda text: "[]", "not the result of this run"),
         (lambda text: text.replace('"seed": 0', '"seed": 1'), "but of another configuration"),
         (lambda text: text.replace('"acc"', '"bcc"'), "is damaged: a part is missing"),
         (lambda text: text.replace('"accuracy": [', '"accuracy": [[0.5], '), "is damaged"),
@@ -127,14 +127,14 @@ def test_interrupted_then_resumed_gives_the_same_files(tmp_path, config, monkeyp
     ],
 )
 def test_a_damaged_or_foreign_file_is_told_and_computed_anew(tmp_path, config, computed, capsys, damage, sentence):
-    run_cells(tmp_path, [config])
-    path = tmp_path / f"{cell_name(config)}.json"
+    run_cached(tmp_path, [config])
+    path = tmp_path / f"{run_name(config)}.json"
     sound = path.read_text()
     path.write_text(damage(sound), encoding="latin-1")
     with pytest.raises(InputError, match=sentence):
-        read_cell(path, config)
+        read_run(path, config)
     capsys.readouterr()
-    run_cells(tmp_path, [config])
+    run_cached(tmp_path, [config])
     told = capsys.readouterr().err.splitlines()[0]
     assert sentence in told
     assert told.endswith("; it is computed anew")
@@ -142,8 +142,8 @@ def test_a_damaged_or_foreign_file_is_told_and_computed_anew(tmp_path, config, c
     assert json.loads(path.read_text())["R"] == json.loads(sound)["R"]
 
 
-def test_damaged_checkpoints_begin_the_cell_anew(tmp_path, config, monkeypatch, capsys):
-    (whole,) = run_cells(tmp_path / "whole", [config])
+def test_damaged_checkpoints_begin_the_run_anew(tmp_path, config, monkeypatch, capsys):
+    (whole,) = run_cached(tmp_path / "whole", [config])
 
     def interrupted(self, x, y, task):
         raise KeyboardInterrupt
@@ -152,26 +152,26 @@ def test_damaged_checkpoints_begin_the_cell_anew(tmp_path, config, monkeypatch, 
         observe = Gem.observe
         patch.setattr(Gem, "observe", lambda *args: interrupted(*args) if args[3] == 2 else observe(*args))
         with pytest.raises(KeyboardInterrupt):
-            run_cells(tmp_path / "out", [config])
-    for path in Checkpoints(tmp_path / "out" / f"{cell_name(config)}.checkpoints").paths():
+            run_cached(tmp_path / "out", [config])
+    for path in Checkpoints(tmp_path / "out" / f"{run_name(config)}.checkpoints").paths():
         path.write_bytes(path.read_bytes()[:-1])
-    (record,) = run_cells(tmp_path / "out", [config])
-    assert "; the cell starts from its beginning" in capsys.readouterr().err
+    (record,) = run_cached(tmp_path / "out", [config])
+    assert "; the run starts from its beginning" in capsys.readouterr().err
     assert record.R.tolist() == whole.R.tolist()
 
 
-def test_a_cell_that_diverges(tmp_path, config, computed):
+def test_a_run_that_diverges(tmp_path, config, computed):
     bad = config | {"learner": "single", "lr": 1e30}
     for name in ("memory_per_task", "margin", "ridge"):
         del bad[name]
     for _ in range(2):
-        assert run_cells(tmp_path, [bad], may_diverge=True) == [None]
+        assert run_cached(tmp_path, [bad], may_diverge=True) == [None]
         with pytest.raises(InputError, match="single on permutations, seed 0: training diverged"):
-            run_cells(tmp_path, [bad])
+            run_cached(tmp_path, [bad])
     assert computed == [bad]
 
 
 def test_the_folder_must_be_one(tmp_path, config):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--out must be a folder"):
-        run_cells(tmp_path / "file", [config])
+        run_cached(tmp_path / "file", [config])

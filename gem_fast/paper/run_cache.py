@@ -1,0 +1,141 @@
+"""The run cache: results of training runs stay in a folder, so that none is computed twice.
+
+A run's file is named after its configuration, and holds what `report.result_of` returns. A command that was interrupted
+goes on with the runs that are missing; the one that it was busy with goes on from its last checkpoint. Data are known
+by name: other data under an old name need a folder of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from gem_fast.paper import report
+from gem_fast.paper.errors import Diverged, InputError, extra, print_note
+from gem_fast.paper.files import prepare_folder, readable
+from gem_fast.paper.protocol import Record
+from gem_fast.paper.resume import Checkpointer
+from gem_fast.paper.training_run import Config, TrainingRun
+
+__all__ = ["read_run", "run_cached", "run_name"]
+
+
+def run_name(config: Config) -> str:
+    """The name of a run's file, without its ending: readable in front, and a hash of the whole configuration.
+
+    Args:
+        config: What `configuration` returned.
+
+    Returns:
+        Such as rotations-gem-seed0-1f0c2a9b3d5e.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return f"{config['stream']}-{config['learner']}-seed{config['seed']}-{digest[:12]}"
+
+
+def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = False) -> list[Record | None]:
+    """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
+
+    Args:
+        folder: The run cache; made if need be.
+        configs: What `configuration` returned, for each run; the same one may come several times.
+        may_diverge: Whether a run whose training diverges is a result, too; otherwise it is an error.
+
+    Returns:
+        The measurements of each run, in the order of `configs`; None for one that diverged.
+
+    Raises:
+        InputError: The folder cannot be written to, a run cannot be made, or one diverged and must not.
+        KeyboardInterrupt: With a sentence that says how many runs are finished.
+    """
+    prepare_folder("--out", folder)
+    runs = {run_name(config): config for config in configs}
+    records: dict[str, Record | None] = {}
+    for name, config in runs.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            try:
+                records[name] = read_run(path, config)
+            except InputError as error:
+                print_note(f"{error}; it is computed anew")
+    if records:
+        print_note(f"{len(records)} of {len(runs)} runs are finished already in {folder}")
+    try:
+        for number, (name, config) in enumerate(runs.items(), start=1):
+            if name not in records:
+                title = f"run {number} of {len(runs)}: {_describe(config)}"
+                records[name] = _finish(folder / name, config, title)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(
+            f"{len(records)} of {len(runs)} runs are finished in {folder}; the same command goes on from there"
+        ) from interrupt
+    if not may_diverge:
+        for name, config in runs.items():
+            if records[name] is None:
+                raise InputError(f"{_describe(config)}: training diverged, as {folder / name}.json says")
+    return [records[run_name(config)] for config in configs]
+
+
+def read_run(path: Path, config: Config) -> Record | None:
+    """Reads a finished run.
+
+    Args:
+        path: The file.
+        config: The configuration that it must be of.
+
+    Returns:
+        The measurements; None if training diverged.
+
+    Raises:
+        InputError: The file cannot be read, is damaged, or is of another configuration.
+    """
+    with readable(path):
+        contents = path.read_bytes()
+    try:
+        result = json.loads(contents)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as the result of a run: it is not JSON") from error
+    if not isinstance(result, dict) or result.get("key") != config:
+        raise InputError(f"{path} is not the result of this run, but of another configuration")
+    if result.get("diverged") is True:
+        return None
+    try:
+        return report.record_of(result)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _finish(path: Path, config: Config, title: str) -> Record | None:
+    """Computes a run, or the rest of it, and writes its file; returns None if it diverged."""
+    with extra("the progress bar"):
+        from gem_fast.paper.progress import Progress
+    checkpoints = path.with_name(f"{path.name}.checkpoints")
+    prepare_folder("--out", checkpoints)
+    run = TrainingRun(config)
+    checkpointer = Checkpointer(checkpoints, None, run)
+    try:
+        journal = checkpointer.begin(resume=any(checkpoints.glob("checkpoint-*.gem")))
+    except InputError as error:
+        print_note(f"{error}; the run starts from its beginning")
+        shutil.rmtree(checkpoints)
+        return _finish(path, config, title)
+    result: Config = {"key": config, "diverged": False}
+    record: Record | None = None
+    try:
+        with Progress(run.schedule, 0 if journal is None else journal.batches, title) as bar:
+            record = run.run(on_batch=bar.on_batch, on_journal=checkpointer.after_batch, journal=journal)
+        result |= report.result_of(record, run.config)
+    except Diverged:
+        result["diverged"] = True
+    report.write_files(path.parent, {f"{path.name}.json": report.to_json(result)})
+    # Another command that was busy with the same run may have removed them first.
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return record
+
+
+def _describe(config: Config) -> str:
+    epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
+    return f"{config['learner']} on {config['stream']}{epochs}, seed {config['seed']}"

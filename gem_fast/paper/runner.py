@@ -1,0 +1,221 @@
+"""Runs the experiments of a result table: the commands' common options, from experiments to rows, and the files."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gem_fast.paper import report
+from gem_fast.paper.data import MNIST_5K, STAND_IN_SUFFIX, load_data
+from gem_fast.paper.files import prepare_folder
+from gem_fast.paper.protocol import Record
+from gem_fast.paper.published import MEASURES, Numbers
+from gem_fast.paper.result_table import MeanStd, ResultTable, Row, mean_std_by_measure
+from gem_fast.paper.run_cache import run_cached
+from gem_fast.paper.training_run import Config, check_device
+
+__all__ = [
+    "CACHE",
+    "Experiment",
+    "add_data_option",
+    "add_options",
+    "is_stand_in",
+    "parse_seeds",
+    "prepare",
+    "run_experiments",
+    "write_table",
+]
+
+# The folder of the run cache, within --out.
+CACHE = "run_cache"
+QUICK_LABEL = "QUICK: few tasks, examples and seeds, a check that all works; not comparable with the paper."
+STAND_IN_LABEL = "STAND-IN: cifar100 is made-up images in CIFAR-100's format; its numbers say nothing of CIFAR-100."
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration that is run with several seeds: a row of a result table.
+
+    Attributes:
+        condition: As in Row.
+        config: The configuration, but for the seed.
+        measures: Which of acc, bwt, fwt and seconds the row has.
+        first_task: Whether the row has the curve of the first task.
+        paper: As in Row.
+        published_code: As in Row.
+    """
+
+    condition: dict[str, Any]
+    config: Config
+    measures: Sequence[str] = MEASURES
+    first_task: bool = False
+    paper: Numbers = field(default_factory=dict)
+    published_code: Numbers = field(default_factory=dict)
+
+
+def add_options(parser: argparse.ArgumentParser, default_seeds: Sequence[int]) -> None:
+    """Adds the options that all commands with a result table have.
+
+    Args:
+        parser: The command's parser.
+        default_seeds: What --seeds is if it is not given.
+    """
+    parser.add_argument("--quick", action="store_true", help="less of everything: a check that it works (default: no)")
+    first, last = default_seeds[0], default_seeds[-1]
+    text = f"{first}-{last}" if last > first else str(first)
+    parser.add_argument(
+        "--seeds",
+        type=parse_seeds,
+        metavar="A-B",
+        help=f"seeds from A to B, or one seed, or several with commas (default: {text}; with --quick at most 0-1)",
+    )
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the results, shared by all tables (default: out/paper, with --quick out/paper-quick)",
+    )
+    parser.set_defaults(default_seeds=tuple(default_seeds))
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option --data."""
+    parser.add_argument(
+        "--data",
+        default=MNIST_5K,
+        metavar="DATA",
+        help="digits for rotations and permutations, as for the command run (default: %(default)s)",
+    )
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Reads seeds, such as 0-4, 3 or 0,2.
+
+    Args:
+        text: The option's text.
+
+    Returns:
+        The seeds, at least one, all different.
+
+    Raises:
+        argparse.ArgumentTypeError: It is of another form.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not 0 < len(seeds) <= 1000:
+            raise argparse.ArgumentTypeError(f"must be seeds such as 0-4, 3 or 0,2, got {text!r}")
+        found += seeds
+    return tuple(dict.fromkeys(found))
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Checks the options, and fills in those that depend on --quick.
+
+    Args:
+        args: The parsed options of `add_options`.
+
+    Raises:
+        InputError: A device or a folder cannot be used.
+    """
+    check_device(args.device)
+    if args.seeds is None:
+        args.seeds = args.default_seeds[:2] if args.quick else args.default_seeds
+    if args.out is None:
+        args.out = Path("out/paper-quick" if args.quick else "out/paper")
+    prepare_folder("--out", args.out)
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], args: argparse.Namespace, *, cache: str = CACHE, may_diverge: bool = False
+) -> list[Row]:
+    """Runs each experiment with each seed, but for the runs that are in the cache.
+
+    Args:
+        experiments: The experiments.
+        args: With the seeds and the folder.
+        cache: The folder of the run cache within args.out.
+        may_diverge: As for `run_cached`; an experiment that diverged with one seed has no measures.
+
+    Returns:
+        A row for each experiment.
+
+    Raises:
+        InputError: As `run_cached`.
+        KeyboardInterrupt: As `run_cached`.
+    """
+    # Seed by seed, so that a machine that changes its speed changes it for all experiments.
+    configs = [experiment.config | {"seed": seed} for seed in args.seeds for experiment in experiments]
+    all_records = run_cached(args.out / cache, configs, may_diverge=may_diverge)
+    rows = []
+    for i, experiment in enumerate(experiments):
+        records = [record for record in all_records[i :: len(experiments)] if record is not None]
+        ours, curve = {}, None
+        if len(records) == len(args.seeds):
+            ours = mean_std_by_measure(
+                [{name: _measure(record, name) for name in experiment.measures} for record in records]
+            )
+            curve = _first_task(records) if experiment.first_task else None
+        rows.append(Row(experiment.condition, ours, experiment.paper, experiment.published_code, curve))
+    return rows
+
+
+def write_table(
+    name: str,
+    title: str,
+    notes: tuple[str, ...],
+    rows: Sequence[Row],
+    experiments: Sequence[Experiment],
+    args: argparse.Namespace,
+    draw: Callable[[ResultTable], bytes] | None = None,
+) -> None:
+    """Writes a table's files into args.out, the JSON last, and prints it.
+
+    Args:
+        name: As in ResultTable.
+        title: As in ResultTable.
+        notes: As in ResultTable.
+        rows: What `run_experiments` returned, in the order in which they are shown.
+        experiments: The experiments, whose data may be a stand-in: the table then says so.
+        args: With `quick`, the seeds and the folder.
+        draw: Makes a PNG file of the table, if it has one.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    flags = {"quick": args.quick, "stand_in": any(is_stand_in(each.config["data"]) for each in experiments)}
+    labels = tuple(label for label, holds in zip((QUICK_LABEL, STAND_IN_LABEL), flags.values(), strict=True) if holds)
+    table = ResultTable(name, title, labels, notes, args.seeds, tuple(rows), flags)
+    files = {f"{name}.md": table.to_markdown()}
+    if draw is not None:
+        files[f"{name}.png"] = draw(table)
+    files[f"{name}.json"] = report.to_json(table.to_dict())
+    report.write_files(args.out, files)
+    print(table.to_text())
+    print(f"written: {', '.join(str(args.out / file) for file in files)}")
+
+
+@functools.cache
+def is_stand_in(data: str) -> bool:
+    """Whether data are made up, by what they say of themselves."""
+    return data != MNIST_5K and load_data(data).name.endswith(STAND_IN_SUFFIX)
+
+
+def _measure(record: Record, name: str) -> float:
+    return record.train_seconds if name == "seconds" else float(getattr(record, name))
+
+
+def _first_task(records: list[Record]) -> Any:
+    """The curve of a Row."""
+    x = np.append(0, records[0].batch) * len(records[0].baseline) / records[0].batch[-1]
+    curves = [np.append(record.baseline[0], record.accuracy[:, 0]).tolist() for record in records]
+    return tuple(x.tolist()), tuple(MeanStd(values) for values in zip(*curves, strict=True))
