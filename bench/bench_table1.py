@@ -8,15 +8,14 @@ import os
 
 import pytest
 import torch
-from gradients import DEVICE
 from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
+from training import DEVICE, TASKS
 
 from gem_fast.paper.experiment import Experiment, configuration, hyper_parameters
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.setting import Setting
 
-TASKS = int(os.environ.get("BENCH_TASKS", "20"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 # name in the results -> learner; gem is the one under test
 RIVALS = {
