@@ -21,8 +21,7 @@ from matplotlib.ticker import EngFormatter
 from torch import nn
 
 import gem_fast
-from gem_fast import ops, project_
-from gem_fast.task_gradients import Batch
+from gem_fast import Batch, Loop, Objective, ops, project_
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
@@ -34,7 +33,7 @@ SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 5, 200  # per point
 
 # Okabe and Ito's colours, told apart by readers of every colour vision; shapes tell the stages apart without them.
 LOOKS = {
-    "task_gradients": ("#E69F00", "v", "task_gradients: one backward per task"),
+    "loop": ("#E69F00", "v", "loop: one backward per task"),
     "gram": ("#0072B2", "o", "gram: P = G Gᵀ, q = G g"),
     "solve": ("#D55E00", "s", "solve: the dual QP"),
     "combine": ("#009E73", "^", "combine: g + Gᵀ v"),
@@ -61,7 +60,7 @@ def stages(t: int, p: int) -> dict[str, Callable[[], object]]:
         project_(grads, G, margin=0.0)
 
     return {
-        "task_gradients": task_gradients(t, p),
+        "loop": loop(t, p),
         "gram": lambda: ops.gram(G, fresh),
         "solve": lambda: ops.nnqp(P, q),
         "combine": lambda: ops.combine_(grads, G, v),
@@ -70,14 +69,14 @@ def stages(t: int, p: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def task_gradients(t: int, p: int) -> Callable[[], object]:
+def loop(t: int, p: int) -> Callable[[], object]:
     """G for a network of about p parameters, ten examples of every task."""
     width = int(p**0.5)
     model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
     parameters = list(model.parameters())
-    engine = gem_fast.LoopTaskGradients(model, F.cross_entropy)
+    engine, objective = Loop(), Objective(model, F.cross_entropy)
     memory = [[Batch(task, torch.randn(EXAMPLES, width), torch.randint(2, (EXAMPLES,)))] for task in range(t)]
-    return lambda: engine(memory, parameters)
+    return lambda: engine(objective, memory, parameters)
 
 
 def median_seconds(call: Callable[[], object]) -> float:

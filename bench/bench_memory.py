@@ -1,4 +1,4 @@
-"""How much memory the gradients of past tasks take: by tasks per pass, and with and without the rows of G.
+"""How much memory the gradients of past tasks take: by tasks per pass, and by the form of G.
 
 cd bench && python bench_memory.py            measures, then draws results/memory.json and results/memory.png
 cd bench && python bench_memory.py --draw     draws the picture again
@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import gem_fast
-from gem_fast.task_gradients import Batch
-from gem_fast.task_gradients.gramian import GramianProjection
+from gem_fast import Batch, Fused, Objective
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
@@ -89,7 +88,7 @@ def measure_here(name: str, tasks: int, mode: str) -> dict[str, object]:
     Args:
         name: of the model.
         tasks: the number of past tasks.
-        mode: "rows", "gramian", or a number of tasks per pass, with rows.
+        mode: a form of G, "rows" or "layerwise", or a number of tasks per pass, with rows.
     """
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
@@ -99,18 +98,10 @@ def measure_here(name: str, tasks: int, mode: str) -> dict[str, object]:
     F.cross_entropy(model(batches[0][0].x), batches[0][0].y).backward()
     grads = [p.grad.neg_() for p in parameters]  # violates the first task's constraint
     before = peak_bytes()
-    if mode == "gramian":
-        project = GramianProjection(model, F.cross_entropy)
-    else:
-        limit = None if mode == "rows" else int(mode)
-        engine = gem_fast.FusedTaskGradients(model, F.cross_entropy, tasks_per_pass=limit)
-        G = None
+    engine = Fused(form="rows", tasks_per_pass=int(mode)) if mode.isdigit() else Fused(form=mode)
+    objective = Objective(model, F.cross_entropy)
     for _ in range(2):  # the first pass is verified
-        if mode == "gramian":
-            project(batches, parameters, grads)
-        else:
-            G = engine(batches, parameters, out=G).G
-            gem_fast.project_(grads, G)
+        gem_fast.project_(grads, engine(objective, batches, parameters))
     return {
         "model": name,
         "tasks": tasks,
@@ -134,13 +125,13 @@ def measure_all() -> dict[str, object]:
         "dtype": "float32",
         "threads": THREADS,
         "tasks_per_pass": [measure(name, 20, str(limit)) for name in ("mlp", "conv") for limit in TASKS_PER_PASS],
-        "modes": [measure("transformer", tasks, mode) for mode in ("rows", "gramian") for tasks in TASKS],
+        "modes": [measure("transformer", tasks, mode) for mode in ("rows", "layerwise") for tasks in TASKS],
         "gem_fast": gem_fast.build_info(),
     }
 
 
 def draw(result: dict[str, object]) -> None:
-    """Two panels: the peak by tasks per pass, the peak by tasks for both modes."""
+    """Two panels: the peak by tasks per pass, the peak by tasks for both forms."""
     matplotlib.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -155,8 +146,8 @@ def draw(result: dict[str, object]) -> None:
     points = result["modes"]
     millions = points[0]["parameters"] / 1e6
     rows = [p for p in points if p["mode"] == "rows"]
-    line(right, rows, "tasks", 'gradients="rows"', BLUE, "o")
-    line(right, [p for p in points if p["mode"] == "gramian"], "tasks", 'gradients="gramian"', GREEN, "^")
+    line(right, rows, "tasks", 'form="rows"', BLUE, "o")
+    line(right, [p for p in points if p["mode"] == "layerwise"], "tasks", 'form="layerwise"', GREEN, "^")
     G = [p["tasks"] * p["parameters"] * 4 / MEGABYTE for p in rows]
     right.plot(TASKS, G, color="#777777", linestyle="--", linewidth=1, label="G alone, 4 t p bytes")
     right.set(xlabel=f"past tasks t   (transformer encoder, p = {millions:.1f} million)", xticks=TASKS)

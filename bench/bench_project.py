@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import quadprog
 import torch
-from gradients import DEVICE, MARGIN, RIDGE, Problem, gradient_problems
+from gradients import Problem, gradient_problems
 from interleave import THREADS_ASLEEP, interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torchjd.aggregation import DualProj
+from training import DEVICE, MARGIN, RIDGE
 
 import gem_fast
 from gem_fast import reference

@@ -8,15 +8,14 @@ import os
 
 import pytest
 import torch
-from gradients import DEVICE
 from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
+from training import DEVICE, TASKS
 
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.training_run import TrainingRun, configuration, hyper_parameters
 
-TASKS = int(os.environ.get("BENCH_TASKS", "20"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 # name in the results -> learner; gem is the one under test
 RIVALS = {

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gradients import BATCH, LR, MARGIN, MEMORY
-from torch import Tensor, nn
-
-Batches = list[tuple[Tensor, Tensor, int]]
+from torch import nn
+from training import BATCH, LR, MARGIN, MEMORY, Batches
 
 
 def published(batches: Batches, tasks: int) -> Callable[[], object] | None:
