@@ -22,7 +22,6 @@ from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
 from gem_fast.state import check_generator, check_keys, check_plain_task
 from gem_fast.task_gradients import Batch, FusedTaskGradients, Sample, TaskGradients
-from gem_fast.task_gradients.chain_projection import ChainProjection
 from gem_fast.task_gradients.gramian import GramianProjection
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
@@ -67,9 +66,8 @@ class GEM:
         memory_batch: m', the number of examples of each past task that count in a step, a fresh random subset each
             time; default all of them, which is exact.
         refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
-        gradients: "rows" keeps G, t rows of all parameters (for a chain of linear layers on a CPU without the first
-            weight's, see `gem_fast.task_gradients.chain_projection`). "gramian" never does: the same projection for
-            models of which t rows do not fit into memory, at more memory for activations, see
+        gradients: "rows" keeps G, t rows of all parameters. "gramian" never does: the same projection for models of
+            which t rows do not fit into memory, at more memory for activations, see
             `gem_fast.task_gradients.gramian.GramianProjection`.
         task_gradients: the engine that computes G; default `FusedTaskGradients(model, loss_fn)`.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
@@ -141,10 +139,7 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self._pass_task = pass_task
-        fused = FusedTaskGradients(model, loss_fn, pass_task=pass_task)
-        self._task_gradients = task_gradients or fused
-        # Goes without the largest part of G, where nobody asks for its rows.
-        self._chain = ChainProjection(fused) if task_gradients is None and refresh_every == 1 else None
+        self._task_gradients = task_gradients or FusedTaskGradients(model, loss_fn, pass_task=pass_task)
         self._gramian = GramianProjection(model, loss_fn, pass_task=pass_task) if gradients == "gramian" else None
         self._rows = GradientRows(refresh_every)
         self._generator = torch.Generator().manual_seed(seed)
@@ -276,10 +271,6 @@ class GEM:
             with _no_autocast(parameters[0].device.type):
                 if self._gramian is not None:
                     return self._gramian(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
-                if self._chain is not None:
-                    done = self._chain(constraints, parameters, grads, self.margin, self.ridge, sample=sample)
-                    if done is not None:
-                        return done
                 G = self._compute_rows(constraints, sample, parameters)
         except RuntimeError as error:
             # Only a pass that failed is looked into: a model may well take inputs of another dtype than its own.

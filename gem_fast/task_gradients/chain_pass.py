@@ -10,11 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gem_fast.task_gradients.chain import Link
-from gem_fast.task_gradients.losses import End, has_known_gradient
 from gem_fast.task_gradients.pieces import Piece
 from gem_fast.task_gradients.sparse import LayerInput
 
@@ -40,29 +38,19 @@ class ChainPass(NamedTuple):
         """A pass of which the forward is done, and the gradient at the output (N, classes) known."""
         first, *others = links
         weights = [link.weight for link in links]
-        run = partial(torch.ops.gem_fast._chain_backward, grad, [link.x for link in others], weights)
+        run = partial(torch.ops.gem_fast._mlp_backward, grad, [link.x for link in others], weights)
         given = LayerInput.of(first.x, first.entries, first.positions)
         return cls(weights, [link.bias for link in links], given, sizes, run)
 
     @classmethod
-    def through(
-        cls, layers: Sequence[nn.Linear], piece: Piece, loss_fn: Callable[[Tensor, Tensor], Tensor]
-    ) -> ChainPass:
-        """A pass through a model that is these layers and nothing else."""
+    def through(cls, layers: Sequence[nn.Linear], piece: Piece) -> ChainPass:
+        """A pass through a model that is these layers and nothing else, and the mean cross entropy of each task."""
         weights: list[Tensor] = [layer.weight for layer in layers]
         biases: list[Tensor | None] = [layer.bias for layer in layers]
         entries, positions, sizes = piece.entries, piece.positions, piece.segments.sizes
         x = piece.x.flatten(1).contiguous() if entries is None else None
-        if has_known_gradient(piece):
-            given = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
-            run = partial(torch.ops.gem_fast._chain_pass, x, given, positions, piece.y, weights, biases)
-        else:
-            with torch.no_grad():
-                first = partial(F.linear, piece.x.flatten(1)) if entries is None else partial(entries.linear, positions)
-                z = first(weights[0], biases[0])
-                *inputs, output = torch.ops.gem_fast._chain_forward(z, weights[1:], biases[1:])
-            grad = End.of(loss_fn, output.requires_grad_(), piece).gradient()
-            run = partial(torch.ops.gem_fast._chain_backward, grad, inputs, weights)
+        given = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
+        run = partial(torch.ops.gem_fast._mlp_pass, x, given, positions, piece.y, weights, biases)
         return cls(weights, biases, LayerInput.of(x, entries, positions), sizes, run)
 
     @torch.no_grad()

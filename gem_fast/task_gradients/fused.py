@@ -16,7 +16,7 @@ from gem_fast.task_gradients.chain import find_chain, goes_through
 from gem_fast.task_gradients.chain_pass import ChainPass
 from gem_fast.task_gradients.examples import ExampleCache
 from gem_fast.task_gradients.loop import LoopTaskGradients
-from gem_fast.task_gradients.losses import End
+from gem_fast.task_gradients.losses import End, has_known_gradient
 from gem_fast.task_gradients.pieces import Piece, Segments
 from gem_fast.task_gradients.plan import Plan
 from gem_fast.task_gradients.protocol import Batch, Sample, TaskRows, chosen
@@ -234,9 +234,9 @@ class FusedTaskGradients:
         self, plan: Plan, pieces: Sequence[Piece], first: int, learning: bool
     ) -> ChainPass | tuple[Recorder, list[End]]:
         """One forward per piece: through a chain, or what else was recorded."""
-        if self._is_chain(plan, pieces[0].memory):
+        if self._is_chain(plan, pieces[0].memory) and has_known_gradient(pieces[0]):
             [piece] = pieces
-            return ChainPass.through(plan.layers, piece, self._loss_fn)
+            return ChainPass.through(plan.layers, piece)
         recorder, ends = self._forward(plan, pieces, first, learning)
         found = find_chain(recorder.links, ends[0].output) if self._chains and len(ends) == 1 else None
         if found is None:
