@@ -1,8 +1,8 @@
 """Builds gem_fast's two compiled modules in one run of ninja.
 
-gem_fast._C is one shared object for every torch from TORCH_AT_LEAST on, with or without CUDA: torch's own BuildExtension
-links what ties a binary to one torch version; ours needs the stable ABI only. gem_fast._solver, the solver for NumPy
-arrays, links to no torch at all. Everything else about the package is in pyproject.toml.
+gem_fast._C is one shared object for every torch from TORCH_AT_LEAST on, with or without CUDA. torch's own
+BuildExtension links what ties a binary to one torch version; ours needs the stable ABI only. gem_fast._solver, the
+solver for NumPy arrays, links to no torch at all. Everything else about the package is in pyproject.toml.
 """
 
 import os

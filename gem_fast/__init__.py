@@ -98,6 +98,6 @@ def _load_compiled_module(name: str) -> Any:
         return import_module(f"gem_fast.{name}")
     except ImportError as error:
         raise ImportError(
-            f"gem_fast's compiled module does not load{with_torch}: {error}; build it for this Python with a torch of at "
-            "least 2.10: pip install --force-reinstall --no-deps . in gem_fast's source folder"
+            f"gem_fast's compiled module does not load{with_torch}: {error}; build it for this Python with a torch of "
+            "at least 2.10: pip install --force-reinstall --no-deps . in gem_fast's source folder"
         ) from error

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gem_fast import _C, _fake  # noqa: F401
+from gem_fast import _C, _fake  # noqa: F401 (_fake registers kernels for the operators of _C)
 from gem_fast.solver import Status
 
 __all__ = ["Nnqp", "Status", "combine_", "gram", "nnqp", "pack_"]

@@ -121,6 +121,7 @@ class NnqpFactor {
     size_ = k;
   }
 
+  // z = the minimiser over F.
   GEM_FAST_INLINE GEM_FAST_HD void minimise() {
     each(team_, size_, [&](int f) { z_[f] = y_[f]; });
     back_substitute();

@@ -16,7 +16,7 @@ Simd simd_level();
 // What this processor and this binary have in common.
 Simd simd_available();
 void set_simd_level(Simd level);
-// By its name; false, and nothing changed, where it is not available.
+// The same by its name. Returns false, and changes nothing, where there is no such level here.
 bool set_simd_level(const char* name);
 const char* simd_name(Simd level);
 

@@ -1,5 +1,5 @@
-// torch.ops.gem_fast: what the operators are called and take. What they run is registered where it is written:
-// projection.cpp and mlp.cpp for the CPU, cuda.cpp for a GPU. Every one of them checks, allocates and launches.
+// torch.ops.gem_fast: the schemas of all operators. What they run is registered beside its code: projection.cpp and
+// mlp.cpp for the CPU, cuda.cpp for a GPU. Each checks its arguments, allocates the results and launches the kernels.
 //
 // csrc/torch is the only folder that knows torch. It is written against LibTorch's stable ABI, so that one binary
 // serves every torch from the target version on.
@@ -14,8 +14,8 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
       "project_(Tensor(a!)[] grads, Tensor G, float margin=0.5, float ridge=0.0) -> "
       "(Tensor v, Tensor q, Tensor status, Tensor residual)");
 
-  // Layers, on the CPU, in float32 and float64. They are private: what begins with an underscore takes the sparse
-  // entries that _sparse_rows and _sparse_pairs made as they are, without a check.
+  // Private ones for linear layers, on the CPU, in float32 and float64. The sparse entries that they take come from
+  // _sparse_rows and _sparse_pairs, and are not checked again.
   m.def("_sparse_rows(Tensor x) -> (Tensor start, Tensor columns, Tensor values)");
   m.def(
       "_sparse_pairs(Tensor start, Tensor columns, Tensor values, int d, bool of_columns) -> "

@@ -1,5 +1,4 @@
-// What the private operators of layers run, on the CPU: sparse first layers, the gradients of a layer's weight, of the
-// cross entropy, and of a whole MLP.
+// What the private operators for linear layers run on the CPU.
 #include "cpu/mlp/mlp.h"
 
 #include <torch/csrc/stable/library.h>
@@ -27,7 +26,7 @@ using OptionalTensors = std::vector<std::optional<Tensor>>;
 
 // ---- a sparse first layer ----------------------------------------------------------------------------------
 
-// Pairs of rows are looked for among so many.
+// The number of consecutive rows among which pairs are formed.
 constexpr int64_t kPairedRows = 256;
 
 std::tuple<Tensor, Tensor, Tensor> sparse_rows_cpu(const Tensor& x) {
@@ -74,7 +73,7 @@ Tensor sparse_linear_cpu(const Tensor& start, const Tensor& columns, const Tenso
 
 // ---- the gradients of a layer's weight ---------------------------------------------------------------------
 
-// delta (n, outputs), or with zeros up to whole cache lines, which spares a copy.
+// delta is (n, outputs), or (n, padded(outputs)) with zeros beyond the outputs, which spares a copy.
 void layer_gradient_cpu(const Tensor& out, const Tensor& delta, const std::optional<Tensor>& x, const Tensors& entries,
                         const std::optional<Tensor>& positions, const std::vector<int64_t>& sizes) {
   check(out.scalar_type() == delta.scalar_type() && out.dim() == 3 &&
@@ -127,7 +126,7 @@ Tensor cross_entropy_gradient_cpu(const Tensor& logits, const Tensor& target, co
 
 // ---- an MLP ------------------------------------------------------------------------------------------------
 
-// A list of one matrix per task, with contiguous matrices; null where the tensor is empty, which means: not wanted.
+// The rows of G of one parameter, (t, ...) with contiguous tasks; null for an empty tensor, which means: not wanted.
 cpu::Matrix rows_of_g(const Tensor& rows, int64_t t, int64_t size, const char* name) {
   if (rows.numel() == 0) return {nullptr, 0};
   const int64_t last = rows.dim() - 1;

@@ -33,7 +33,7 @@ inline Tensor padded_copy(const Tensor& x) {
   return wide;
 }
 
-// Whose rows are whose, from the number of each task's.
+// Which rows are which task's, from the number of each task's rows.
 struct TasksView {
   std::vector<int64_t> start{0};
 
@@ -45,7 +45,7 @@ struct TasksView {
   cpu::Tasks tasks() const { return {start.data(), static_cast<int64_t>(start.size()) - 1}; }
 };
 
-// The numbers of the n rows that are meant, each smaller than `rows`; null for all of them.
+// Which n of `rows` rows are meant; null for all of them.
 inline const int64_t* positions_of(const std::optional<Tensor>& positions, int64_t rows, int64_t n) {
   if (!positions.has_value()) return nullptr;
   check(positions->scalar_type() == ScalarType::Long && positions->dim() == 1 && positions->is_contiguous(),
@@ -90,8 +90,8 @@ inline cpu::SparsePairs sparse_pairs_of(const Tensors& entries) {
   return {ints(entries[0]), ints(entries[1]), ints(entries[2]), entries[3].const_data_ptr()};
 }
 
-// A layer's input of n rows: x (n, inputs), or in its place pairs, or with positions entries by rows; holds on to a
-// copy.
+// The input of a layer for n examples, see cpu::LayerInput: without entries x (n, inputs), with positions the entries
+// of a memory's rows, else pairs of lines. Holds on to a copy of x where one was needed.
 struct InputView {
   Tensor x;
   cpu::SparsePairs pairs{};

@@ -1,4 +1,4 @@
-// gem_fast._C: what the binary was built with. That it loads registers the operators (library.cpp).
+// gem_fast._C: what the binary was built with. Loading it registers the operators (library.cpp).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>

@@ -1,4 +1,4 @@
-// Tensors as what the kernels take, raw pointers and sizes, and the results that the operators return.
+// From tensors to the raw pointers and sizes that the kernels take, and to the results that the operators return.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -35,7 +35,7 @@ struct MatrixView {
   }
 };
 
-// A list of gradients as parts of the flattened one; contiguous copies where a tensor is not contiguous.
+// The gradients as one flattened vector; holds on to contiguous copies of those that are not contiguous.
 struct TensorListView {
   std::vector<TensorRef> items;
   Tensors copies;
@@ -178,7 +178,7 @@ struct ProjectCall : CombineCall {
   ProjectResult result() const { return {v, q, status, residual}; }
 };
 
-// The tensors of a row; contiguous copies where a tensor is not contiguous.
+// The tensors of one row of G; holds on to contiguous copies of those that are not contiguous.
 struct PackCall {
   DType dtype;
   Tensors copies;

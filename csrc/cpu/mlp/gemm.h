@@ -1,4 +1,4 @@
-// Matrix products whose matrices fit the caches: a library's would spend its time on packing them.
+// Products of matrices that fit the caches: a BLAS would spend its time on packing them.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace gem_fast::cpu {
 
-// C (m, n) = A B + bias for A (m, k) and B (k, n), and then what the other fields say, in their order.
+// C (m, n) = A B for A (m, k) and B (k, n). Then bias, relu, mask and accumulate apply where given, in this order.
 struct Gemm {
   const void* a;
   int64_t a_row_stride, a_column_stride;  // elements from one row, and from one column, to the next
@@ -16,7 +16,7 @@ struct Gemm {
   void* c;
   int64_t ldc;
   int64_t m, n, k;
-  const void* bias = nullptr;  // (n,)
+  const void* bias = nullptr;  // (n,): added to each row
   bool relu = false;
   const void* mask = nullptr;  // (m, n): where it is not positive the result is zero
   int64_t ldmask = 0;

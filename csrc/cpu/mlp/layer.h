@@ -1,4 +1,4 @@
-// Linear layers, and whose examples the rows of a matrix are.
+// Linear layers, and which rows of a matrix belong to which task.
 #pragma once
 
 #include <cstdint>

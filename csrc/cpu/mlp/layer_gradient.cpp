@@ -10,8 +10,7 @@
 namespace gem_fast::cpu {
 namespace {
 
-// Adds columns [first, last) of task k's gradient, those of one block, to out (last - first, padded(outputs)): that is,
-// transposed.
+// Adds one block of task k's gradient, columns [first, last), to its transpose out (last - first, padded(outputs)).
 void add_block(const LayerGradients& of, int64_t k, int64_t block, int64_t first, int64_t last, void* out) {
   const int64_t row = of.tasks.start[k];
   const int64_t n = of.tasks.start[k + 1] - row;

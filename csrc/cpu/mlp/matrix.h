@@ -1,4 +1,4 @@
-// Matrices as the kernels of layers take them, of float32 or float64 as known at run time.
+// Matrices of float32 or float64; which of them is known at run time.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ inline Matrix rows_from(const Matrix& x, int64_t row, DType dtype) {
   return {at(x.data, row * x.stride, dtype), x.stride};
 }
 
-// A padded row of `columns` elements goes on with zeros to this length: whole cache lines, read as whole vectors.
+// The length of a row that is filled up with zeros to whole cache lines, so that it can be read by whole vectors.
 constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
 inline void pad_row(const void* from, DType dtype, int64_t columns, void* to) {

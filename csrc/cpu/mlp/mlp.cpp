@@ -33,7 +33,7 @@ ConstMatrix padded_rows(const ConstMatrix& x, DType dtype, int64_t n, int64_t co
 
 // ---- forward -----------------------------------------------------------------------------------------------
 
-// A layer as the forward reads it.
+// A layer with its weight transposed and padded, for the forward.
 struct ForwardLayer {
   Layer layer;
   Buffer weight;  // W', (inputs, padded(outputs))
@@ -47,7 +47,7 @@ struct ForwardLayer {
 
   int64_t width() const { return padded(layer.outputs); }
 
-  // y = x W' + b for n rows; of a hidden layer its ReLU, as padded rows.
+  // y = x W' + b for n rows. A hidden layer's output goes through the ReLU, and its rows are padded.
   void forward(DType dtype, int64_t n, bool hidden, const ConstMatrix& x, const Matrix& y) const {
     const int64_t columns = hidden ? width() : layer.outputs;
     for (int64_t c = 0; c < columns; c += kColumns) {
@@ -67,8 +67,8 @@ struct ForwardLayer {
   }
 };
 
-// The first layer for rows [row, row + n) of a task whose examples begin at row `first` of x. Pairs of rows go through
-// it all at once instead: see mlp_pass.
+// The first layer for rows [row, row + n) of a task whose examples begin at row `first` of x. Does nothing for pairs of
+// rows, which mlp_pass takes through the layer all at once.
 void first_forward(const ForwardLayer& layer, DType dtype, const LayerInput& x, int64_t first, int64_t row, int64_t n,
                    const Matrix& y) {
   if (x.rows != nullptr) {
@@ -83,7 +83,7 @@ void first_forward(const ForwardLayer& layer, DType dtype, const LayerInput& x, 
 
 // ---- backward ----------------------------------------------------------------------------------------------
 
-// All weights but the first as the backward reads them: (outputs, padded(inputs)).
+// All weights but the first, padded for the backward: (outputs, padded(inputs)).
 std::vector<Buffer> padded_weights(const Mlp& mlp, const Executor& executor) {
   std::vector<Buffer> result(mlp.count);
   for (int64_t l = 1; l < mlp.count; ++l) {
@@ -192,7 +192,7 @@ void mlp_pass(const Mlp& mlp, const LayerInput& input, const int64_t* target, co
   executor.each(mlp.tasks.t, 1, [&](int64_t k) {
     const int64_t first = mlp.tasks.start[k];
     const int64_t n = mlp.tasks.start[k + 1] - first;
-    // The inputs of the layers, and in place of the first one's the logits; at the end the gradient there.
+    // The logits, the inputs of all layers but the first, and the gradient at the logits.
     thread_local std::vector<Buffer> buffers;
     buffers.resize(std::max<size_t>(buffers.size(), mlp.count + 1));
     std::vector<Matrix> x(mlp.count);

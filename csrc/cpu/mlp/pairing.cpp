@@ -92,7 +92,7 @@ Pairing pair(const SparseLines& lines, int64_t group) {
   for (int64_t first = 0; first < lines.count; first += group) {
     const int64_t n = std::min(group, lines.count - first);
     const Masks masks(lines, first, first + n);
-    // The fullest lines choose first.
+    // Lines with many entries get their partner first.
     std::vector<int32_t> left(n);
     std::iota(left.begin(), left.end(), 0);
     std::stable_sort(left.begin(), left.end(),

@@ -28,7 +28,8 @@ struct Pairing {
   std::vector<int32_t> start;  // (pairs + 1,)
 };
 
-// Within each group of so many lines, an even number, every line goes to the one left that it has most in common with.
+// Pairs the lines within each group of `group` consecutive ones (an even number): a line's partner is the one, of those
+// still without, that is not zero in most of the same places.
 Pairing pair(const SparseLines& lines, int64_t group);
 
 // Fills in index and values (entries, 2).

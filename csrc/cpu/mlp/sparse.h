@@ -29,9 +29,9 @@ struct SparseRows {
   int64_t count(int64_t starts) const { return (starts - 1) / column_blocks(d); }
 };
 
-// A line is a row of x, or a column. Two lines that are mostly not zero in the same places make a pair: whatever an
+// Lines are the rows of x, or its columns. Two lines that are not zero in many of the same places make a pair: what an
 // entry is multiplied with is then read once for both. Pair i is lines[2 i] and lines[2 i + 1] (-1: there is none),
-// with entries [start[i], start[i + 1]) of two values each, of which one may be zero.
+// with entries [start[i], start[i + 1]) of two values each, one per line, of which one may be zero.
 struct SparsePairs {
   const int32_t* lines;
   const int32_t* start;

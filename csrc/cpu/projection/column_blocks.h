@@ -13,7 +13,7 @@ namespace gem_fast::cpu {
 
 // Columns per block: short enough that a float32 lane sums few products before float64 takes over, and that the
 // rows of a block stay in the fast caches.
-inline constexpr int64_t kBlock = 1024;
+inline constexpr int64_t kBlockColumns = 1024;
 
 // Doubles that the partial sums of all slabs may take together.
 inline constexpr int64_t kPartials = int64_t{1} << 22;
@@ -23,12 +23,12 @@ inline constexpr int64_t kMaxSlabs = 64;
 // sums are added in the same order everywhere, so the same input gives the same bits.
 struct Slabs {
   int64_t count;
-  int64_t width;  // a multiple of kBlock
+  int64_t width;  // a multiple of kBlockColumns
 
   Slabs(int64_t p, int64_t most) {
-    const int64_t blocks = std::max<int64_t>(1, (p + kBlock - 1) / kBlock);
+    const int64_t blocks = std::max<int64_t>(1, (p + kBlockColumns - 1) / kBlockColumns);
     const int64_t wanted = std::clamp<int64_t>(blocks / 4, 1, most);
-    width = (blocks + wanted - 1) / wanted * kBlock;
+    width = (blocks + wanted - 1) / wanted * kBlockColumns;
     count = std::max<int64_t>(1, (p + width - 1) / width);
   }
 };
@@ -39,7 +39,7 @@ GEM_FAST_KERNEL void widen(const T* from, C* to, int64_t n) {
 }
 
 // Columns [begin, begin + n) of one row of G as C, readable up to `padded` (zeros beyond n). Points into G itself
-// where nothing needs converting or padding, else into `buffer` (kBlock elements).
+// where nothing needs converting or padding, else into `buffer` (kBlockColumns elements).
 template <class T, class C>
 GEM_FAST_KERNEL const C* row_block(const T* row, int64_t begin, int64_t n, int64_t padded, C* buffer) {
   if constexpr (sizeof(T) == sizeof(C)) {

@@ -43,16 +43,16 @@ GEM_FAST_KERNEL void tile(const C* const* rows_i, const C* const* rows_j, int64_
 template <class C>
 struct PanelBuffer {
   const C* rows[kPanel];
-  std::vector<C> storage = std::vector<C>(kPanel * kBlock);
+  std::vector<C> storage = std::vector<C>(kPanel * kBlockColumns);
 };
 
 // Points `panel.rows` at columns [begin, begin + n) of padded rows [first, last).
 template <class T, class C>
 GEM_FAST_KERNEL void load_panel(const RowMatrix& G, const TensorList& g, int64_t first, int64_t last, int64_t begin,
                                 int64_t n, int64_t padded, PanelBuffer<C>& panel) {
-  alignas(64) static const C zeros[kBlock] = {};
+  alignas(64) static const C zeros[kBlockColumns] = {};
   for (int64_t row = first; row < last; ++row) {
-    C* buffer = panel.storage.data() + (row - first) * kBlock;
+    C* buffer = panel.storage.data() + (row - first) * kBlockColumns;
     if (row < G.t) {
       panel.rows[row - first] =
           row_block<T, C>(static_cast<const T*>(G.data) + row * G.stride, begin, n, padded, buffer);
@@ -76,8 +76,8 @@ GEM_FAST_KERNEL void panel_pair(const RowMatrix& G, const TensorList& g, int64_t
   const int64_t j0 = panel_j * kPanel;
   const int64_t i1 = std::min(i0 + kPanel, ld);
   const int64_t j1 = std::min(j0 + kPanel, ld);
-  for (int64_t c = begin; c < end; c += kBlock) {
-    const int64_t n = std::min(kBlock, end - c);
+  for (int64_t c = begin; c < end; c += kBlockColumns) {
+    const int64_t n = std::min(kBlockColumns, end - c);
     const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
     load_panel<T, C>(G, g, i0, i1, c, n, padded, buffer_i);
     const bool same = i0 == j0;
@@ -128,7 +128,8 @@ GEM_FAST_KERNEL void row_sums_slab(const RowMatrix& G, const TensorList& g, int6
                                    double* partial) {
   using C = Compute<T>;
   constexpr int kLanes = kLanesOf<Isa, C>;
-  constexpr int64_t kColumns = kBlock / 2;  // g, the sum of rows and the rows themselves share the first-level cache
+  constexpr int64_t kColumns =
+      kBlockColumns / 2;  // g, the sum of rows and the rows themselves share the first-level cache
   using V = typename Lanes<C, kLanes>::type;
   alignas(64) C sum[kColumns];
   alignas(64) C g_buffer[kColumns];

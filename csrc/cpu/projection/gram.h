@@ -15,9 +15,8 @@ int64_t gram_row_sums_doubles(int64_t t, int64_t p);
 // P (t, t) and q (t,), float64. g must have p elements of G's dtype.
 void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double* workspace, const Executor& executor);
 
-// q (t,) = G g and sums (t,) = P 1, the row sums of P, without P itself: sums = G (G^T 1). It takes the time of two
-// matrix-vector products, and is enough to tell whether a constraint is violated and whether v = margin * 1 already is
-// the answer.
+// q (t,) = G g and sums (t,) = P 1 = G (G^T 1), the row sums of P, without P itself: enough to tell whether a
+// constraint is violated, and whether v = margin * 1 already is the answer.
 void gram_row_sums(const RowMatrix& G, const TensorList& g, double* q, double* sums, double* workspace,
                    const Executor& executor);
 

@@ -22,8 +22,8 @@ struct Workspace {
   std::vector<int> ints;
 };
 
-// Kept by each thread from call to call, so that a solve allocates nothing once it has seen the size. A function of its
-// own: a thread's variable exists, and is freed with the thread, once that thread has passed its declaration.
+// Kept by each thread from call to call, so that a solve allocates nothing once it has seen the size. It is declared in
+// a function of its own because a thread frees its variable only if it has come past the declaration.
 Workspace& this_threads_workspace(int64_t t) {
   thread_local Workspace workspace;
   workspace.doubles.resize(std::max<size_t>(workspace.doubles.size(), nnqp_doubles(t)));

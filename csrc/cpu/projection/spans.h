@@ -16,7 +16,7 @@ struct Span {
   int64_t numel;
 };
 
-// The last tensor that begins at or before a column: of an empty one and the next, which begin at the same, the latter.
+// The tensor that holds a column. Empty tensors begin where the next one does, and are passed over.
 inline const TensorRef* tensor_at(const TensorList& g, int64_t column) {
   return std::upper_bound(g.items, g.items + g.count, column,
                           [](int64_t c, const TensorRef& x) { return c < x.offset; }) -
