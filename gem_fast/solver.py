@@ -1,13 +1,13 @@
 """The solver for NumPy arrays; it needs no torch and imports none."""
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
 from gem_fast import _solver
 
-__all__ = ["Solution", "Status", "nnqp"]
+__all__ = ["Status", "nnqp"]
 
 
 class Status(IntEnum):
@@ -21,20 +21,9 @@ class Status(IntEnum):
     """The input has a NaN or an infinity; nothing was solved."""
 
 
-class Solution(NamedTuple):
-    """The solution of `nnqp`."""
-
-    v: NDArray[Any]
-    """(..., t) float64: the minimiser."""
-    status: NDArray[Any]
-    """(...,) int32: a `Status`."""
-    residual: NDArray[Any]
-    """(...,) float64: the violation of the KKT conditions, relative to the problem's own scale."""
-    iterations: NDArray[Any]
-    """(...,) int32: corrections of the set of constraints whose v is above the bound."""
-
-
-def nnqp(P: ArrayLike, q: ArrayLike, lower: float = 0.0, ridge: float = 0.0) -> Solution:
+def nnqp(
+    P: ArrayLike, q: ArrayLike, lower: float = 0.0, ridge: float = 0.0
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """min over v of 1/2 v' (P + ridge I) v + q' v subject to v >= lower (paper, Eq. 11), batched, on this thread.
 
     The method is that of `gem_fast.ops.nnqp`, which takes tensors.
@@ -46,11 +35,13 @@ def nnqp(P: ArrayLike, q: ArrayLike, lower: float = 0.0, ridge: float = 0.0) -> 
         ridge: added to the diagonal of P; 0 is the exact solution.
 
     Returns:
-        v (..., t) float64, status (...,) int32, residual (...,) float64 and iterations (...,) int32; see `Solution`.
-        Where P or q has a NaN or an infinity, status is `Status.NON_FINITE` and v is zero.
+        v (..., t) float64: the minimiser.
+        status (...,) int32: a `Status`; `Status.NON_FINITE` where P or q has a NaN or an infinity, and v is then zero.
+        residual (...,) float64: the violation of the KKT conditions, relative to the problem's own scale.
+        iterations (...,) int32: corrections of the set of constraints whose v is above the bound.
 
     Raises:
         TypeError: P or q cannot be converted to float64.
         ValueError: shapes do not fit, lower is not finite or ridge is negative.
     """
-    return Solution(*_solver.nnqp(P, q, lower, ridge))
+    return _solver.nnqp(P, q, lower, ridge)
