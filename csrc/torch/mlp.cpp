@@ -183,12 +183,11 @@ Tensor mlp_backward_cpu(const Tensor& grad, const Tensors& inputs, const Tensors
   for (size_t l = 1; l < weights.size(); ++l) {
     const Tensor& x = inputs[l - 1];
     const int64_t columns = view.layer(l).inputs;
-    check(x.dim() == 2 && x.size(0) == n && (x.size(1) == columns || x.size(1) == cpu::padded(columns)) &&
-              x.scalar_type() == grad.scalar_type() && x.stride(1) == 1,
+    check(x.dim() == 2 && x.size(0) == n && x.size(1) == columns && x.scalar_type() == grad.scalar_type() &&
+              x.stride(1) == 1,
           "inputs[", l - 1, "] must have shape (n, ", columns, "), ", name_of(grad.scalar_type()),
           " and contiguous rows, got ", shape_of(x));
     view.layers[l].x = const_matrix_of(x);
-    view.layers[l].is_padded = x.size(1) == cpu::padded(columns);
   }
   check(grad.dim() == 2 && grad.size(0) == n && grad.size(1) == view.classes(), "grad must have shape (n, outputs) = (",
         n, ", ", view.classes(), "), got ", shape_of(grad));

@@ -101,7 +101,7 @@ struct InputView {
   InputView(const std::optional<Tensor>& dense, const Tensors& entries, const std::optional<Tensor>& positions,
             int64_t n, int64_t inputs, const Tensor& like, const char* like_name) {
     if (entries.empty()) {
-      check(dense.has_value() && dense->dim() == 2 && dense->size(0) == n && dense->size(1) >= inputs &&
+      check(dense.has_value() && dense->dim() == 2 && dense->size(0) == n && dense->size(1) == inputs &&
                 dense->scalar_type() == like.scalar_type(),
             "x must have shape (n, inputs) = (", n, ", ", inputs, ") and ", like_name, "'s dtype, got ",
             dense.has_value() ? shape_of(*dense) : "none");

@@ -199,7 +199,6 @@ void run_mlp(Random& random, DType dtype) {
   outputs.push_back(net.forward(0, N, first.data(), d));
   for (int64_t l = 1; l < count; ++l) {
     net.layers[l].x = {outputs[l - 1].data(), cpu::padded(net.widths[l])};
-    net.layers[l].is_padded = random() % 2 == 0;
     outputs.push_back(net.forward(l, N, outputs[l - 1].data(), cpu::padded(net.widths[l])));
   }
 

@@ -171,9 +171,9 @@ void mlp_backward(const Mlp& mlp, const ConstMatrix& grad, const Executor& execu
     buffers.resize(std::max<size_t>(buffers.size(), mlp.count));
     std::vector<ConstMatrix> x(mlp.count);
     for (int64_t l = 1; l < mlp.count; ++l) {
-      const MlpLayer& layer = mlp.layers[l];
-      x[l] = rows_from(layer.x, first, mlp.dtype);
-      if (!layer.is_padded) x[l] = padded_rows(x[l], mlp.dtype, n, layer.layer.inputs, buffers[l]);
+      const int64_t inputs = mlp.layers[l].layer.inputs;
+      x[l] = rows_from(mlp.layers[l].x, first, mlp.dtype);
+      if (inputs < padded(inputs)) x[l] = padded_rows(x[l], mlp.dtype, n, inputs, buffers[l]);
     }
     task_backward(mlp, weights, k, n, rows_from(grad, first, mlp.dtype), x);
   });

@@ -15,10 +15,9 @@ namespace gem_fast::cpu {
 // A layer, its input, and where its gradients go: one matrix per task, or null.
 struct MlpLayer {
   Layer layer;
-  ConstMatrix x{};         // (N, inputs); of the first layer: not read
-  bool is_padded = false;  // x is (N, padded(inputs))
-  Matrix weight_rows{};    // k: (outputs, inputs); of the first layer: not written
-  Matrix bias_rows{};      // k: (outputs,)
+  ConstMatrix x{};       // (N, inputs); of the first layer: not read
+  Matrix weight_rows{};  // k: (outputs, inputs); of the first layer: not written
+  Matrix bias_rows{};    // k: (outputs,)
 };
 
 // What a pass through an MLP of two or more layers writes: the rows of G of all weights but the first, and all biases;
