@@ -23,9 +23,10 @@ DEVICE ?= cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
+CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 # What a build depends on.
-BUILD := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
-CXX_FILES := $(wildcard csrc/*.* csrc/*/* tests/csrc/simt/* tests/csrc/native/*)
+BUILD := setup.py pyproject.toml $(CSRC)
+CXX_FILES := $(CSRC) $(wildcard tests/csrc/simt/* tests/csrc/native/*)
 
 .PHONY: demo test lint bench paper soak clean
 

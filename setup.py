@@ -1,7 +1,8 @@
-"""Builds gem_fast._C: one shared object for every torch from TORCH_AT_LEAST on, with or without CUDA, by ninja.
+"""Builds gem_fast's two compiled modules in one run of ninja.
 
-torch's own BuildExtension links what ties a binary to one torch version; ours needs the stable ABI only. Everything
-else about the package is in pyproject.toml.
+gem_fast._C is one shared object for every torch from TORCH_AT_LEAST on, with or without CUDA. torch's own
+BuildExtension links what ties a binary to one torch version; ours needs the stable ABI only. gem_fast._solver, the
+solver for NumPy arrays, links to no torch at all. Everything else about the package is in pyproject.toml.
 """
 
 import os
@@ -34,7 +35,7 @@ rule cuda
   depfile = $out.d
   deps = gcc
 rule link
-  command = $cxx -shared $in -o $out $ldflags
+  command = $cxx -shared $in -o $out $libraries $ldflags
 """
 
 
@@ -126,14 +127,12 @@ def _output(program: str, *arguments: str) -> str:
 class BuildWithNinja(build_ext):
     """Compiles csrc/ with ninja and says in one sentence what is missing where it cannot."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         cxx = self._compiler()
         nvcc = Nvcc.find()
         include_dirs, library_dir = self._paths()
         build_dir = (Path(self.build_temp) / "ninja").resolve()
         build_dir.mkdir(parents=True, exist_ok=True)
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
 
         abi = (TORCH_AT_LEAST[0] << 56) | (TORCH_AT_LEAST[1] << 48)
         cflags = [
@@ -157,18 +156,29 @@ class BuildWithNinja(build_ext):
             *(f"-isystem {path}" for path in include_dirs),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
         ]
-        ldflags = [f"-L{library_dir}", "-ltorch", "-ltorch_cpu", *(nvcc.link_flags() if nvcc else [])]
-        ldflags += shlex.split(os.environ.get("LDFLAGS", ""))
-        sources = [source for source in ext.sources if nvcc or "cuda" not in source]
-        objects = {source: f"{source.replace('/', '_')}.o" for source in sources}
-        lines = [f"cxx = {cxx}", f"cflags = {_ninja(cflags)}", f"ldflags = {_ninja(ldflags)}"]
+        lines = [
+            f"cxx = {cxx}",
+            f"cflags = {_ninja(cflags)}",
+            f"ldflags = {_ninja(shlex.split(os.environ.get('LDFLAGS', '')))}",
+        ]
         if nvcc:
             lines += [f"nvcc = {_path(Path(nvcc.program))}", f"nvccflags = {_ninja(nvcc.flags(cxx))}"]
         lines.append(NINJA_RULES)
-        for source, out in objects.items():
+        libraries = {
+            "gem_fast._C": [f"-L{library_dir}", "-ltorch", "-ltorch_cpu", *(nvcc.link_flags() if nvcc else [])],
+            "gem_fast._solver": [],
+        }
+        sources = {ext.name: [x for x in ext.sources if nvcc or "cuda" not in x] for ext in self.extensions}
+        objects = {source: f"{source.replace('/', '_')}.o" for source in {x for own in sources.values() for x in own}}
+        for source, out in sorted(objects.items()):
             rule = "cuda" if source.endswith(".cu") else "compile"
             lines.append(f"build {out}: {rule} {_path(ROOT.resolve() / source)}")
-        lines += [f"build {_path(target)}: link {' '.join(objects.values())}", ""]
+        for name, own in sources.items():
+            target = Path(self.get_ext_fullpath(name)).resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lines.append(f"build {_path(target)}: link {' '.join(objects[source] for source in own)}")
+            lines.append(f"  libraries = {_ninja(libraries[name])}")
+        lines.append("")
         (build_dir / "build.ninja").write_text("\n".join(lines))
         print(f"gem_fast: {f'CUDA kernels for {nvcc}' if nvcc else 'no CUDA kernels, for the CPU only'}", flush=True)
         try:
@@ -246,6 +256,14 @@ def _path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
 
 
-SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.c[pu]*"))
+def _sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
 
-setup(ext_modules=[Extension("gem_fast._C", SOURCES)], cmdclass={"build_ext": BuildWithNinja})
+
+setup(
+    ext_modules=[
+        Extension("gem_fast._C", _sources("torch/*.cpp", "cpu/**/*.cpp", "cuda/*.cu")),
+        Extension("gem_fast._solver", _sources("numpy/*.cpp", "cpu/simd.cpp", "cpu/projection/solve.cpp")),
+    ],
+    cmdclass={"build_ext": BuildWithNinja},
+)

@@ -9,7 +9,7 @@ import torch
 from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from gem_fast import _C, ops
+from gem_fast import ops, solver
 
 
 @pytest.mark.parametrize("entry", ["numpy", "torch"])
@@ -25,17 +25,17 @@ def bench_solve(benchmark: BenchmarkFixture, t: int, entry: str) -> None:
     P_columns = np.asfortranarray(P)
 
     def with_piqp() -> np.ndarray:
-        solver = piqp.DenseSolver()
-        solver.setup(P_columns, q, x_l=zeros)
-        solver.solve()
-        return solver.result.x
+        dense = piqp.DenseSolver()
+        dense.setup(P_columns, q, x_l=zeros)
+        dense.solve()
+        return dense.result.x
 
     solvers = {
         "quadprog": lambda: quadprog.solve_qp(P, -q, identity, zeros)[0],
         "DAQP": lambda: daqp.solve(P, q, no_rows, above, zeros)[0],
         "PIQP": with_piqp,
     }
-    ours = {"numpy": lambda: _C.nnqp(P, q)[0], "torch": lambda: ops.nnqp(P_torch, q_torch).v}[entry]
+    ours = {"numpy": lambda: solver.nnqp(P, q)[0], "torch": lambda: ops.nnqp(P_torch, q_torch).v}[entry]
     for solve in solvers.values():
         np.testing.assert_allclose(ours(), solve(), atol=1e-6)
     interleave(benchmark, ours, solvers, rounds=300)

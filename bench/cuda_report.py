@@ -13,7 +13,7 @@ import sysconfig
 from collections import Counter
 from pathlib import Path
 
-import gem_fast._C as _C
+from gem_fast import _C
 
 # Columns of the instruction mix: a name and what SASS calls it.
 INSTRUCTIONS = {

@@ -25,7 +25,7 @@ N = T * MEMORY
 
 # Which operator does which part of the work; the rest is small.
 PARTS = {
-    "pass: all forward, and backward to the first layer's outputs": "gem_fast::_chain_pass",
+    "pass: all forward, and backward to the first layer's outputs": "gem_fast::_mlp_pass",
     "the first layer's gradients": "gem_fast::_layer_gradient_",
     "projection: gram, solve, combine": "gem_fast::project_",
 }

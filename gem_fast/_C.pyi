@@ -1,9 +1,4 @@
 from typing import Any
 
-from numpy.typing import ArrayLike, NDArray
-
 def build_info() -> dict[str, Any]: ...
 def set_simd_level(name: str) -> None: ...
-def nnqp(
-    P: ArrayLike, q: ArrayLike, lower: float = 0.0, ridge: float = 0.0
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]: ...

@@ -10,29 +10,18 @@ whatever the number of threads.
 """
 
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import gem_fast._C as _C
+from gem_fast import _C, _fake  # noqa: F401 (_fake registers kernels for the operators of _C)
+from gem_fast.solver import Status
 
 __all__ = ["Nnqp", "Status", "combine_", "gram", "nnqp", "pack_"]
 
 # A build without CUDA code knows no GPU.
 _DEVICES = ("cpu", "cuda") if _C.build_info()["cuda_architectures"] else ("cpu",)
-
-
-class Status(IntEnum):
-    """What a solve reports."""
-
-    SOLVED = 0
-    """The KKT conditions hold, to a residual of at most 1e-6: near 1e-15 in general, see csrc/core/tolerances.h."""
-    INACCURATE = 1
-    """They do not: P is not positive semidefinite, or the problem is unbounded below."""
-    NON_FINITE = 2
-    """The input has a NaN or an infinity; nothing was solved."""
 
 
 class Nnqp(NamedTuple):
@@ -165,37 +154,6 @@ def check_tensors(
         if x.layout is not torch.strided:
             raise TypeError(f"{item} must be a dense tensor, got a sparse one of layout {x.layout}")
         raise ValueError(f"{item} must be on {like_name}'s device {like.device}, got {x.device}")
-
-
-# ---- what torch.compile needs to know: the shapes that come out, without computing -----------------------------------
-
-
-@torch.library.register_fake("gem_fast::gram")
-def _(G: Tensor, grads: list[Tensor]) -> tuple[Tensor, Tensor]:
-    t = G.shape[0]
-    return G.new_empty((t, t), dtype=torch.float64), G.new_empty((t,), dtype=torch.float64)
-
-
-@torch.library.register_fake("gem_fast::nnqp")
-def _(P: Tensor, q: Tensor, lower: float = 0.0, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    batch = q.shape[:-1]
-    return q.new_empty(q.shape), q.new_empty(batch, dtype=torch.int32), q.new_empty(batch)
-
-
-@torch.library.register_fake("gem_fast::combine_")
-def _(grads: list[Tensor], G: Tensor, v: Tensor) -> None:
-    return None
-
-
-@torch.library.register_fake("gem_fast::pack_")
-def _(row: Tensor, tensors: list[Tensor | None], sizes: list[int]) -> None:
-    return None
-
-
-@torch.library.register_fake("gem_fast::project_")
-def _(grads: list[Tensor], G: Tensor, margin: float = 0.5, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    v, q = (G.new_empty((G.shape[0],), dtype=torch.float64) for _ in range(2))
-    return v, q, G.new_empty((), dtype=torch.int32), G.new_empty((), dtype=torch.float64)
 
 
 def build_info() -> dict[str, object]:

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from gem_fast import _C, build_info
+from gem_fast import _C, _solver, build_info
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +25,11 @@ def one_thread():
 def simd_level(request: pytest.FixtureRequest):
     """Runs a test once per instruction set that this processor and the binary have in common."""
     before = build_info()["simd_in_use"]
-    _C.set_simd_level(request.param)
+    for module in (_C, _solver):
+        module.set_simd_level(request.param)
     yield request.param
-    _C.set_simd_level(before)
+    for module in (_C, _solver):
+        module.set_simd_level(before)
 
 
 @pytest.fixture(autouse=True)

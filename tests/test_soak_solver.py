@@ -5,7 +5,7 @@ import pytest
 from soak.problems import APART, FAMILIES, problem
 from soak.solver import BOUND, BOUND_APART, soak
 
-from gem_fast import _C
+from gem_fast import solver
 
 
 def test_every_problem_meets_the_kkt_conditions() -> None:
@@ -27,20 +27,20 @@ def test_a_step_that_rounding_spoiled_is_taken_back() -> None:
     # At the minimum of this problem one more constraint enters with a pivot that is rounding; the minimiser that
     # follows from it is far off, and the way back led through the same active sets until the limit.
     _, G, g, margin = problem(0, 28610, (APART,))
-    _, status, residual, iterations = _C.nnqp(G @ G.T, G @ g, margin)
+    _, status, residual, iterations = solver.nnqp(G @ G.T, G @ g, margin)
     assert status == 0
     assert residual <= 1e-11
     assert iterations <= 20
 
 
 def test_a_wrong_answer_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = _C.nnqp
+    solve = solver.nnqp
 
     def off_by_a_little(P: np.ndarray, q: np.ndarray, lower: float) -> tuple[np.ndarray, ...]:
         v, *rest = solve(P, q, lower)
         return v * (1 + 1e-7), *rest
 
-    monkeypatch.setattr(_C, "nnqp", off_by_a_little)
+    monkeypatch.setattr(solver, "nnqp", off_by_a_little)
     assert soak(seed=7, problems=80, kinds=FAMILIES, bound=BOUND, rivals_every=10)["failures"] > 10
 
 
@@ -62,12 +62,12 @@ def test_any_input_ends_with_an_honest_status(kind: str) -> None:
             s = 10.0 ** rng.uniform(-170, -140, (t, 1))
             A = (A * s) @ (A * s).T
         lower = float(rng.choice([0.0, 0.5, 1e300]))
-        v, status, residual, iterations = _C.nnqp(A, q, lower)
+        v, status, residual, iterations = solver.nnqp(A, q, lower)
         assert np.isfinite(v).all()
         assert iterations <= 100 + 20 * t
         assert status != 0 or ((v >= lower).all() and residual <= 1e-6)
 
 
 def test_a_multiplier_too_large_for_float64_is_no_answer() -> None:
-    v, status, residual, _ = _C.nnqp(np.array([[1e-300]]), np.array([-1e300]))
+    v, status, residual, _ = solver.nnqp(np.array([[1e-300]]), np.array([-1e300]))
     assert (v.item(), status.item(), residual.item()) == (0.0, 1, np.inf)

@@ -8,7 +8,7 @@
 namespace gem_fast {
 
 // G: t rows of p elements, one gradient per past task; consecutive rows are `stride` elements apart.
-struct Rows {
+struct RowMatrix {
   const void* data;
   int64_t stride;
   int64_t t;
@@ -16,16 +16,16 @@ struct Rows {
   DType dtype;
 };
 
-// One tensor of a parameter list: a contiguous run of the flattened gradient. `data` may be null when numel is 0.
-struct Segment {
+// One tensor of a parameter list: a contiguous span of the flattened gradient. `data` may be null when numel is 0.
+struct TensorRef {
   void* data;
   int64_t numel;
   int64_t offset;  // of its first element in the flattened gradient
 };
 
 // The flattened gradient g (p,) as it lies in memory: the parameters' `.grad` tensors, one after the other.
-struct Segments {
-  const Segment* items;
+struct TensorList {
+  const TensorRef* items;
   int64_t count;
 };
 

@@ -27,3 +27,13 @@
       break;                                                                                                           \
     }                                                                                                                  \
   }
+
+// The same for float32 and float64 alone.
+#define GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, ...)                                                                  \
+  if ((dtype) == ::gem_fast::DType::kFloat64) {                                                                        \
+    using T = double;                                                                                                  \
+    __VA_ARGS__;                                                                                                       \
+  } else {                                                                                                             \
+    using T = float;                                                                                                   \
+    __VA_ARGS__;                                                                                                       \
+  }

@@ -6,6 +6,8 @@
 //   max(x), min_at(x, i)  reductions; every thread gets the result
 #pragma once
 
+#include <cmath>
+
 #if defined(__CUDACC__)
 #define GEM_FAST_HD __host__ __device__
 #else
@@ -32,5 +34,31 @@ struct Solo {
   GEM_FAST_HD double max(double x) const { return x; }
   GEM_FAST_HD Indexed min_at(double x, int i) const { return {x, i}; }
 };
+
+// f(i) for i < n, spread over the team.
+template <class Team, class F>
+GEM_FAST_INLINE GEM_FAST_HD void each(const Team& team, int n, F f) {
+  for (int i = team.rank(); i < n; i += team.size()) f(i);
+  team.barrier();
+}
+
+// The largest of 0 and f(i) for i < n.
+template <class Team, class F>
+GEM_FAST_INLINE GEM_FAST_HD double largest(const Team& team, int n, F f) {
+  double best = 0.0;
+  for (int i = team.rank(); i < n; i += team.size()) best = fmax(best, f(i));
+  return team.max(best);
+}
+
+// The smallest f(i) for i < n, and the first such i; -1 where none is below infinity.
+template <class Team, class F>
+GEM_FAST_INLINE GEM_FAST_HD Indexed smallest(const Team& team, int n, F f) {
+  Indexed best{HUGE_VAL, -1};
+  for (int i = team.rank(); i < n; i += team.size()) {
+    const double value = f(i);
+    if (value < best.value) best = {value, i};
+  }
+  return team.min_at(best.value, best.index);
+}
 
 }  // namespace gem_fast

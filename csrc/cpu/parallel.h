@@ -22,7 +22,7 @@ struct Executor {
   }
 };
 
-// For what is itself a part of something that is spread over threads.
+// Runs everything on the calling thread, which may be one of another executor's.
 inline constexpr Executor kThisThread{
     [](int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) { body(0, n, context); }};
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 namespace gem_fast::cpu {
 
@@ -27,6 +28,16 @@ static std::atomic<Simd>& level_in_use() {
 Simd simd_level() { return level_in_use().load(std::memory_order_relaxed); }
 
 void set_simd_level(Simd level) { level_in_use().store(std::min(level, simd_available()), std::memory_order_relaxed); }
+
+bool set_simd_level(const char* name) {
+  for (int level = 0; level <= static_cast<int>(simd_available()); ++level) {
+    if (std::strcmp(name, simd_name(static_cast<Simd>(level))) == 0) {
+      set_simd_level(static_cast<Simd>(level));
+      return true;
+    }
+  }
+  return false;
+}
 
 const char* simd_name(Simd level) {
   switch (level) {

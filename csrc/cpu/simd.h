@@ -16,6 +16,8 @@ Simd simd_level();
 // What this processor and this binary have in common.
 Simd simd_available();
 void set_simd_level(Simd level);
+// The same by its name. Returns false, and changes nothing, where there is no such level here.
+bool set_simd_level(const char* name);
 const char* simd_name(Simd level);
 
 // Lanes of float32, and the tile of rows x rows whose products stay in registers.
@@ -52,6 +54,9 @@ struct IsaV4 {
 #define GEM_FAST_MULTIVERSION(name, parameters, arguments)                                                             \
   static void name parameters { name##_impl<::gem_fast::cpu::IsaBase> arguments; }
 #endif
+
+template <class Isa, class C>
+constexpr int kLanesOf = Isa::kFloats * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(C));
 
 // n lanes of C that the compiler keeps in as many registers as the instruction set needs.
 template <class C, int N>

@@ -2,7 +2,7 @@
 #include "cuda/block.h"
 #include "cuda/combine.h"
 #include "cuda/launch.h"
-#include "cuda/segments.h"
+#include "cuda/tensor_list.h"
 #include "cuda/vector.h"
 
 namespace gem_fast::cuda {
@@ -22,27 +22,27 @@ struct Terms {
   int count;
 };
 
-// Takes up those of rows [first, last) whose weight is not zero. The first warp goes through them 32 at a time.
-__device__ void choose_terms(const double* v, int64_t first, int64_t last, Terms& terms) {
+// Collects those of rows [first, last) whose weight is not zero. The first warp goes through them 32 at a time.
+__device__ void collect_terms(const double* v, int64_t first, int64_t last, Terms& terms) {
   if (warp() == 0) {
     int count = 0;
     for (int64_t base = first; base < last; base += kWarp) {
       const int64_t row = base + lane();
       const double weight = row < last ? v[row] : 0.0;
-      const unsigned chosen = __ballot_sync(kAllLanes, weight != 0.0);
+      const unsigned nonzero = __ballot_sync(kAllLanes, weight != 0.0);
       if (weight != 0.0) {
-        const int place = count + __popc(chosen & ((1u << lane()) - 1u));
+        const int place = count + __popc(nonzero & ((1u << lane()) - 1u));
         terms.v[place] = weight;
         terms.row[place] = row;
       }
-      count += __popc(chosen);
+      count += __popc(nonzero);
     }
     if (lane() == 0) terms.count = count;
   }
   __syncthreads();
 }
 
-// sum[i] += sum_k v_k G[k][i] over the chosen rows.
+// sum[i] += sum_k v_k G[k][i] over the rows with a weight.
 template <bool kWhole, class T>
 __device__ inline void add_terms(const T* columns, int64_t stride, int64_t count, const Terms& terms,
                                  double (&sum)[kPerVector<T>]) {
@@ -62,20 +62,20 @@ __device__ inline void add_terms(const T* columns, int64_t stride, int64_t count
 
 // One tile of one tensor: g += G^T v, summed in float64 and rounded once.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1)
-    combine_kernel(const __grid_constant__ SegmentTable table, const T* G, int64_t stride, int64_t t, const double* v) {
+__global__ void __launch_bounds__(kThreads, 1) combine_kernel(const __grid_constant__ KernelTensorList list, const T* G,
+                                                              int64_t stride, int64_t t, const double* v) {
   Terms& terms = *reinterpret_cast<Terms*>(gem_fast_shared);
   const auto tile = static_cast<int32_t>(blockIdx.x);
-  const int s = table.of_tile(tile);
-  const int64_t at = static_cast<int64_t>(tile - table.first_tile[s]) * kTile<T> + threadIdx.x * kPerVector<T>;
-  const int64_t count = table.numel(s) - at;  // of this thread's elements, where positive
-  T* g = static_cast<T*>(table.data[s]) + at;
-  const T* columns = G + table.offset[s] + at;
+  const int s = list.of_tile(tile);
+  const int64_t at = static_cast<int64_t>(tile - list.first_tile[s]) * kTile<T> + threadIdx.x * kPerVector<T>;
+  const int64_t count = list.numel(s) - at;  // of this thread's elements, where positive
+  T* g = static_cast<T*>(list.data[s]) + at;
+  const T* columns = G + list.offset[s] + at;
   const bool whole = count >= kPerVector<T> && is_aligned(g) && is_aligned(columns) && stride % kPerVector<T> == 0;
   double sum[kPerVector<T>];
   bool changed = false;
   for (int64_t first = 0; first < t; first += kTerms) {
-    choose_terms(v, first, first + kTerms < t ? first + kTerms : t, terms);
+    collect_terms(v, first, first + kTerms < t ? first + kTerms : t, terms);
     if (count > 0 && terms.count > 0) {
       if (!changed) whole ? load_vector(g, sum) : load_elements(g, count, sum);
       changed = true;
@@ -97,11 +97,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-void combine(const Segments& g, const Rows& G, const double* v, Stream stream) {
+void combine(const TensorList& g, const RowMatrix& G, const double* v, Stream stream) {
   if (G.t == 0) return;
   GEM_FAST_DISPATCH_DTYPE(G.dtype, {
-    for_each_table(g, kTile<T>, [&](const SegmentTable& table) {
-      launch(combine_kernel<T>, table.tiles, kThreads, sizeof(Terms), stream, table, static_cast<const T*>(G.data),
+    for_each_kernel_list(g, kTile<T>, [&](const KernelTensorList& list) {
+      launch(combine_kernel<T>, list.tiles, kThreads, sizeof(Terms), stream, list, static_cast<const T*>(G.data),
              G.stride, G.t, v);
     });
   });

@@ -7,6 +7,6 @@
 namespace gem_fast::cuda {
 
 // One pass over g and over those rows of G whose v (on the device) is not zero; with no such row g keeps every bit.
-void combine(const Segments& g, const Rows& G, const double* v, Stream stream);
+void combine(const TensorList& g, const RowMatrix& G, const double* v, Stream stream);
 
 }  // namespace gem_fast::cuda

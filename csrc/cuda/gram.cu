@@ -6,7 +6,7 @@
 #include "cuda/block.h"
 #include "cuda/gram.h"
 #include "cuda/launch.h"
-#include "cuda/segments.h"
+#include "cuda/tensor_list.h"
 #include "cuda/vector.h"
 
 namespace gem_fast::cuda {
@@ -18,38 +18,39 @@ constexpr int kPanel = 32;
 // A thread forms kMicro x kMicro of a block's products, over its share of the columns in shared memory.
 constexpr int kMicro = 4;
 constexpr int kProducts = kMicro * kMicro;
-// Products that a float32 sum takes up, about, before float64 takes over.
+// Products that a float32 sum adds before its value is added to the float64 sum, about.
 constexpr int kFloatSum = 128;
 // Blocks of the first phase, about: a few for each multiprocessor of a large device.
 constexpr int64_t kBlocks = 1024;
 // Shared memory for a stage of columns, which the threads' sums take over at the end.
 constexpr int64_t kStageBytes = 40 * 1024;
-constexpr int kMostColumns = 1024;
+constexpr int kMaxColumns = 1024;
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // How a problem is cut up; of its sizes alone, so that the order of summation is too.
-struct Plan {
+struct Tiling {
   int rows;  // t and one for g
   int panels;
   int columns;    // in a stage
   int64_t slab;   // columns of a slab: a multiple of a stage's
   int64_t pairs;  // of panels, the lower triangle
-  int64_t slabs;  // of the whole list
+  int64_t slabs;  // of the whole gradient
   int64_t shared_bytes;
 
-  Plan(const Rows& G, const Segments& g) {
+  Tiling(const RowMatrix& G, const TensorList& g) {
     const int64_t element = G.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
     rows = static_cast<int>(G.t) + 1;
     panels = ceil_div(rows, kPanel);
     pairs = static_cast<int64_t>(panels) * (panels + 1) / 2;
     const int staged = panels == 1 ? ceil_div(rows, kMicro) * kMicro : 2 * kPanel;
-    columns = static_cast<int>(std::min<int64_t>(kMostColumns, (kStageBytes / staged - 16) / element) / kWarp * kWarp);
+    columns = static_cast<int>(std::min<int64_t>(kMaxColumns, (kStageBytes / staged - 16) / element) / kWarp * kWarp);
     const int64_t stages = std::max(1, ceil_div(G.p, columns));
     slab = ceil_div(stages, std::clamp<int64_t>(kBlocks / pairs, 1, stages)) * static_cast<int64_t>(columns);
     shared_bytes = std::max<int64_t>(staged * (columns * element + 16), kThreads * kProducts * sizeof(double));
     slabs = 0;
-    for_each_table(g, slab, [&](const SegmentTable& table) { slabs += ceil_div(table.end() - table.begin(), slab); });
+    for_each_kernel_list(g, slab,
+                         [&](const KernelTensorList& list) { slabs += ceil_div(list.end() - list.begin(), slab); });
   }
 
   int64_t products() const { return static_cast<int64_t>(rows) * (rows + 1) / 2; }
@@ -71,14 +72,14 @@ struct Pair {
 };
 
 template <class T>
-struct Matrix {
+struct GramInput {
   const T* G;
   int64_t stride;
   int t;
   int columns;  // in a stage
   int64_t slab;
-  int64_t slabs;       // of all tables
-  int64_t first_slab;  // of this table
+  int64_t slabs;       // of the whole gradient
+  int64_t first_slab;  // of this list
   double* partial;     // (products, slabs)
 };
 
@@ -105,15 +106,15 @@ __device__ void stage_row(const T* row, int64_t begin, int count, Compute<T>* to
 
 // The same for the flattened gradient, whose columns lie in several tensors.
 template <class T>
-__device__ void stage_gradient(const SegmentTable& table, int64_t begin, int count, Compute<T>* to) {
+__device__ void stage_gradient(const KernelTensorList& list, int64_t begin, int count, Compute<T>* to) {
   constexpr int kV = kPerVector<Compute<T>>;
   int s = -1;
   for (int c = lane(); c < (count + kV - 1) / kV * kV; c += kWarp) {
     const int64_t column = begin + c;
     Compute<T> x = 0;
     if (c < count) {
-      if (s < 0 || column >= table.offset[s + 1]) s = table.of_column(column);
-      x = static_cast<Compute<T>>(static_cast<const T*>(table.data[s])[column - table.offset[s]]);
+      if (s < 0 || column >= list.offset[s + 1]) s = list.of_column(column);
+      x = static_cast<Compute<T>>(static_cast<const T*>(list.data[s])[column - list.offset[s]]);
     }
     to[c] = x;
   }
@@ -121,14 +122,14 @@ __device__ void stage_gradient(const SegmentTable& table, int64_t begin, int cou
 
 // One panel, the warps taking its rows in turn.
 template <class T>
-__device__ void stage_panel(const SegmentTable& table, const Matrix<T>& in, int panel, int rows, int64_t begin,
+__device__ void stage_panel(const KernelTensorList& list, const GramInput<T>& in, int panel, int rows, int64_t begin,
                             int count, int pitch, Compute<T>* to) {
   for (int r = warp(); r < rows; r += warps()) {
     const int row = panel * kPanel + r;
     if (row < in.t) {
       stage_row(in.G + row * in.stride, begin, count, to + r * pitch);
     } else if (row == in.t) {
-      stage_gradient<T>(table, begin, count, to + r * pitch);
+      stage_gradient<T>(list, begin, count, to + r * pitch);
     } else {
       for (int c = lane(); c < in.columns; c += kWarp) to[r * pitch + c] = 0;
     }
@@ -189,7 +190,7 @@ __device__ inline void add_groups(double (&sum)[kProducts], int tiles, int group
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    gram_kernel(const __grid_constant__ SegmentTable table, const __grid_constant__ Matrix<T> in, int pairs) {
+    gram_kernel(const __grid_constant__ KernelTensorList list, const __grid_constant__ GramInput<T> in, int pairs) {
   using C = Compute<T>;
   constexpr int kV = kPerVector<C>;
   C* stage = reinterpret_cast<C*>(gem_fast_shared);
@@ -215,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   double total[kProducts] = {};
   C sum[kProducts] = {};
   int products = 0;
-  const auto take_up = [&] {
+  const auto flush = [&] {
 #pragma unroll
     for (int i = 0; i < kProducts; ++i) {
       total[i] += static_cast<double>(sum[i]);
@@ -223,20 +224,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     products = 0;
   };
-  const int64_t begin = table.begin() + slab * in.slab;
-  const int64_t end = begin + in.slab < table.end() ? begin + in.slab : table.end();
+  const int64_t begin = list.begin() + slab * in.slab;
+  const int64_t end = begin + in.slab < list.end() ? begin + in.slab : list.end();
   for (int64_t c = begin; c < end; c += in.columns) {
     const int count = static_cast<int>(end - c < in.columns ? end - c : in.columns);
-    stage_panel(table, in, panel.i, a_tiles * kMicro, c, count, pitch, stage);
-    if (!same) stage_panel(table, in, panel.j, b_tiles * kMicro, c, count, pitch, b_stage);
+    stage_panel(list, in, panel.i, a_tiles * kMicro, c, count, pitch, stage);
+    if (!same) stage_panel(list, in, panel.j, b_tiles * kMicro, c, count, pitch, b_stage);
     __syncthreads();
     const int vectors = (count + kV - 1) / kV;
     if (group < groups) add_products(mine, pitch, vectors, sum);
     products += (vectors / groups + 1) * kV;
-    if (products >= kFloatSum) take_up();
+    if (products >= kFloatSum) flush();
     __syncthreads();
   }
-  take_up();
+  flush();
 
   add_groups(total, tiles, groups, reinterpret_cast<double*>(gem_fast_shared));
   if (group != 0) return;
@@ -273,34 +274,34 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-int64_t gram_workspace(const Rows& G, const Segments& g) {
-  const Plan plan(G, g);
-  return plan.products() * plan.slabs;
+int64_t gram_workspace(const RowMatrix& G, const TensorList& g) {
+  const Tiling tiling(G, g);
+  return tiling.products() * tiling.slabs;
 }
 
-void gram(const Rows& G, const Segments& g, double* P, double* q, double* workspace, Stream stream) {
+void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double* workspace, Stream stream) {
   if (G.t == 0) return;
-  const Plan plan(G, g);
+  const Tiling tiling(G, g);
   int64_t first_slab = 0;
   GEM_FAST_DISPATCH_DTYPE(G.dtype, {
-    for_each_table(g, plan.slab, [&](const SegmentTable& table) {
-      const int64_t slabs = ceil_div(table.end() - table.begin(), plan.slab);
-      const Matrix<T> in{static_cast<const T*>(G.data),
-                         G.stride,
-                         static_cast<int>(G.t),
-                         plan.columns,
-                         plan.slab,
-                         plan.slabs,
-                         first_slab,
-                         workspace};
-      launch(gram_kernel<T>, slabs * plan.pairs, kThreads, plan.shared_bytes, stream, table, in,
-             static_cast<int>(plan.pairs));
+    for_each_kernel_list(g, tiling.slab, [&](const KernelTensorList& list) {
+      const int64_t slabs = ceil_div(list.end() - list.begin(), tiling.slab);
+      const GramInput<T> in{static_cast<const T*>(G.data),
+                            G.stride,
+                            static_cast<int>(G.t),
+                            tiling.columns,
+                            tiling.slab,
+                            tiling.slabs,
+                            first_slab,
+                            workspace};
+      launch(gram_kernel<T>, slabs * tiling.pairs, kThreads, tiling.shared_bytes, stream, list, in,
+             static_cast<int>(tiling.pairs));
       first_slab += slabs;
     });
   });
   const int64_t products = (G.t + 1) * G.t;
   launch(add_slabs_kernel, ceil_div(products, kThreads / kWarp), kThreads, 0, stream,
-         static_cast<const double*>(workspace), plan.slabs, G.t, P, q);
+         static_cast<const double*>(workspace), tiling.slabs, G.t, P, q);
 }
 
 }  // namespace gem_fast::cuda

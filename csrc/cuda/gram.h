@@ -9,9 +9,9 @@
 namespace gem_fast::cuda {
 
 // Doubles of workspace for gram.
-int64_t gram_workspace(const Rows& G, const Segments& g);
+int64_t gram_workspace(const RowMatrix& G, const TensorList& g);
 
 // P (t, t) and q (t,), float64. g must have p elements of G's dtype.
-void gram(const Rows& G, const Segments& g, double* P, double* q, double* workspace, Stream stream);
+void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double* workspace, Stream stream);
 
 }  // namespace gem_fast::cuda

@@ -1,6 +1,6 @@
 #include "cuda/launch.h"
 #include "cuda/pack.h"
-#include "cuda/segments.h"
+#include "cuda/tensor_list.h"
 #include "cuda/vector.h"
 
 namespace gem_fast::cuda {
@@ -14,14 +14,14 @@ constexpr int kTile = kThreads * kVectorsPerThread * kPerVector<Word>;
 
 // Words of the element's size: packing moves bits.
 template <class Word>
-__global__ void __launch_bounds__(kThreads, 1) pack_kernel(const __grid_constant__ SegmentTable table, Word* row) {
+__global__ void __launch_bounds__(kThreads, 1) pack_kernel(const __grid_constant__ KernelTensorList list, Word* row) {
   constexpr int kV = kPerVector<Word>;
   const auto tile = static_cast<int32_t>(blockIdx.x);
-  const int s = table.of_tile(tile);
-  const int64_t numel = table.numel(s);
-  const auto* from = static_cast<const Word*>(table.data[s]);
-  Word* to = row + table.offset[s];
-  const int64_t first = static_cast<int64_t>(tile - table.first_tile[s]) * kTile<Word> + threadIdx.x * kV;
+  const int s = list.of_tile(tile);
+  const int64_t numel = list.numel(s);
+  const auto* from = static_cast<const Word*>(list.data[s]);
+  Word* to = row + list.offset[s];
+  const int64_t first = static_cast<int64_t>(tile - list.first_tile[s]) * kTile<Word> + threadIdx.x * kV;
 #pragma unroll
   for (int k = 0; k < kVectorsPerThread; ++k) {
     const int64_t at = first + static_cast<int64_t>(k) * kThreads * kV;
@@ -49,20 +49,20 @@ __global__ void __launch_bounds__(kThreads, 1) pack_kernel(const __grid_constant
 }
 
 template <class Word>
-void pack_words(const Segments& segments, void* row, Stream stream) {
-  for_each_table(segments, kTile<Word>, [&](const SegmentTable& table) {
-    launch(pack_kernel<Word>, table.tiles, kThreads, 0, stream, table, static_cast<Word*>(row));
+void pack_words(const TensorList& tensors, void* row, Stream stream) {
+  for_each_kernel_list(tensors, kTile<Word>, [&](const KernelTensorList& list) {
+    launch(pack_kernel<Word>, list.tiles, kThreads, 0, stream, list, static_cast<Word*>(row));
   });
 }
 
 }  // namespace
 
-void pack(const Segments& segments, void* row, DType dtype, Stream stream) {
+void pack(const TensorList& tensors, void* row, DType dtype, Stream stream) {
   switch (dtype) {
-    case DType::kFloat64: return pack_words<uint64_t>(segments, row, stream);
-    case DType::kFloat32: return pack_words<uint32_t>(segments, row, stream);
+    case DType::kFloat64: return pack_words<uint64_t>(tensors, row, stream);
+    case DType::kFloat32: return pack_words<uint32_t>(tensors, row, stream);
     case DType::kBFloat16:
-    case DType::kFloat16: return pack_words<uint16_t>(segments, row, stream);
+    case DType::kFloat16: return pack_words<uint16_t>(tensors, row, stream);
   }
 }
 

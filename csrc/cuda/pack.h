@@ -6,7 +6,7 @@
 
 namespace gem_fast::cuda {
 
-// row[offset + i] = segment[i]; a segment without data (a parameter that got no gradient) is zeros.
-void pack(const Segments& segments, void* row, DType dtype, Stream stream);
+// row[x.offset + i] = x[i] for every tensor x; one without data (a parameter that got no gradient) counts as zeros.
+void pack(const TensorList& tensors, void* row, DType dtype, Stream stream);
 
 }  // namespace gem_fast::cuda

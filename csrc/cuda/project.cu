@@ -7,12 +7,12 @@
 
 namespace gem_fast::cuda {
 
-int64_t project_workspace(const Rows& G, const Segments& g) {
+int64_t project_workspace(const RowMatrix& G, const TensorList& g) {
   return G.t * G.t + std::max(gram_workspace(G, g), nnqp_workspace(1, G.t));
 }
 
-void project(const Segments& g, const Rows& G, double margin, double ridge, double* v, double* q, int32_t* status,
-             double* residual, double* workspace, Stream stream) {
+void project(const TensorList& g, const RowMatrix& G, double margin, double ridge, double* v, double* q,
+             int32_t* status, double* residual, double* workspace, Stream stream) {
   double* P = workspace;
   double* rest = workspace + G.t * G.t;
   gram(G, g, P, q, rest, stream);

@@ -9,12 +9,12 @@
 namespace gem_fast::cuda {
 
 // Doubles of workspace for project, on the current device.
-int64_t project_workspace(const Rows& G, const Segments& g);
+int64_t project_workspace(const RowMatrix& G, const TensorList& g);
 
 // Results: v (t,), q (t,) = G g of the gradient that came in, status and residual as nnqp reports them. Where no
 // constraint is violated, and where G or g is not finite, v is zero and g keeps every bit; the kernels find that out
 // themselves, so the host never waits.
-void project(const Segments& g, const Rows& G, double margin, double ridge, double* v, double* q, int32_t* status,
-             double* residual, double* workspace, Stream stream);
+void project(const TensorList& g, const RowMatrix& G, double margin, double ridge, double* v, double* q,
+             int32_t* status, double* residual, double* workspace, Stream stream);
 
 }  // namespace gem_fast::cuda

@@ -7,10 +7,10 @@
 namespace gem_fast::cuda {
 namespace {
 
-constexpr int64_t kMostThreads = 256;
+constexpr int64_t kMaxThreads = 256;
 // Blocks at a time; each goes on to further problems. Fewer where every block has a workspace in global memory.
-constexpr int64_t kMostBlocks = 4096;
-constexpr int64_t kMostBlocksInGlobalMemory = 256;
+constexpr int64_t kMaxBlocks = 4096;
+constexpr int64_t kMaxBlocksInGlobalMemory = 256;
 
 GEM_FAST_HD constexpr int64_t workspace_doubles(int64_t t) { return nnqp_doubles(t) + (nnqp_ints(t) + 1) / 2; }
 
@@ -22,13 +22,13 @@ bool fits_shared_memory(int64_t t) {
 }
 
 int64_t blocks_for(int64_t count, bool in_shared) {
-  return std::min(count, in_shared ? kMostBlocks : kMostBlocksInGlobalMemory);
+  return std::min(count, in_shared ? kMaxBlocks : kMaxBlocksInGlobalMemory);
 }
 
 enum class Input { kSatisfied, kViolated, kNonFinite };
 
 // Whether some q_k < 0. A NaN or an infinity anywhere in P or q outranks that: 0 * x is 0 for a finite x only.
-__device__ Input look_at(const BlockTeam& team, const NnqpProblem& problem) {
+__device__ Input classify(const BlockTeam& team, const NnqpProblem& problem) {
   const int t = problem.t;
   double found = static_cast<double>(Input::kSatisfied);
   for (int k = team.rank(); k < t; k += team.size()) {
@@ -43,7 +43,7 @@ __device__ Input look_at(const BlockTeam& team, const NnqpProblem& problem) {
   return static_cast<Input>(static_cast<int>(team.max(found)));
 }
 
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     solve_kernel(const NnqpBatch batch, bool only_where_violated, double* v, int32_t* status, double* residual,
                  double* workspace) {
   auto* scratch = reinterpret_cast<BlockTeam::Scratch*>(gem_fast_shared);
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     const NnqpProblem problem = batch[b];
     double* answer_v = v + b * batch.t;
     NnqpAnswer answer{kSolved, 0.0, 0};
-    if (only_where_violated && look_at(team, problem) == Input::kSatisfied) {
+    if (only_where_violated && classify(team, problem) == Input::kSatisfied) {
       for (int k = team.rank(); k < problem.t; k += team.size()) answer_v[k] = 0.0;
     } else {
       answer = Nnqp<BlockTeam>(team, problem, doubles, ints).solve(answer_v);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 void launch_solve(const NnqpBatch& batch, bool only_where_violated, double* v, int32_t* status, double* residual,
                   double* workspace, Stream stream) {
   const bool in_shared = fits_shared_memory(batch.t);
-  const int64_t threads = std::clamp<int64_t>((batch.t + kWarp - 1) / kWarp * kWarp, kWarp, kMostThreads);
+  const int64_t threads = std::clamp<int64_t>((batch.t + kWarp - 1) / kWarp * kWarp, kWarp, kMaxThreads);
   launch(solve_kernel, blocks_for(batch.count, in_shared), static_cast<int>(threads),
          in_shared ? shared_bytes(batch.t) : sizeof(BlockTeam::Scratch), stream, batch, only_where_violated, v, status,
          residual, in_shared ? nullptr : workspace);

@@ -32,13 +32,72 @@ def cases() -> list[tuple[str, Callable[..., object], tuple[object, ...]]]:
         ("nnqp batched", OPS.nnqp.default, (P.repeat(2, 1, 1), torch.randn(2, 3).double())),
         ("nnqp shared", OPS.nnqp.default, (P, torch.randn(2, 4, 3).double())),
     ]
+    for dtype in (torch.float32, torch.float64):
+        out += [(f"{name} {dtype}", op, args) for name, op, args in layer_cases(dtype)]
     return out
+
+
+def layer_cases(dtype: torch.dtype) -> list[tuple[str, Callable[..., object], tuple[object, ...]]]:
+    """The private operators, for two tasks of examples of mostly zeros and an MLP with layers 40-17-3."""
+    sizes, positions = [4, 3], torch.tensor([5, 0, 6])
+    x = torch.where(torch.rand(7, 40) < 0.2, torch.randn(7, 40), 0.0).to(dtype)
+    weights = [torch.randn(17, 40).to(dtype), torch.randn(3, 17).to(dtype)]
+    biases = [torch.randn(17).to(dtype), None]
+    target = torch.randint(3, (7,))
+    rows = OPS._sparse_rows(x)
+    task_rows = [OPS._sparse_rows(mine) for mine in x.split(sizes)]
+
+    def pairs(of_columns: bool) -> list[Tensor]:
+        tasks = [OPS._sparse_pairs(*mine, 40, of_columns) for mine in task_rows]
+        lines, start, index, values = zip(*tasks, strict=True)
+        joined = torch.cat([start[0], start[1][1:] + start[0][-1]])
+        return [torch.cat(lines), joined, torch.cat(index), torch.cat(values)]
+
+    def gradient(rest: tuple[object, ...], n: int, of: list[int]) -> tuple[object, ...]:
+        return (torch.zeros(2, 17, 40, dtype=dtype), torch.randn(n, 17).to(dtype), *rest, of)
+
+    def gradients(t: int) -> tuple[list[Tensor], list[Tensor]]:
+        nothing = torch.zeros(0, dtype=dtype)
+        return [torch.zeros(t, 3, 17, dtype=dtype)], [torch.zeros(t, 17, dtype=dtype), nothing]
+
+    hidden, grad = torch.randn(7, 17).to(dtype).relu(), torch.randn(7, 3).to(dtype)
+    return [
+        ("_sparse_rows", OPS._sparse_rows.default, (x,)),
+        ("_sparse_rows, few columns", OPS._sparse_rows.default, (x[:, :9].contiguous(),)),
+        ("_sparse_pairs of rows", OPS._sparse_pairs.default, (*rows, 40, False)),
+        ("_sparse_pairs of columns", OPS._sparse_pairs.default, (*rows, 40, True)),
+        ("_sparse_linear", OPS._sparse_linear.default, (*rows, None, weights[0], biases[0])),
+        ("_sparse_linear of a sample", OPS._sparse_linear.default, (*rows, positions, weights[0], None)),
+        ("_layer_gradient_", OPS._layer_gradient_.default, gradient((x, [], None), 7, sizes)),
+        ("_layer_gradient_ of pairs", OPS._layer_gradient_.default, gradient((None, pairs(True), None), 7, sizes)),
+        ("_layer_gradient_ of a sample", OPS._layer_gradient_.default, gradient((None, [*rows], positions), 3, [1, 2])),
+        ("_cross_entropy_gradient", OPS._cross_entropy_gradient.default, (grad, target, sizes)),
+        ("_mlp_backward", OPS._mlp_backward.default, (grad, [hidden], weights, *gradients(2), sizes)),
+        ("_mlp_pass", OPS._mlp_pass.default, (x, [], None, target, weights, biases, *gradients(2), sizes)),
+        (
+            "_mlp_pass of pairs",
+            OPS._mlp_pass.default,
+            (None, pairs(False), None, target, weights, biases, *gradients(2), sizes),
+        ),
+        (
+            "_mlp_pass of a sample",
+            OPS._mlp_pass.default,
+            (None, [*rows], positions, target[:3], weights, biases, *gradients(2), [1, 2]),
+        ),
+    ]
 
 
 @pytest.mark.parametrize(("op", "args"), [case[1:] for case in cases()], ids=[case[0] for case in cases()])
 def test_opcheck(op: Callable[..., object], args: tuple[object, ...]) -> None:
     results = torch.library.opcheck(op, args)
     assert set(results.values()) == {"SUCCESS"}
+
+
+def test_every_operator_is_checked() -> None:
+    schemas = torch._C._jit_get_all_schemas()
+    registered = {schema.name for schema in schemas if schema.name.startswith("gem_fast::")}
+    assert len(registered) == 12
+    assert {op._schema.name for _, op, _ in cases()} == registered
 
 
 def test_compiles_without_a_graph_break() -> None:

@@ -12,7 +12,7 @@ import pytest
 from utils.build import ROOT
 
 NATIVE = ROOT / "tests" / "csrc" / "native"
-SOURCES = [*sorted(NATIVE.glob("*.cpp")), *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+SOURCES = [*sorted(NATIVE.glob("*.cpp")), *sorted((ROOT / "csrc" / "cpu").glob("**/*.cpp"))]
 # As setup.py compiles them, but for -O1: sanitizers ask for it, and it compiles in a third of the time.
 FLAGS = "-std=c++20 -O1 -g1 -fno-math-errno -fno-trapping-math -pthread -Wall -Wextra -Werror -Wno-psabi"
 SANITIZERS = {"memory": "address,undefined", "threads": "thread"}

@@ -89,7 +89,7 @@ class Builder:
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     folder = tmp_path_factory.mktemp("simt")
-    sources = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), SIMT / "simt.cpp"]
+    sources = [*(ROOT / "csrc" / "cpu").glob("**/*.cpp"), SIMT / "simt.cpp"]
     return Builder(folder, compile_all(sources, folder / "plain", []), {})
 
 
@@ -124,7 +124,7 @@ MISTAKES = {
     "a missing barrier in the solver": Mistake(
         "thread",
         "solve.cu",
-        "core/nnqp.h",
+        "core/nnqp_factor.h",
         "const double x = z_[c] * inverse_diagonal_[c];\n      team_.barrier();",
         "const double x = z_[c] * inverse_diagonal_[c];",
         "data race",

@@ -152,14 +152,8 @@ def test_operators_equal_autograd(dtype: torch.dtype, sizes: list[int], widths: 
     for weight, bias in zip(weights, biases, strict=True):
         activations.append(h.relu())
         h = F.linear(activations[-1], weight, bias)
-    *hidden, output = torch.ops.gem_fast._chain_forward(z, weights, biases)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-11}
-    torch.testing.assert_close(output, h, **tolerance)
-    for got, right in zip(hidden, activations, strict=True):
-        torch.testing.assert_close(got[:, : right.shape[1]], right, **tolerance)
-        assert not got[:, right.shape[1] :].any()
-
-    grad = torch.randn_like(output)
+    grad = torch.randn_like(h)
     first = torch.empty(widths[0], 1, dtype=dtype)  # the layer before; only its size counts
     G = torch.full((len(sizes), sum(w.numel() + len(w) for w in weights) + widths[0]), 7.0, dtype=dtype)
     parts = iter(G.split([x.numel() for pair in zip(weights, biases, strict=True) for x in pair] + [widths[0]], 1))
@@ -168,20 +162,19 @@ def test_operators_equal_autograd(dtype: torch.dtype, sizes: list[int], widths: 
         weight_rows.append(next(parts).unflatten(1, weight.shape))
         bias_rows.append(next(parts))
     bias_rows.insert(0, next(parts))
-    for inputs in (hidden, [a.detach() for a in activations]):
-        G.fill_(7)
-        delta = torch.ops.gem_fast._chain_backward(grad, inputs, [first, *weights], weight_rows, bias_rows, sizes)
-        start = 0
-        for k, size in enumerate(sizes):
-            mine = torch.zeros_like(grad)
-            mine[start : start + size] = grad[start : start + size]
-            start += size
-            of_z, *others = torch.autograd.grad(h, [z, *weights, *biases], mine, retain_graph=True)
-            for got, right in zip([*weight_rows, *bias_rows[1:], bias_rows[0]], [*others, of_z.sum(0)], strict=True):
-                torch.testing.assert_close(got[k], right, **{**tolerance, "atol": 30 * tolerance["atol"]})
-        of_z = torch.autograd.grad(h, z, grad, retain_graph=True)[0]
-        torch.testing.assert_close(delta[:, : widths[0]], of_z, **{**tolerance, "atol": 30 * tolerance["atol"]})
-        assert not delta[:, widths[0] :].any()
+    inputs = [a.detach() for a in activations]
+    delta = torch.ops.gem_fast._mlp_backward(grad, inputs, [first, *weights], weight_rows, bias_rows, sizes)
+    start = 0
+    for k, size in enumerate(sizes):
+        mine = torch.zeros_like(grad)
+        mine[start : start + size] = grad[start : start + size]
+        start += size
+        of_z, *others = torch.autograd.grad(h, [z, *weights, *biases], mine, retain_graph=True)
+        for got, right in zip([*weight_rows, *bias_rows[1:], bias_rows[0]], [*others, of_z.sum(0)], strict=True):
+            torch.testing.assert_close(got[k], right, **{**tolerance, "atol": 30 * tolerance["atol"]})
+    of_z = torch.autograd.grad(h, z, grad, retain_graph=True)[0]
+    torch.testing.assert_close(delta[:, : widths[0]], of_z, **{**tolerance, "atol": 30 * tolerance["atol"]})
+    assert not delta[:, widths[0] :].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -256,22 +249,29 @@ def test_real_digits(flat: bool, sampled: bool) -> None:
 
 def test_bad_arguments_of_the_operators() -> None:
     ops = torch.ops.gem_fast
-    z, weight, bias = torch.zeros(4, 3), torch.zeros(2, 3), torch.zeros(2)
-    with pytest.raises(ValueError, match="z must be float32 or float64, got float16"):
-        ops._chain_forward(z.half(), [weight], [bias])
-    with pytest.raises(ValueError, match=r"z must have shape \(n, 3\), float32 and contiguous rows, got \(4, 5\)"):
-        ops._chain_forward(torch.zeros(4, 5), [weight], [bias])
-    with pytest.raises(ValueError, match=r"weights\[1\] must take the 2 outputs of the layer before, got shape \(2, 3"):
-        ops._chain_forward(z, [weight, weight], [bias, bias])
-    with pytest.raises(ValueError, match=r"bias must have shape \(outputs,\) = \(2,\) and float32, got \(3,\)"):
-        ops._chain_forward(z, [weight], [torch.zeros(3)])
+    weight, bias = torch.zeros(2, 3), torch.zeros(2)
     nothing = torch.zeros(0)
-    backward = partial(ops._chain_backward, torch.zeros(4, 2))
+
+    def mlp_pass(weights: list[Tensor], biases: list[Tensor]) -> None:
+        rows = [nothing.to(weights[0].dtype)] * len(weights)
+        ops._mlp_pass(torch.zeros(4, 3), [], None, torch.zeros(4).long(), weights, biases, rows[1:], rows, [4])
+
+    with pytest.raises(ValueError, match=r"weights\[0\] must be float32 or float64, got float16"):
+        mlp_pass([weight.half(), weight.half()], [bias.half(), bias.half()])
+    with pytest.raises(ValueError, match=r"weights\[1\] must take the 2 outputs of the layer before, got shape \(2, 3"):
+        mlp_pass([weight, weight], [bias, bias])
+    with pytest.raises(ValueError, match=r"bias must have shape \(outputs,\) = \(2,\) and float32, got \(3,\)"):
+        mlp_pass([weight, weight.T.contiguous()], [torch.zeros(3), bias])
+    backward = partial(ops._mlp_backward, torch.zeros(4, 2))
+    with pytest.raises(
+        ValueError, match=r"inputs\[0\] must have shape \(n, 3\), float32 and contiguous rows, got \(4, 5"
+    ):
+        backward([torch.zeros(4, 5)], [torch.zeros(3, 1), weight], [nothing], [nothing] * 2, [4])
     with pytest.raises(ValueError, match=r"weights must be two or more, .* got 1, 1 and 1"):
-        backward([z], [weight], [nothing], [nothing], [4])
+        backward([torch.zeros(4, 3)], [weight], [nothing], [nothing], [4])
     before = torch.zeros(3, 1)
     with pytest.raises(ValueError, match=r"weight_rows must have one contiguous matrix of 6 elements per task, got"):
-        backward([z], [before, weight], [torch.zeros(2, 2, 3)], [nothing] * 2, [4])
+        backward([torch.zeros(4, 3)], [before, weight], [torch.zeros(2, 2, 3)], [nothing] * 2, [4])
     with pytest.raises(ValueError, match=r"grad must have shape \(n, outputs\) = \(5, 2\), got \(4, 2\)"):
         backward([torch.zeros(5, 3)], [before, weight], [nothing], [nothing] * 2, [5])
     with pytest.raises(ValueError, match="target must be from 0 to 2, got 3"):

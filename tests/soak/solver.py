@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.asserts import kkt_violation
 from utils.samplers import Array
 
-from gem_fast import _C, Status
+from gem_fast import Status, solver
 
 # Largest violation of the KKT conditions, relative to the problem's scale.
 BOUND = 1e-9
@@ -65,7 +65,7 @@ def check_one(
     """Solves problem `number`, and counts a failure where any condition does not hold to `bound`."""
     _, G, g, margin = problem(seed, number, kinds)
     P, q = G @ G.T, G @ g
-    v, status, residual, iterations = _C.nnqp(P, q, margin)
+    v, status, residual, iterations = solver.nnqp(P, q, margin)
     kkt = kkt_violation(P, q, v, margin)
     primal = primal_violation(G, g, v)
     t = len(q)

@@ -96,7 +96,7 @@ def whole_pass(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) 
     entries, positions = batch.entries, batch.positions
     x = batch.x.flatten(1).contiguous() if entries is None else None
     given = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
-    run = partial(torch.ops.gem_fast._chain_pass, x, given, positions, batch.y, weights, biases)
+    run = partial(torch.ops.gem_fast._mlp_pass, x, given, positions, batch.y, weights, biases)
     return MlpPass(weights, biases, LayerInput.of(x, entries, positions), batch, run)
 
 
@@ -112,6 +112,6 @@ def recorded_pass(recorder: Recorder, roots: Sequence[LossRoot], batch: TaskBatc
     recorder.check_unchanged()
     first, *others = calls
     weights = [call.weight for call in calls]
-    run = partial(torch.ops.gem_fast._chain_backward, roots[0].gradient(), [call.x for call in others], weights)
+    run = partial(torch.ops.gem_fast._mlp_backward, roots[0].gradient(), [call.x for call in others], weights)
     given = LayerInput.of(first.x, first.entries, first.positions)
     return MlpPass(weights, [call.bias for call in calls], given, batch, run)

@@ -65,7 +65,7 @@ class Buffer {
 template <class T>
 struct Gradient {
   std::vector<Buffer<T>> tensors;
-  std::vector<Segment> items;
+  std::vector<TensorRef> items;
 
   Gradient(Random& random, int64_t p, Values values) {
     for (int64_t at = 0; at < p || items.empty();) {
@@ -79,7 +79,7 @@ struct Gradient {
     if (random() % 2 == 0) items.push_back({nullptr, 0, p});
   }
 
-  Segments segments() const { return {items.data(), static_cast<int64_t>(items.size())}; }
+  TensorList list() const { return {items.data(), static_cast<int64_t>(items.size())}; }
 
   std::vector<double> flat() {
     std::vector<double> all;
@@ -108,7 +108,7 @@ struct Matrix {
 
   double at(int64_t k, int64_t i) { return buffer.at(k * stride + i); }
 
-  Rows rows;
+  RowMatrix rows;
 };
 
 }  // namespace gem_fast::native

@@ -12,12 +12,12 @@
 #include <vector>
 
 #include "core/status.h"
-#include "cpu/combine.h"
-#include "cpu/gram.h"
-#include "cpu/pack.h"
-#include "cpu/project.h"
+#include "cpu/projection/combine.h"
+#include "cpu/projection/gram.h"
+#include "cpu/projection/pack.h"
+#include "cpu/projection/project.h"
+#include "cpu/projection/solve.h"
 #include "cpu/simd.h"
-#include "cpu/solve.h"
 #include "inputs.h"
 #include "layers.h"
 #include "threads.h"
@@ -41,12 +41,12 @@ Shape random_shape(Random& random) {
 }
 
 template <class T>
-void run_gram_and_probe(Random& random, Matrix<T>& G, Gradient<T>& g) {
+void run_gram(Random& random, Matrix<T>& G, Gradient<T>& g) {
   Buffer<double> P(G.t * G.t, 0), q(G.t, 1), workspace(cpu::gram_doubles(G.t, G.p), 0);
-  cpu::gram(G.rows, g.segments(), P.data(), q.data(), workspace.data(), kPlainThreads);
-  Buffer<double> probed(G.t, 1), sums(G.t, 0), more(cpu::probe_doubles(G.t, G.p), 0);
-  cpu::probe(G.rows, g.segments(), probed.data(), sums.data(), more.data(), kPlainThreads);
-  if (cpu::first_non_finite(G.rows, g.segments()) >= 0) return;
+  cpu::gram(G.rows, g.list(), P.data(), q.data(), workspace.data(), kPlainThreads);
+  Buffer<double> row_q(G.t, 1), sums(G.t, 0), more(cpu::gram_row_sums_doubles(G.t, G.p), 0);
+  cpu::gram_row_sums(G.rows, g.list(), row_q.data(), sums.data(), more.data(), kPlainThreads);
+  if (cpu::first_non_finite(G.rows, g.list()) >= 0) return;
   const std::vector<double> flat = g.flat();
   for (int trial = 0; trial < 5 && G.t > 0; ++trial) {
     const int64_t i = random() % G.t, j = random() % G.t;
@@ -59,7 +59,10 @@ void run_gram_and_probe(Random& random, Matrix<T>& G, Gradient<T>& g) {
     }
     expect(std::fabs(P[i * G.t + j] - product) <= 1e-4 * size, "P");
     expect(std::fabs(q[i] - with_g) <= 1e-4 * size_g, "q");
-    expect(std::fabs(probed[i] - with_g) <= 1e-4 * size_g, "q of the probe");
+    expect(std::fabs(row_q[i] - with_g) <= 1e-4 * size_g, "q beside the row sums of P");
+    double row_sum = 0, row_size = 0;
+    for (int64_t k = 0; k < G.t; ++k) row_sum += P[i * G.t + k], row_size += std::fabs(P[i * G.t + k]);
+    expect(std::fabs(sums[i] - row_sum) <= 1e-3 * (row_size + P[i * G.t + i]), "the row sums of P");
   }
 }
 
@@ -67,9 +70,9 @@ template <class T>
 void run_combine(Random& random, Matrix<T>& G, Gradient<T>& g) {
   Buffer<double> v(G.t, 1);
   for (int64_t k = 0; k < G.t; ++k) v[k] = random() % 3 == 0 ? 0.0 : value(random, Values::kOrdinary);
-  const bool finite = cpu::first_non_finite(G.rows, g.segments()) < 0;
+  const bool finite = cpu::first_non_finite(G.rows, g.list()) < 0;
   const std::vector<double> before = g.flat();
-  cpu::combine(g.segments(), G.rows, v.data(), kPlainThreads);
+  cpu::combine(g.list(), G.rows, v.data(), kPlainThreads);
   const std::vector<double> after = g.flat();
   for (int trial = 0; trial < 20 && G.p > 0 && finite; ++trial) {
     const int64_t c = random() % G.p;
@@ -85,10 +88,10 @@ void run_combine(Random& random, Matrix<T>& G, Gradient<T>& g) {
 template <class T>
 void run_pack(Random& random, Gradient<T>& g, int64_t p, DType dtype) {
   Buffer<T> row(p, static_cast<int64_t>(random() % 5));
-  std::vector<Segment> items = g.items;
+  std::vector<TensorRef> items = g.items;
   if (random() % 2 == 0) items[random() % items.size()].data = nullptr;  // a parameter without a gradient
   cpu::pack({items.data(), static_cast<int64_t>(items.size())}, row.data(), p, dtype, kPlainThreads);
-  for (const Segment& item : items) {
+  for (const TensorRef& item : items) {
     for (int64_t i = 0; i < item.numel; ++i) {
       const T expected = item.data != nullptr ? static_cast<const T*>(item.data)[i] : T(Compute<T>(0));
       expect(std::memcmp(&row[item.offset + i], &expected, sizeof(T)) == 0, "packed row");
@@ -104,7 +107,7 @@ void run_project(Random& random, Matrix<T>& G, Gradient<T>& g) {
   const double margin = random() % 2 == 0 ? 0.0 : 0.5;
   const std::vector<double> before = g.flat();
   const auto outcome =
-      cpu::project(g.segments(), G.rows, nullptr, margin, 0.0, v.data(), q.data(), &status, &residual, kPlainThreads);
+      cpu::project(g.list(), G.rows, margin, 0.0, v.data(), q.data(), &status, &residual, kPlainThreads);
   if (outcome != cpu::Projected::kNonFinite) return;
   const std::vector<double> after = g.flat();
   expect(before.size() == after.size() &&
@@ -142,7 +145,7 @@ void run_round(Random& random) {
     GEM_FAST_DISPATCH_DTYPE(dtype, {
       Matrix<T> G(random, shape.t, shape.p, dtype, shape.values);
       Gradient<T> g(random, shape.p, shape.values);
-      run_gram_and_probe(random, G, g);
+      run_gram(random, G, g);
       run_pack(random, g, shape.p, dtype);
       run_project(random, G, g);
       run_combine(random, G, g);
@@ -156,14 +159,14 @@ void run_round(Random& random) {
 void write_out_of_bounds(Random& random) {
   Gradient<float> g(random, 1001, Values::kOrdinary);
   Buffer<float> row(1000, 0);
-  cpu::pack(g.segments(), row.data(), 1001, DType::kFloat32, kPlainThreads);
+  cpu::pack(g.list(), row.data(), 1001, DType::kFloat32, kPlainThreads);
 }
 
 void race(Random& random) {
   Matrix<float> G(random, 3, 100000, DType::kFloat32, Values::kOrdinary);
   Buffer<float> g(100000, 0);
   g.fill(random, Values::kOrdinary);
-  const Segment whole{g.data(), 100000, 0};
+  const TensorRef whole{g.data(), 100000, 0};
   const double v[] = {1.0, 2.0, 3.0};
   cpu::combine({&whole, 1}, G.rows, v, kRacingThreads);
 }

@@ -4,11 +4,10 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/chain.h"
-#include "cpu/cross_entropy.h"
-#include "cpu/layer_columns.h"
-#include "cpu/pairing.h"
-#include "cpu/project.h"
+#include "cpu/mlp/cross_entropy.h"
+#include "cpu/mlp/layer_gradient.h"
+#include "cpu/mlp/mlp.h"
+#include "cpu/mlp/pairing.h"
 #include "threads.h"
 
 namespace gem_fast::native {
@@ -33,9 +32,9 @@ struct SparseMemory {
   std::vector<int32_t> row_start, columns;
   std::vector<T> values;
   struct Pairs {
-    std::vector<int32_t> members, start{0}, index;
+    std::vector<int32_t> lines, start{0}, index;
     std::vector<T> values;
-    cpu::SparsePairs view() const { return {members.data(), start.data(), index.data(), values.data()}; }
+    cpu::SparsePairs view() const { return {lines.data(), start.data(), index.data(), values.data()}; }
   } row_pairs, column_pairs;
 
   SparseMemory(Random& random, DType dtype, int64_t t, int64_t inputs)
@@ -58,10 +57,10 @@ struct SparseMemory {
   cpu::SparseRows rows() const { return {row_start.data(), columns.data(), values.data(), d}; }
 
  private:
-  static void add(const cpu::Lines& lines, DType dtype, int64_t group, Pairs& pairs) {
+  static void add(const cpu::SparseLines& lines, DType dtype, int64_t group, Pairs& pairs) {
     const cpu::Pairing pairing = cpu::pair(lines, group);
     const int32_t before = pairs.start.back();
-    pairs.members.insert(pairs.members.end(), pairing.members.begin(), pairing.members.end());
+    pairs.lines.insert(pairs.lines.end(), pairing.lines.begin(), pairing.lines.end());
     for (size_t i = 1; i < pairing.start.size(); ++i) pairs.start.push_back(before + pairing.start[i]);
     pairs.index.resize(pairs.start.back());
     pairs.values.resize(2 * pairs.start.back());
@@ -81,7 +80,7 @@ struct Sampled {
   }
 };
 
-// The gradients of a first layer's weight, in all its inputs' forms, as rows of G; and the projection on them.
+// The gradients of a first layer's weight, in all its inputs' forms, as rows of G.
 template <class T>
 void run_first_layer(Random& random, DType dtype) {
   const int64_t t = pick(random, {1, 2, 3, 7, 33}), d = pick(random, {1, 3, 31, 32, 33, 64, 100}),
@@ -109,39 +108,12 @@ void run_first_layer(Random& random, DType dtype) {
   }
   const int64_t stride = size + static_cast<int64_t>(random() % 3);
   Buffer<T> G((t - 1) * stride + size, 0);
-  cpu::write_rows(gradients, {G.data(), stride}, kPlainThreads);
+  cpu::layer_gradients(gradients, {G.data(), stride}, kPlainThreads);
   for (int64_t k = 0; k < t; ++k) {
     const int64_t o = random() % outputs, j = random() % d;
     double sum = 0;
     for (int64_t i = start[k]; i < start[k + 1]; ++i) sum += grad.at(i * outputs + o) * memory.x.at(row_of(i) * d + j);
     expect_close(G.at(k * stride + o * d + j), sum, "the gradient of W");
-  }
-
-  // Three more columns of G, of their own.
-  Buffer<T> other(t * 3, 0), g(size, 0), g_other(3, 0), whole(t * (size + 3), 0), g_whole(size + 3, 0);
-  for (Buffer<T>* buffer : {&other, &g, &g_other}) buffer->fill(random, Values::kOrdinary);
-  for (int64_t k = 0; k < t; ++k) {
-    std::copy_n(&G[k * stride], size, &whole[k * (size + 3)]);
-    std::copy_n(&other[k * 3], 3, &whole[k * (size + 3) + size]);
-  }
-  std::copy_n(&g[0], size, &g_whole[0]);
-  std::copy_n(&g_other[0], 3, &g_whole[size]);
-  const Segment part{g_other.data(), 3, 0}, all{g_whole.data(), size + 3, 0};
-  const cpu::LayerColumns layer{gradients, g.data()};
-  Buffer<double> v(t, 0), q(t, 0), v_whole(t, 0), q_whole(t, 0);
-  int32_t status = -1;
-  double residual = -1.0;
-  cpu::project({&part, 1}, {other.data(), 3, t, 3, dtype}, &layer, 0.5, 1e-3, v.data(), q.data(), &status, &residual,
-               kPlainThreads);
-  cpu::project({&all, 1}, {whole.data(), size + 3, t, size + 3, dtype}, nullptr, 0.5, 1e-3, v_whole.data(),
-               q_whole.data(), &status, &residual, kPlainThreads);
-  double scale = 1;
-  for (int64_t k = 0; k < t; ++k) scale = std::fmax(scale, std::fabs(q_whole[k]));
-  for (int64_t k = 0; k < t; ++k) expect(std::fabs(q[k] - q_whole[k]) <= 1e-4 * scale, "q with a layer's columns");
-  if (*std::max_element(&v_whole[0], &v_whole[0] + t) > 0.5) return;  // v may be ill-determined
-  for (int64_t trial = 0; trial < 5; ++trial) {
-    const int64_t i = random() % size;
-    expect(std::fabs(g.at(i) - g_whole.at(i)) <= 1e-3 * t * 40, "g + G^T v with a layer's columns");
   }
 }
 
@@ -170,15 +142,13 @@ void run_sparse_forward(Random& random, DType dtype) {
 
 // Layers with ReLU between them and their tensors.
 template <class T>
-struct RandomChain {
+struct RandomMlp {
   int64_t t, count;
   std::vector<int64_t> widths;  // from the input of the first layer to the classes
   std::vector<Buffer<T>> weights, biases, weight_rows, bias_rows;
-  std::vector<cpu::Layer> layers;
-  std::vector<cpu::Link> links;
+  std::vector<cpu::MlpLayer> layers;
 
-  RandomChain(Random& random, int64_t tasks, int64_t inputs)
-      : t(tasks), count(pick(random, {2, 3, 4})), widths{inputs} {
+  RandomMlp(Random& random, int64_t tasks, int64_t inputs) : t(tasks), count(pick(random, {2, 3, 4})), widths{inputs} {
     for (int64_t l = 0; l < count; ++l) {
       widths.push_back(pick(random, {1, 2, 10, 15, 16, 17, 64, 65, 100}));
       const int64_t size = widths[l + 1] * widths[l];
@@ -186,79 +156,87 @@ struct RandomChain {
       biases.emplace_back(widths[l + 1], 0).fill(random, Values::kOrdinary);
       weight_rows.emplace_back(t * size, 0);
       bias_rows.emplace_back(t * widths[l + 1], 0);
-      layers.push_back({weights[l].data(), biases[l].data(), widths[l + 1], widths[l]});
-      links.push_back({{nullptr, 0},
-                       false,
-                       {l == 0 ? nullptr : weight_rows[l].data(), size},
-                       {random() % 4 == 0 ? nullptr : bias_rows[l].data(), widths[l + 1]}});
+      cpu::MlpLayer& layer = layers.emplace_back();
+      layer.layer = {weights[l].data(), biases[l].data(), widths[l + 1], widths[l]};
+      layer.weight_rows = {l == 0 ? nullptr : weight_rows[l].data(), size};
+      layer.bias_rows = {random() % 4 == 0 ? nullptr : bias_rows[l].data(), widths[l + 1]};
     }
   }
 
   int64_t classes() const { return widths.back(); }
+
+  // y (N, padded(outputs)) = layer l of x, whose rows are `stride` elements apart.
+  Buffer<T> forward(int64_t l, int64_t N, const T* x, int64_t stride) {
+    const int64_t outputs = widths[l + 1], width = cpu::padded(outputs);
+    Buffer<T> y(N * width, 0);
+    std::fill_n(y.data(), y.size(), T(0));
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        double sum = biases[l].at(o);
+        for (int64_t i = 0; i < widths[l]; ++i) sum += x[n * stride + i] * weights[l].at(o * widths[l] + i);
+        y[n * width + o] = static_cast<T>(l + 1 < count ? std::fmax(sum, 0.0) : sum);
+      }
+    }
+    return y;
+  }
 };
 
-// Forward and backward as two calls and as one, against each other and, by one element each, float64.
+// The backward, and forward and backward as one call, against each other and, by one element each, float64.
 template <class T>
-void run_chain(Random& random, DType dtype) {
+void run_mlp(Random& random, DType dtype) {
   const int64_t t = pick(random, {1, 2, 3}), d = pick(random, {1, 16, 33, 70});
   SparseMemory<T> memory(random, dtype, t, d);
-  RandomChain<T> chain(random, t, d);
+  RandomMlp<T> net(random, t, d);
   const Sampled sampled(random, memory.start);
   const int64_t form = random() % 3;
   const std::vector<int64_t>& start = form == 2 ? sampled.start : memory.start;
-  const int64_t N = start.back(), count = chain.count, classes = chain.classes(), units = chain.widths[1];
+  const int64_t N = start.back(), count = net.count, classes = net.classes();
   const cpu::Tasks tasks{start.data(), t};
 
-  Buffer<T> z(N * units, 0), outputs(N * classes, 0), grad(N * classes, 0), delta(N * cpu::padded(units), 0);
-  cpu::sparse_linear(memory.rows(), dtype, form == 2 ? sampled.positions.data() : nullptr, N, chain.layers[0],
-                     {z.data(), units}, kPlainThreads);
-  std::vector<Buffer<T>> inputs;
-  std::vector<cpu::Matrix> hidden;
+  Buffer<T> first(N * d, 0);
+  for (int64_t n = 0; n < N; ++n) std::copy_n(&memory.x[(form == 2 ? sampled.positions[n] : n) * d], d, &first[n * d]);
+  std::vector<Buffer<T>> outputs;
+  outputs.push_back(net.forward(0, N, first.data(), d));
   for (int64_t l = 1; l < count; ++l) {
-    inputs.emplace_back(N * cpu::padded(chain.widths[l]), 0);
-    hidden.push_back({inputs[l - 1].data(), cpu::padded(chain.widths[l])});
-    chain.links[l].x = hidden[l - 1];
-    chain.links[l].is_padded = random() % 2 == 0;
+    net.layers[l].x = {outputs[l - 1].data(), cpu::padded(net.widths[l])};
+    outputs.push_back(net.forward(l, N, outputs[l - 1].data(), cpu::padded(net.widths[l])));
   }
-  cpu::chain_forward({z.data(), units}, dtype, N, chain.layers.data() + 1, count - 1, hidden.data(),
-                     {outputs.data(), classes}, kPlainThreads);
-  const int64_t last = chain.widths[count - 1], row = random() % N, o = random() % classes;
-  double sum = chain.biases[count - 1].at(o);
-  for (int64_t i = 0; i < last; ++i) {
-    sum += inputs[count - 2].at(row * cpu::padded(last) + i) * chain.weights[count - 1].at(o * last + i);
-  }
-  expect_close(outputs.at(row * classes + o), sum, "the last layer");
 
   std::vector<int64_t> target(N);
   for (int64_t& y : target) y = random() % classes;
-  cpu::cross_entropy_gradient({outputs.data(), classes}, dtype, target.data(), tasks, classes, {grad.data(), classes},
-                              kPlainThreads);
+  Buffer<T> grad(N * classes, 0), delta(N * cpu::padded(net.widths[1]), 0);
+  cpu::cross_entropy_gradient({outputs.back().data(), cpu::padded(classes)}, dtype, target.data(), tasks, classes,
+                              {grad.data(), classes}, kPlainThreads);
   for (int64_t n = 0; n < N; ++n) {
     double total = 0;
     for (int64_t c = 0; c < classes; ++c) total += grad.at(n * classes + c);
     expect(std::fabs(total) <= 1e-5, "the gradient of cross entropy");
   }
 
-  cpu::chain_backward({grad.data(), classes}, dtype, chain.layers.data(), chain.links.data(), count, tasks,
-                      {delta.data(), cpu::padded(units)}, kPlainThreads);
-  const int64_t k = random() % t, i = random() % last;
-  sum = 0;
+  const cpu::Mlp mlp{dtype, net.layers.data(), count, tasks, {delta.data(), cpu::padded(net.widths[1])}};
+  cpu::mlp_backward(mlp, {grad.data(), classes}, kPlainThreads);
+  const int64_t last = net.widths[count - 1];
+  const int64_t k = random() % t, o = random() % classes, i = random() % last;
+  double sum = 0;
   for (int64_t n = start[k]; n < start[k + 1]; ++n) {
-    sum += grad.at(n * classes + o) * inputs[count - 2].at(n * cpu::padded(last) + i);
+    sum += grad.at(n * classes + o) * outputs[count - 2].at(n * cpu::padded(last) + i);
   }
   const int64_t place = (k * classes + o) * last + i;
-  expect_close(chain.weight_rows[count - 1].at(place), sum, "a layer's gradient");
+  expect_close(net.weight_rows[count - 1].at(place), sum, "a layer's gradient");
 
+  std::vector<double> one_by_one(delta.size());
+  for (int64_t n = 0; n < delta.size(); ++n) one_by_one[n] = delta.at(n);
   const cpu::SparseRows rows = memory.rows();
   const cpu::SparsePairs pairs = memory.row_pairs.view();
   cpu::LayerInput input;
   if (form == 0) input.dense = {memory.x.data(), d};
   if (form == 1) input.pairs = &pairs;
   if (form == 2) input.rows = &rows, input.positions = sampled.positions.data();
-  cpu::chain_pass(input, target.data(), dtype, chain.layers.data(), chain.links.data(), count, tasks,
-                  {delta.data(), cpu::padded(units)}, kPlainThreads);
+  cpu::mlp_pass(mlp, input, target.data(), kPlainThreads);
   // A ReLU's input may be zero but for rounding: only float64 is compared as closely.
-  if (dtype == DType::kFloat64) expect_close(chain.weight_rows[count - 1].at(place), sum, "a gradient in one pass");
+  if (dtype != DType::kFloat64) return;
+  expect_close(net.weight_rows[count - 1].at(place), sum, "a gradient in one pass");
+  for (int64_t n = 0; n < delta.size(); ++n) expect_close(delta.at(n), one_by_one[n], "delta in one pass");
 }
 
 }  // namespace
@@ -268,8 +246,8 @@ void run_layers(Random& random) {
   run_first_layer<double>(random, DType::kFloat64);
   run_sparse_forward<float>(random, DType::kFloat32);
   run_sparse_forward<double>(random, DType::kFloat64);
-  run_chain<float>(random, DType::kFloat32);
-  run_chain<double>(random, DType::kFloat64);
+  run_mlp<float>(random, DType::kFloat32);
+  run_mlp<double>(random, DType::kFloat64);
 }
 
 }  // namespace gem_fast::native

@@ -1,4 +1,4 @@
-// The kernels of linear layers and of chains of them, over random shapes.
+// The kernels of linear layers and of MLPs, over random shapes.
 #pragma once
 
 #include "inputs.h"

@@ -18,8 +18,7 @@
 
 namespace gem_fast::test {
 
-inline const cpu::Executor kThisThread{
-    [](int64_t n, int64_t, void (*body)(int64_t, int64_t, void*), void* context) { body(0, n, context); }};
+using cpu::kThisThread;
 
 inline std::mt19937_64& generator() {
   static std::mt19937_64 engine(1);
@@ -102,7 +101,7 @@ struct Problem {
   int64_t t, p, stride;
   Array G;
   std::vector<Array> grads;
-  std::vector<Segment> items;
+  std::vector<TensorRef> items;
 
   Problem(DType dtype, int64_t t, const std::vector<int64_t>& sizes, int64_t padding = 0, int64_t offset = 0)
       : dtype(dtype), t(t), p(sum(sizes)), stride(p + padding), G(dtype, t > 0 ? (t - 1) * stride + p : 0, offset) {
@@ -119,8 +118,8 @@ struct Problem {
     point_at_grads();
   }
 
-  Rows rows() const { return {G.data(), stride, t, p, dtype}; }
-  Segments segments() const { return {items.data(), static_cast<int64_t>(items.size())}; }
+  RowMatrix rows() const { return {G.data(), stride, t, p, dtype}; }
+  TensorList list() const { return {items.data(), static_cast<int64_t>(items.size())}; }
   double row(int64_t k, int64_t i) const { return G.get(k * stride + i); }
   std::vector<double> g() const {
     std::vector<double> all;

@@ -35,9 +35,9 @@ uint64_t seed = 1;
 namespace {
 
 constexpr unsigned kWarp = 32;
-constexpr unsigned kMostThreads = 512;
+constexpr unsigned kMaxThreads = 512;
 // More fibres than a block has threads: blocks use different ones for the same thread.
-constexpr unsigned kFibres = kMostThreads + 61;
+constexpr unsigned kFibres = kMaxThreads + 61;
 constexpr size_t kStack = 256 * 1024;
 constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 
@@ -60,12 +60,12 @@ struct Warp {
 Fibre fibres[kFibres];
 ucontext_t host;
 void* host_tsan;
-unsigned order[kMostThreads];     // the fibres of this block, in the order they run
-unsigned fibre_of[kMostThreads];  // by thread
-unsigned current;                 // place in `order`
+unsigned order[kMaxThreads];     // the fibres of this block, in the order they run
+unsigned fibre_of[kMaxThreads];  // by thread
+unsigned current;                // place in `order`
 unsigned at_barrier;
 unsigned finished;
-Warp warps[kMostThreads / kWarp];
+Warp warps[kMaxThreads / kWarp];
 void (*thread_body)(const void*);
 const void* thread_context;
 // Addresses that stand for what orders accesses. A thread leaves a barrier before the next but one is reached.

@@ -6,14 +6,14 @@
 #include <cstring>
 #include <functional>
 
-#include "core/nnqp.h"
+#include "core/nnqp_problem.h"
 #include "core/status.h"
-#include "cpu/combine.h"
-#include "cpu/gram.h"
-#include "cpu/pack.h"
-#include "cpu/project.h"
+#include "cpu/projection/combine.h"
+#include "cpu/projection/gram.h"
+#include "cpu/projection/pack.h"
+#include "cpu/projection/project.h"
+#include "cpu/projection/solve.h"
 #include "cpu/simd.h"
-#include "cpu/solve.h"
 #include "cuda/combine.h"
 #include "cuda/gram.h"
 #include "cuda/pack.h"
@@ -82,8 +82,8 @@ void test_pack() {
       Array expected(dtype, problem.p, shape.padding % 4);
       Array row = expected.copy();
       for (int64_t i = 0; i < problem.p; ++i) row.set(i, 7.0);
-      cpu::pack(problem.segments(), expected.data(), problem.p, dtype, kThisThread);
-      cuda::pack(problem.segments(), row.data(), dtype, nullptr);
+      cpu::pack(problem.list(), expected.data(), problem.p, dtype, kThisThread);
+      cuda::pack(problem.list(), row.data(), dtype, nullptr);
       expect(row.same_bits(expected), "pack " + problem.name());
     }
   }
@@ -97,8 +97,8 @@ struct Gramian {
 
 Gramian run_gram(const Problem& x) {
   Gramian out{doubles(x.t * x.t), doubles(x.t)};
-  const auto workspace = doubles(cuda::gram_workspace(x.rows(), x.segments()));
-  cuda::gram(x.rows(), x.segments(), out.P.get(), out.q.get(), workspace.get(), nullptr);
+  const auto workspace = doubles(cuda::gram_workspace(x.rows(), x.list()));
+  cuda::gram(x.rows(), x.list(), out.P.get(), out.q.get(), workspace.get(), nullptr);
   return out;
 }
 
@@ -108,7 +108,7 @@ void compare_gram(const Problem& x) {
   const Gramian ours = run_gram(x);
   Gramian theirs{doubles(x.t * x.t), doubles(x.t)};
   const auto workspace = doubles(cpu::gram_doubles(x.t, x.p));
-  cpu::gram(x.rows(), x.segments(), theirs.P.get(), theirs.q.get(), workspace.get(), kThisThread);
+  cpu::gram(x.rows(), x.list(), theirs.P.get(), theirs.q.get(), workspace.get(), kThisThread);
   double g_squared = 0.0;
   for (const double gi : x.g()) g_squared += gi * gi;
   const double rounding = x.dtype == DType::kFloat64 ? 1e-14 : 4e-6;
@@ -250,8 +250,8 @@ void compare_combine(const Problem& before, int64_t every) {
   for (int64_t k = 0; k < before.t; ++k) {
     for (int64_t i = 0; v[k] == 0.0 && i < before.p; ++i) ours.G.set(k * ours.stride + i, kNan);
   }
-  cuda::combine(ours.segments(), ours.rows(), v.get(), nullptr);
-  cpu::combine(theirs.segments(), theirs.rows(), v.get(), kThisThread);
+  cuda::combine(ours.list(), ours.rows(), v.get(), nullptr);
+  cpu::combine(theirs.list(), theirs.rows(), v.get(), kThisThread);
   expect(close_grads(ours, theirs, 4.0 * before.t), "combine " + before.name());
   if (every == 0) expect(ours.same_grads(before), "combine without weights keeps every bit, " + before.name());
 }
@@ -280,8 +280,8 @@ struct Projection {
 
 Projection run_project(Problem& x, double margin, double ridge) {
   Projection out{doubles(x.t), doubles(x.t)};
-  const auto workspace = doubles(cuda::project_workspace(x.rows(), x.segments()));
-  cuda::project(x.segments(), x.rows(), margin, ridge, out.v.get(), out.q.get(), &out.status, &out.residual,
+  const auto workspace = doubles(cuda::project_workspace(x.rows(), x.list()));
+  cuda::project(x.list(), x.rows(), margin, ridge, out.v.get(), out.q.get(), &out.status, &out.residual,
                 workspace.get(), nullptr);
   return out;
 }
@@ -290,8 +290,8 @@ void compare_project(const Problem& before, double margin, double ridge) {
   Problem ours(before), theirs(before);
   const Projection mine = run_project(ours, margin, ridge);
   Projection other{doubles(before.t), doubles(before.t)};
-  const auto outcome = cpu::project(theirs.segments(), theirs.rows(), nullptr, margin, ridge, other.v.get(),
-                                    other.q.get(), &other.status, &other.residual, kThisThread);
+  const auto outcome = cpu::project(theirs.list(), theirs.rows(), margin, ridge, other.v.get(), other.q.get(),
+                                    &other.status, &other.residual, kThisThread);
   const std::string name = "project margin=" + std::to_string(margin) + " " + before.name();
   const bool violated = std::any_of(other.v.get(), other.v.get() + before.t, [](double v) { return v != 0.0; });
   if (outcome == cpu::Projected::kNonFinite) {

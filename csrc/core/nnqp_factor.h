@@ -1,0 +1,191 @@
+// The minimiser over an active set F of constraints, for the method of nnqp.h:
+//
+//     z = argmin over u_F of 1/2 u_F' P_FF u_F + c_F' u_F,      so P_FF z = -c_F.
+//
+// A Cholesky factor P_FF = L L' and y with L y = -c_F are kept, and follow F: appending a constraint or removing one
+// takes |F|^2 operations, and so does z, by L' z = y. Constraints have a place in F, in the order in which they were
+// appended.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/nnqp_problem.h"
+#include "core/team.h"
+
+namespace gem_fast {
+
+template <class Team>
+class NnqpFactor {
+ public:
+  static constexpr int kInactive = -1;
+
+  // What it takes of the caller's workspace.
+  static GEM_FAST_HD constexpr int64_t doubles(int64_t t) { return t * (t + 1) / 2 + 3 * t; }
+  static GEM_FAST_HD constexpr int64_t ints(int64_t t) { return 2 * t; }
+
+  GEM_FAST_HD NnqpFactor(const Team& team, const NnqpProblem& problem, const double* c, double* doubles, int* ints)
+      : team_(team),
+        in_(problem),
+        t_(problem.t),
+        c_(c),
+        inverse_diagonal_(doubles),
+        y_(doubles + t_),
+        z_(doubles + 2 * t_),
+        factor_(doubles + 3 * t_),
+        active_(ints),
+        place_(ints + t_) {}
+
+  GEM_FAST_INLINE GEM_FAST_HD int size() const { return size_; }
+  GEM_FAST_INLINE GEM_FAST_HD int constraint(int f) const { return active_[f]; }
+  // Of a constraint in F. Negative where it is not in F: then kInactive, or what the caller wrote there.
+  GEM_FAST_INLINE GEM_FAST_HD int& place(int i) const { return place_[i]; }
+  // By place. Valid until the next append.
+  GEM_FAST_INLINE GEM_FAST_HD double& z(int f) const { return z_[f]; }
+
+  // F is empty; the caller sees to the places.
+  GEM_FAST_INLINE GEM_FAST_HD void clear() { size_ = 0; }
+
+  // Appends constraint j. False, and the active set as it was, when the squared sine of the angle between its
+  // gradient and the span of the active ones is not above `least`; row |F| of the factor then holds L^-1 P_Fj.
+  GEM_FAST_INLINE GEM_FAST_HD bool append(int j, double least) {
+    const int k = size_;
+    each(team_, k, [&](int f) { z_[f] = in_.P[static_cast<int64_t>(active_[f]) * t_ + j]; });
+    const double diagonal = in_.entry(j, j);
+    double pivot = diagonal;
+    double y = -c_[j];
+    for (int c = 0; c < k; ++c) {
+      double* below = column(c);
+      const double l = z_[c] * inverse_diagonal_[c];
+      pivot -= l * l;
+      y -= l * y_[c];
+      for (int f = c + 1 + team_.rank(); f < k; f += team_.size()) z_[f] -= below[f] * l;
+      if (team_.rank() == 0) below[k] = l;
+      team_.barrier();
+    }
+    if (!(pivot > least * diagonal)) return false;
+    const double root = sqrt(pivot);
+    if (team_.rank() == 0) {
+      column(k)[k] = root;
+      inverse_diagonal_[k] = 1.0 / root;
+      y_[k] = y / root;
+      active_[k] = j;
+      place_[j] = k;
+    }
+    size_ = k + 1;
+    team_.barrier();
+    return true;
+  }
+
+  // Takes the constraint at place r out: Givens rotations make the factor triangular again.
+  GEM_FAST_INLINE GEM_FAST_HD void remove(int r) {
+    const int k = size_ - 1;
+    const int j = active_[r];
+    team_.barrier();
+    if (team_.rank() == 0) {
+      place_[j] = kInactive;
+      for (int f = r; f < k; ++f) {
+        active_[f] = active_[f + 1];
+        place_[active_[f]] = f;
+      }
+    }
+    for (int c = 0; c < r; ++c) {
+      double* col = column(c);
+      shift_up(col, r, k);
+    }
+    // Row r is gone; column c (>= r) of the remaining matrix has rows c+1 .. k in old numbering, one above the
+    // diagonal in the new one. Rotating it with its right neighbour clears that entry.
+    double carried_y = y_[r];
+    team_.barrier();
+    for (int c = r; c < k; ++c) {
+      double* left = column(c);       // old column c: entries at old rows c+1 .. k are still wanted
+      double* right = column(c + 1);  // old column c+1: entries at old rows c+1 .. k
+      const double a = left[c + 1];
+      const double b = right[c + 1];
+      const double h = hypot(a, b);
+      const double cosine = a / h;
+      const double sine = b / h;
+      const double next_y = y_[c + 1];
+      team_.barrier();
+      // New column c is the rotated pair, moved up by one row; the other half stays in the right column, whose
+      // first remaining row is old row c+2.
+      rotate(left, right, c, k, cosine, sine);
+      if (team_.rank() == 0) {
+        left[c] = h;
+        inverse_diagonal_[c] = 1.0 / h;
+        y_[c] = cosine * carried_y + sine * next_y;
+      }
+      carried_y = cosine * next_y - sine * carried_y;
+      team_.barrier();
+    }
+    size_ = k;
+  }
+
+  // z = the minimiser over F.
+  GEM_FAST_INLINE GEM_FAST_HD void minimise() {
+    each(team_, size_, [&](int f) { z_[f] = y_[f]; });
+    back_substitute();
+  }
+
+  // z = P_FF^-1 P_Fj for the constraint j that `append` has just turned down: g_j = sum over f of z_f g_f.
+  GEM_FAST_INLINE GEM_FAST_HD void combine_rejected() {
+    each(team_, size_, [&](int f) { z_[f] = column(f)[size_]; });
+    back_substitute();
+  }
+
+ private:
+  // L is packed by columns, the diagonal first: column(c)[r] is entry (r, c).
+  GEM_FAST_INLINE GEM_FAST_HD double* column(int c) const {
+    return factor_ + static_cast<int64_t>(c) * t_ - static_cast<int64_t>(c) * (c + 1) / 2;
+  }
+
+  // Entries r+1 .. k of a column move up by one row.
+  GEM_FAST_INLINE GEM_FAST_HD void shift_up(double* col, int r, int k) {
+    for (int first = r; first < k; first += team_.size()) {
+      const int f = first + team_.rank();
+      const double moved = f < k ? col[f + 1] : 0.0;
+      team_.barrier();
+      if (f < k) col[f] = moved;
+      team_.barrier();
+    }
+  }
+
+  GEM_FAST_INLINE GEM_FAST_HD void rotate(double* left, double* right, int c, int k, double cosine, double sine) {
+    for (int first = c + 2; first <= k; first += team_.size()) {
+      const int f = first + team_.rank();
+      const double a = f <= k ? left[f] : 0.0;
+      const double b = f <= k ? right[f] : 0.0;
+      team_.barrier();
+      if (f <= k) {
+        left[f - 1] = cosine * a + sine * b;
+        right[f] = cosine * b - sine * a;
+      }
+      team_.barrier();
+    }
+  }
+
+  // z <- L^-T z.
+  GEM_FAST_INLINE GEM_FAST_HD void back_substitute() {
+    for (int c = size_ - 1; c >= 0; --c) {
+      const double x = z_[c] * inverse_diagonal_[c];
+      team_.barrier();
+      for (int f = team_.rank(); f < c; f += team_.size()) z_[f] -= column(f)[c] * x;
+      if (team_.rank() == 0) z_[c] = x;
+      team_.barrier();
+    }
+  }
+
+  const Team team_;
+  const NnqpProblem in_;
+  const int t_;
+  const double* c_;
+  int size_ = 0;  // |F|
+  double* inverse_diagonal_;
+  double* y_;
+  double* z_;
+  double* factor_;
+  int* active_;  // constraint at each place
+  int* place_;
+};
+
+}  // namespace gem_fast

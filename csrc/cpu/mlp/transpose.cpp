@@ -1,0 +1,94 @@
+#include "cpu/mlp/transpose.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/dispatch.h"
+#include "cpu/simd.h"
+
+namespace gem_fast::cpu {
+namespace {
+
+// Columns that one thread takes at a time.
+constexpr int64_t kGrain = 64;
+
+template <class T>
+struct IndexOf {
+  using type = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type = int64_t;
+};
+
+// Transposes L vectors of L lanes in registers, in log2 L rounds of interleaving.
+template <class T, int L>
+GEM_FAST_KERNEL void transpose_tile(typename Lanes<T, L>::type* x) {
+  using V = typename Lanes<T, L>::type;
+  typedef typename IndexOf<T>::type Mask __attribute__((vector_size(L * sizeof(T))));
+  Mask low, high;
+  for (int i = 0; i < L; ++i) {
+    low[i] = i / 2 + (i % 2) * L;
+    high[i] = L / 2 + i / 2 + (i % 2) * L;
+  }
+  for (int round = 1; round < L; round *= 2) {
+    V next[L];
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(x[i], x[i + L / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(x[i], x[i + L / 2], high);
+    }
+    for (int i = 0; i < L; ++i) x[i] = next[i];
+  }
+}
+
+template <class T, int L>
+GEM_FAST_KERNEL void transpose_as(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                                  int64_t to_stride) {
+  using V = typename Lanes<T, L>::type;
+  for (int64_t r = 0; r < rows; r += L) {
+    for (int64_t c = 0; c < columns; c += L) {
+      if (r + L <= rows && c + L <= columns) {
+        V tile[L];
+        for (int i = 0; i < L; ++i) tile[i] = *reinterpret_cast<const V*>(from + (r + i) * from_stride + c);
+        transpose_tile<T, L>(tile);
+        for (int i = 0; i < L; ++i) *reinterpret_cast<V*>(to + (c + i) * to_stride + r) = tile[i];
+        continue;
+      }
+      for (int64_t i = r; i < std::min(r + L, rows); ++i) {
+        for (int64_t j = c; j < std::min(c + L, columns); ++j) to[j * to_stride + i] = from[i * from_stride + j];
+      }
+    }
+  }
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void transpose_any_impl(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns,
+                                        const Matrix& to) {
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(
+      dtype, transpose_as<T, kLanesOf<Isa, T>>(static_cast<const T*>(from.data), from.stride, rows, columns,
+                                               static_cast<T*>(to.data), to.stride));
+}
+GEM_FAST_MULTIVERSION(transpose_any,
+                      (DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to),
+                      (dtype, from, rows, columns, to))
+
+}  // namespace
+
+void transpose(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to) {
+  transpose_any(dtype, from, rows, columns, to);
+}
+
+void transpose_padded(DType dtype, const void* from, int64_t rows, int64_t columns, void* to,
+                      const Executor& executor) {
+  const int64_t width = padded(rows);
+  executor.each((columns + kGrain - 1) / kGrain, 2, [&](int64_t block) {
+    const int64_t first = block * kGrain;
+    const int64_t last = std::min(columns, first + kGrain);
+    transpose_any(dtype, {at(from, first, dtype), columns}, rows, last - first, {at(to, first * width, dtype), width});
+    for (int64_t c = first; c < last; ++c) {
+      memset(at(to, c * width + rows, dtype), 0, (width - rows) * size_of(dtype));
+    }
+  });
+}
+
+}  // namespace gem_fast::cpu

@@ -1,0 +1,46 @@
+#include "cpu/projection/project.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/status.h"
+#include "cpu/projection/combine.h"
+#include "cpu/projection/gram.h"
+#include "cpu/projection/solve.h"
+
+namespace gem_fast::cpu {
+
+Projected project(const TensorList& g, const RowMatrix& G, double margin, double ridge, double* v, double* q,
+                  int32_t* status, double* residual, const Executor& executor) {
+  const int64_t t = G.t;
+  std::fill_n(v, t, 0.0);
+  *status = kSolved;
+  *residual = 0.0;
+
+  std::vector<double> sums(t), workspace(gram_row_sums_doubles(t, G.p));
+  gram_row_sums(G, g, q, sums.data(), workspace.data(), executor);
+  bool violated = false;
+  bool margin_suffices = true;
+  for (int64_t k = 0; k < t; ++k) {
+    if (!std::isfinite(q[k]) || !std::isfinite(sums[k])) return Projected::kNonFinite;
+    violated |= q[k] < 0.0;
+    margin_suffices &= q[k] + margin * (sums[k] + ridge) >= 0.0;
+  }
+  if (!violated) return Projected::kDone;
+
+  if (margin_suffices) {
+    // At v = margin * 1 no slope is negative: it is the minimiser, and P need not be formed.
+    std::fill_n(v, t, margin);
+  } else {
+    std::vector<double> P(t * t);
+    workspace.resize(gram_doubles(t, G.p));
+    gram(G, g, P.data(), q, workspace.data(), executor);
+    nnqp({P.data(), q, 1, t, false, margin, ridge}, v, status, residual, nullptr, executor);
+    if (*status == kNonFinite) return Projected::kNonFinite;
+  }
+  combine(g, G, v, executor);
+  return Projected::kDone;
+}
+
+}  // namespace gem_fast::cpu

@@ -1,0 +1,113 @@
+"""What torch.compile needs to know of the operators: the shapes that come out, without computing."""
+
+import torch
+from torch import Tensor
+from torch.library import get_ctx, register_fake
+
+
+@register_fake("gem_fast::gram")
+def _(G: Tensor, grads: list[Tensor]) -> tuple[Tensor, Tensor]:
+    t = G.shape[0]
+    return G.new_empty((t, t), dtype=torch.float64), G.new_empty((t,), dtype=torch.float64)
+
+
+@register_fake("gem_fast::nnqp")
+def _(P: Tensor, q: Tensor, lower: float = 0.0, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    batch = q.shape[:-1]
+    return q.new_empty(q.shape), q.new_empty(batch, dtype=torch.int32), q.new_empty(batch)
+
+
+@register_fake("gem_fast::combine_")
+def _(grads: list[Tensor], G: Tensor, v: Tensor) -> None:
+    return None
+
+
+@register_fake("gem_fast::pack_")
+def _(row: Tensor, tensors: list[Tensor | None], sizes: list[int]) -> None:
+    return None
+
+
+@register_fake("gem_fast::project_")
+def _(grads: list[Tensor], G: Tensor, margin: float = 0.5, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    v, q = (G.new_empty((G.shape[0],), dtype=torch.float64) for _ in range(2))
+    return v, q, G.new_empty((), dtype=torch.int32), G.new_empty((), dtype=torch.float64)
+
+
+# ---- the private operators of layers ---------------------------------------------------------------------------------
+
+
+@register_fake("gem_fast::_sparse_rows")
+def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = x.shape
+    entries = get_ctx().new_dynamic_size()
+    start = x.new_empty((n * _column_blocks(d) + 1,), dtype=torch.int32)
+    return start, x.new_empty((entries,), dtype=torch.int32), x.new_empty((entries,))
+
+
+@register_fake("gem_fast::_sparse_pairs")
+def _(
+    start: Tensor, columns: Tensor, values: Tensor, d: int, of_columns: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lines = d if of_columns else (start.shape[0] - 1) // _column_blocks(d)
+    pairs = (lines + 1) // 2
+    entries = get_ctx().new_dynamic_size()
+    shapes = ((2 * pairs,), (pairs + 1,), (entries,))
+    of_lines, pair_start, index = (start.new_empty(shape) for shape in shapes)
+    return of_lines, pair_start, index, values.new_empty((entries, 2))
+
+
+@register_fake("gem_fast::_sparse_linear")
+def _(
+    start: Tensor, columns: Tensor, values: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    rows = (start.shape[0] - 1) // _column_blocks(weight.shape[1]) if positions is None else positions.shape[0]
+    return values.new_empty((rows, weight.shape[0]))
+
+
+@register_fake("gem_fast::_layer_gradient_")
+def _(
+    out: Tensor, delta: Tensor, x: Tensor | None, entries: list[Tensor], positions: Tensor | None, sizes: list[int]
+) -> None:
+    return None
+
+
+@register_fake("gem_fast::_cross_entropy_gradient")
+def _(logits: Tensor, target: Tensor, sizes: list[int]) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+@register_fake("gem_fast::_mlp_backward")
+def _(
+    grad: Tensor,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    weight_rows: list[Tensor],
+    bias_rows: list[Tensor],
+    sizes: list[int],
+) -> Tensor:
+    return _delta(weights, sizes)
+
+
+@register_fake("gem_fast::_mlp_pass")
+def _(
+    x: Tensor | None,
+    entries: list[Tensor],
+    positions: Tensor | None,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    weight_rows: list[Tensor],
+    bias_rows: list[Tensor],
+    sizes: list[int],
+) -> Tensor:
+    return _delta(weights, sizes)
+
+
+def _delta(weights: list[Tensor], sizes: list[int]) -> Tensor:
+    # Rows are padded to whole cache lines of float32, see csrc/cpu/mlp/matrix.h.
+    return weights[0].new_empty((sum(sizes), (weights[0].shape[0] + 15) // 16 * 16))
+
+
+def _column_blocks(d: int) -> int:
+    # See csrc/cpu/mlp/sparse.h.
+    return (d + 31) // 32 if d > 32 else 1
