@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from utils.engines import assert_as_the_loop, fused, half_of_each, log_lines, memory, relu_mlp, sparse_rows, trained
 from utils.mlps import LOSSES, MLPS, OTHERS, SIZES, sequential
 from utils.models import classes, rows
