@@ -5,7 +5,13 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
-from gem_fast import _solver
+try:
+    from gem_fast import _solver
+except ImportError as error:
+    raise ImportError(
+        f"gem_fast's compiled solver does not load: {error}; build it for this Python: "
+        "pip install --force-reinstall --no-deps . in gem_fast's source folder"
+    ) from error
 
 __all__ = ["Status", "nnqp"]
 

@@ -40,21 +40,21 @@ def test_missing_compiler_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "module", "loads"),
     [
-        ("import gem_fast; gem_fast.GEM", "_C", "does not load with torch .*"),
-        ("from gem_fast import EpisodicMemory", "_C", "does not load with torch .*"),
-        ("import gem_fast; gem_fast.__version__", "_C", "does not load with torch .*"),
-        ("import gem_fast.solver", "_solver", "does not load"),
+        ("import gem_fast; gem_fast.GEM", "_C", "module does not load with torch .*"),
+        ("from gem_fast import EpisodicMemory", "_C", "module does not load with torch .*"),
+        ("import gem_fast; gem_fast.__version__", "_C", "module does not load with torch .*"),
+        ("import gem_fast.solver", "_solver", "solver does not load"),
     ],
 )
 def test_failed_import_says_the_cause_and_the_fix(tmp_path: Path, use: str, module: str, loads: str) -> None:
     package = tmp_path / "gem_fast"
     package.mkdir()
-    for file in ("__init__.py", "solver.py"):
+    for file in ("__init__.py", "_api.py", "solver.py"):
         (package / file).write_text((ROOT / "gem_fast" / file).read_text())
     (package / f"{module}.py").write_text("raise ImportError('undefined symbol: something')")
     run = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True)
     assert re.search(
-        rf"ImportError: gem_fast's compiled module {loads}: undefined symbol: something; build it",
+        rf"ImportError: gem_fast's compiled {loads}: undefined symbol: something; build it",
         run.stderr,
     )
 
