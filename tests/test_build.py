@@ -99,9 +99,9 @@ def test_the_solver_imports_no_torch() -> None:
 import sys
 import gem_fast.solver
 assert gem_fast.solver.nnqp([[4.0]], [-2.0])[0] == 0.5
-assert gem_fast.Status.SOLVED == 0
+assert gem_fast.solver.Status.SOLVED == 0
 assert 'torch' not in sys.modules
-assert gem_fast.GEM is sys.modules['gem_fast.hook'].GEM
+assert gem_fast.GEM is sys.modules['gem_fast.gem'].GEM
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     needed = subprocess.run(["ldd", gem_fast._solver.__file__], capture_output=True, text=True, check=True).stdout
@@ -111,7 +111,7 @@ assert gem_fast.GEM is sys.modules['gem_fast.hook'].GEM
 
 def test_every_public_name_is_found() -> None:
     assert set(gem_fast.__all__) <= set(dir(gem_fast))
-    for name in set(gem_fast.__all__) - {"MEMORY_POLICIES"}:
+    for name in set(gem_fast.__all__) - {"MEMORY_POLICIES", "Constraint"}:  # no classes or functions
         assert getattr(gem_fast, name).__name__.split(".")[-1] == name
     with pytest.raises(AttributeError, match="module 'gem_fast' has no attribute 'nothing'"):
         _ = gem_fast.nothing
