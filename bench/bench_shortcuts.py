@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -68,7 +68,6 @@ class Variant(NamedTuple):
 
     model: Callable[[], nn.Module]
     replaced: tuple[tuple[Any, str], ...] = ()
-    form: Literal["auto", "rows"] = "auto"
     shortcuts: bool = True
 
     def seconds(self, case: Case, batches: training.Batches) -> float:
@@ -76,7 +75,7 @@ class Variant(NamedTuple):
         with ExitStack() as stack:
             for owner, name in self.replaced:
                 stack.enter_context(patch.object(owner, name, staticmethod(lambda *args: None)))
-            engine = gem_fast.Fused(form=self.form, shortcuts=self.shortcuts)
+            engine = gem_fast.Fused(shortcuts=self.shortcuts)
             return seconds_of(lambda: train(batches, gem(memory_batch=case.memory_batch, engine=engine), model))
 
 
@@ -93,8 +92,7 @@ VARIANTS = {
     "the whole pass": Variant(new_model, ((cpu_mlp, "whole_pass"),)),
     "both passes: Fused(shortcuts=False)": Variant(new_model, shortcuts=False),
     "sparse entries": Variant(new_model, (ENTRIES,)),
-    'inner products: Fused(form="rows")': Variant(new_model, form="rows"),
-    "all of them": Variant(new_model, (ENTRIES,), form="rows", shortcuts=False),
+    "all of them": Variant(new_model, (ENTRIES,), shortcuts=False),
     SUBCLASSED: Variant(subclassed_mlp),
     "the recorded pass, of another module than nn.Sequential": Variant(subclassed_mlp, ((cpu_mlp, "recorded_pass"),)),
 }

@@ -13,7 +13,6 @@ that layer, which one pass over all tasks' examples leaves behind, in two ways, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,42 +27,33 @@ from gem_fast.gradients.interface import TaskGradients
 # What a block of columns, or of inner products, may take: enough that most layers are one block for a few tasks.
 _BLOCK_BYTES = 2**24
 
-# Multiplications that take as long as to write an element of a task's gradient and to read it again.
-_TRAFFIC = 8
-
-
-class Part(NamedTuple):
-    """Some of G's columns."""
-
-    parameters: list[int]
-    """The numbers of the parameters that they belong to."""
-    G: TaskGradients
-
 
 class LayerwiseGradients:
-    """`TaskGradients` as a sum over parts, each with some of the columns.
+    """`TaskGradients` as a sum over parts, each with the columns of one parameter.
 
     Args:
-        parts: together all parameters that a task's loss depends on.
-        depends: per parameter, whether any past task's loss depends on it.
+        parts: for each parameter its columns; None where no past task's loss depends on it.
         t: the number of past tasks.
     """
 
-    def __init__(self, parts: Sequence[Part], depends: list[bool], t: int) -> None:
-        self.parts = list(parts)
-        self.depends = depends
+    def __init__(self, parts: Sequence[TaskGradients | None], t: int) -> None:
+        self.depends = [part is not None for part in parts]
+        self._parts = list(parts)
         self._t = t
 
     def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `TaskGradients.gram`."""
         P = torch.zeros(self._t, self._t, dtype=torch.float64, device=grads[0].device)
         q = torch.zeros_like(P[0])
-        for part in self.parts:
-            P_part, q_part = part.G.gram([grads[i] for i in part.parameters])
+        unused = []
+        for grad, part in zip(grads, self._parts, strict=True):
+            if part is None:
+                unused.append(grad)
+                continue
+            P_part, q_part = part.gram([grad])
             P += P_part
             q += q_part
         if P.device.type == "cpu":
-            unused = [grad for grad, used in zip(grads, self.depends, strict=True) if not used]
             _check_finite(P, q, unused)
         return P, q
 
@@ -71,8 +61,9 @@ class LayerwiseGradients:
         """As `TaskGradients.combine_`."""
         if v.device.type == "cpu" and not bool(v.any()):
             return
-        for part in self.parts:
-            part.G.combine_([grads[i] for i in part.parameters], v)
+        for grad, part in zip(grads, self._parts, strict=True):
+            if part is not None:
+                part.combine_([grad], v)
 
 
 class Blocks:
@@ -114,6 +105,8 @@ class Blocks:
     def _blocks(self, contributions: Sequence[Contribution], t: int) -> Iterator[tuple[slice, Tensor]]:
         """Blocks (t, rows, ...) of some of the parameter's rows at a time."""
         shape = self._parameter.shape or torch.Size([1])
+        if not self._parameter.numel():
+            return
         row_bytes = max(1, t * self._parameter.element_size() * self._parameter.numel() // max(1, shape[0]))
         step = max(1, _BLOCK_BYTES // row_bytes)
         if step >= shape[0] or any(contribution.restrict is None for contribution in contributions):
@@ -173,30 +166,20 @@ class InnerProducts:
         grad += torch.where(v.any(), step, 0).to(grad.dtype)
 
 
-def layerwise(
-    contributions: Sequence[Contribution], parameters: Sequence[Parameter], t: int
-) -> tuple[LayerwiseGradients, bool]:
-    """G from what a pass over all tasks left behind; and whether most of its columns are inner products."""
-    parts, products = [], 0
-    by_use = group(contributions, parameters)
-    for i, (parameter, mine) in enumerate(by_use.items()):
-        if not mine or not parameter.numel():
-            continue
-        found = _inner_products(parameter, mine, t)
-        products += parameter.numel() if found is not None else 0
-        parts.append(Part([i], Blocks(parameter, mine, t) if found is None else found))
-    G = LayerwiseGradients(parts, [bool(mine) for mine in by_use.values()], t)
-    return G, 2 * products > sum(parameter.numel() for parameter in parameters)
+def layerwise(contributions: Sequence[Contribution], parameters: Sequence[Parameter], t: int) -> LayerwiseGradients:
+    """G from what a pass over all tasks left behind."""
+    uses = group(contributions, parameters)
+    return LayerwiseGradients([_columns_of(p, mine, t) if mine else None for p, mine in uses.items()], t)
 
 
 def products_are_cheaper(n: int, t: int, shape: torch.Size) -> bool:
     """Whether inner products of n rows cost less than a weight's gradients of t tasks do.
 
     Counted are multiplications. To form the gradients takes n outputs inputs of them, as many as q takes by way of the
-    products; the rest is P, and writing and reading the gradients, which takes the time of `_TRAFFIC` an element.
+    products; the rest is P, and q by way of the gradients.
     """
     outputs, inputs = shape
-    return n * n * (inputs + outputs + 2) <= (t * (t + 1) // 2 + _TRAFFIC * t) * outputs * inputs
+    return n * n * (inputs + outputs + 2) <= (t * (t + 1) // 2 + t) * outputs * inputs
 
 
 def group(
@@ -230,15 +213,14 @@ def write_columns(contributions: Sequence[Contribution], out: Tensor) -> None:
             target += addend
 
 
-def _inner_products(parameter: Parameter, contributions: Sequence[Contribution], t: int) -> InnerProducts | None:
-    """The columns of a weight that linear layers alone use, as a whole, where that is cheaper."""
+def _columns_of(parameter: Parameter, contributions: Sequence[Contribution], t: int) -> TaskGradients:
+    """Inner products where linear layers alone use the parameter, as a whole, and that is cheaper; else blocks."""
     factors = [(c.inputs, c.grad) for c in contributions if c.inputs is not None and c.part == WHOLE]
-    if len(factors) < len(contributions):
-        return None
     inputs = [(x.reshape(len(x), -1, x.shape[-1]), b.reshape(len(b), -1, b.shape[-1])) for x, b in factors]
     n = sum(x.shape[0] * x.shape[1] for x, _ in inputs)
-    if len({x.shape[1] for x, _ in inputs}) > 1 or not products_are_cheaper(n, t, parameter.shape):
-        return None
+    fits = len(factors) == len(contributions) and len({x.shape[1] for x, _ in inputs}) == 1
+    if not fits or not products_are_cheaper(n, t, parameter.shape):
+        return Blocks(parameter, contributions, t)
     A, B = (torch.cat(xs) if len(xs) > 1 else xs[0] for xs in zip(*inputs, strict=True))
     return InnerProducts(A, B, [(c.first, c.tasks) for c in contributions], t)
 

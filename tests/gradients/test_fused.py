@@ -74,15 +74,6 @@ def test_rows_that_do_not_fit_are_not_formed(row_bytes: int, is_rows: bool) -> N
     assert_rows_close(G.G, loop(mixing)(memory(SIZES, rows, classes), trained(mixing)).G[:, :], 10)
 
 
-def test_few_examples_of_large_layers_go_layerwise() -> None:
-    model = nn.Sequential(nn.Linear(60, 50), nn.Tanh(), nn.Linear(50, 3)).double()
-    for n, is_rows in ((2, False), (40, True)):
-        batches = memory((n,) * 6, lambda n: torch.randn(n, 60), classes)
-        for layers in (model, nn.Sequential(model[0], nn.ReLU(), model[2])):
-            G = Fused()(Objective(layers, F.cross_entropy), batches, trained(layers))
-            assert hasattr(G, "G") == is_rows
-
-
 # ---- what is left to the loop ----------------------------------------------------------------------------------------
 
 

@@ -129,10 +129,11 @@ def test_margin_and_ridge_are_checked() -> None:
 @pytest.mark.parametrize(
     ("n", "t", "shape", "cheaper"),
     [
-        (19 * 8, 19, (100, 784), True),
+        (19 * 7, 19, (100, 784), True),
+        (19 * 8, 19, (100, 784), False),
         (19 * 32, 19, (100, 784), False),
         (19 * 256, 19, (100, 784), False),
-        (4, 2, (1, 1), False),
+        (2, 2, (1, 1), False),
         (10 * 8, 10, (4096, 4096), True),
         (10 * 8 * 64, 10, (4096, 4096), False),
     ],

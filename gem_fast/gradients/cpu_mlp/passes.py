@@ -6,7 +6,7 @@ too, and needs no autograd at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,8 +19,7 @@ from gem_fast.gradients.fused.entries import LayerInput
 from gem_fast.gradients.fused.losses import LossRoot
 from gem_fast.gradients.fused.recorder import Recorder
 from gem_fast.gradients.fused.task_batch import TaskBatch
-from gem_fast.gradients.layerwise import InnerProducts, LayerwiseGradients, Part, products_are_cheaper
-from gem_fast.gradients.rows import RowGradients, by_parameter
+from gem_fast.gradients.rows import by_parameter
 
 
 class MlpPass(NamedTuple):
@@ -31,9 +30,11 @@ class MlpPass(NamedTuple):
     biases: list[Tensor | None]
     input: LayerInput
     """The first layer's."""
-    batch: TaskBatch
+    sizes: list[int]
+    """The number of examples of each task."""
     run: Callable[[list[Tensor], list[Tensor], list[int]], Tensor]
-    """run(weight_rows, bias_rows, sizes): see `_write_all_but_first`."""
+    """run(weight_rows, bias_rows, sizes) writes the rows of all weights but the first, and of all biases, and returns
+    the gradient at the first layer's output: (N, outputs), with zeros up to whole cache lines."""
 
     def depends(self, parameters: Sequence[Parameter]) -> list[bool]:
         """For each of these parameters, whether it is one of the layers'."""
@@ -44,47 +45,16 @@ class MlpPass(NamedTuple):
     def write(self, G: Tensor, parameters: Sequence[Parameter]) -> None:
         """Writes the rows of G (t, p) of the pass's tasks."""
         blocks: dict[Tensor, Tensor] = dict(zip(parameters, by_parameter(G, parameters), strict=True))
-        delta = self._write_all_but_first(blocks)
-        if self.weights[0] in blocks:
-            sizes = self.batch.tasks.sizes
-            torch.ops.gem_fast._layer_gradient_(blocks[self.weights[0]], delta, *self.input, sizes)
-
-    @torch.no_grad()
-    def layerwise(self, parameters: Sequence[Parameter], spare: RowGradients) -> LayerwiseGradients | None:
-        """The first weight as inner products of examples and the others as rows; None where rows are cheaper.
-
-        Args:
-            parameters: in the order in which they make up a row.
-            spare: takes the rows.
-        """
-        weight, t = self.weights[0], len(self.batch.tasks)
-        first = next((i for i, parameter in enumerate(parameters) if parameter is weight), None)
-        if first is None or not products_are_cheaper(self.batch.tasks.total, t, weight.shape):
-            return None
-        others = [i for i in range(len(parameters)) if i != first]
-        others_of = [parameters[i] for i in others]
-        spare.begin_step(list(range(t)), others_of)
-        delta = self._write_all_but_first(dict(zip(others_of, by_parameter(spare.G, others_of), strict=True)))
-        products = InnerProducts(self.batch.x.flatten(1), delta[:, : len(weight)], [(0, self.batch.tasks)], t)
-        return LayerwiseGradients([Part([first], products), Part(others, spare)], self.depends(parameters), t)
-
-    def _write_all_but_first(self, blocks: Mapping[Tensor, Tensor]) -> Tensor:
-        """Writes the rows of all parameters but the first weight.
-
-        Args:
-            blocks: for each parameter whose gradient is wanted, the (t, ...) part of G's rows that is its own.
-
-        Returns:
-            (N, outputs), with zeros up to whole cache lines: the gradient at the first layer's output.
-        """
         nothing = self.weights[0].new_empty(0)
         for parameter in blocks.keys() - {*self.weights, *self.biases}:
             blocks[parameter].zero_()
-        return self.run(
+        delta = self.run(
             [blocks.get(weight, nothing) for weight in self.weights[1:]],
             [nothing if bias is None else blocks.get(bias, nothing) for bias in self.biases],
-            self.batch.tasks.sizes,
+            self.sizes,
         )
+        if self.weights[0] in blocks:
+            torch.ops.gem_fast._layer_gradient_(blocks[self.weights[0]], delta, *self.input, self.sizes)
 
 
 def whole_pass(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) -> MlpPass | None:
@@ -97,7 +67,7 @@ def whole_pass(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) 
     x = batch.x.flatten(1).contiguous() if entries is None else None
     given = [] if entries is None else entries.row_pairs if positions is None else entries.by_rows
     run = partial(torch.ops.gem_fast._mlp_pass, x, given, positions, batch.y, weights, biases)
-    return MlpPass(weights, biases, LayerInput.of(x, entries, positions), batch, run)
+    return MlpPass(weights, biases, LayerInput.of(x, entries, positions), batch.tasks.sizes, run)
 
 
 def recorded_pass(recorder: Recorder, roots: Sequence[LossRoot], batch: TaskBatch) -> MlpPass | None:
@@ -114,4 +84,4 @@ def recorded_pass(recorder: Recorder, roots: Sequence[LossRoot], batch: TaskBatc
     weights = [call.weight for call in calls]
     run = partial(torch.ops.gem_fast._mlp_backward, roots[0].gradient(), [call.x for call in others], weights)
     given = LayerInput.of(first.x, first.entries, first.positions)
-    return MlpPass(weights, [call.bias for call in calls], given, batch, run)
+    return MlpPass(weights, [call.bias for call in calls], given, batch.tasks.sizes, run)

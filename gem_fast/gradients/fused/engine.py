@@ -44,13 +44,12 @@ class Fused(Engine):
             follow layer by layer from the inputs and output gradients of all layers, for all examples of all past tasks
             at once; whole are only the gradients of modules without a rule (batch normalisation, recurrent layers,
             custom modules), and those of grouped and transposed convolutions, one parameter at a time. "auto" takes
-            rows, but layerwise where t rows would take more than `row_bytes`, or where few examples of large layers
-            make it cheaper.
+            rows, but layerwise where t rows would take more than `row_bytes`.
         refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
         tasks_per_pass: how many tasks' activations are in memory at a time; None: as many as fit in `activation_bytes`.
         activation_bytes: what the activations of a pass may take, in bytes; default 1 GiB. "layerwise" needs them all.
         row_bytes: what t rows may take before "auto" goes layerwise, in bytes; default 2 GiB.
-        shortcuts: whether shortcuts for some models on a CPU are taken (docs/architecture.md); the result is the same.
+        shortcuts: whether the passes of `cpu_mlp` are taken on a CPU (docs/architecture.md); the result is the same.
 
     Raises:
         ValueError: an option is out of range, or given beside one that it excludes: "layerwise" has no rows to refresh
@@ -87,7 +86,6 @@ class Fused(Engine):
         self._row_bytes = row_bytes
         self._shortcuts = shortcuts
         self._rows = RowGradients(refresh_every)
-        self._spare_rows = RowGradients()  # of the columns that a layerwise form has as rows
         self._cache: BatchCache | None = None
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
@@ -107,19 +105,17 @@ class Fused(Engine):
             RuntimeError: form is "layerwise", and the model cannot be handled in one pass.
         """
         rows, tasks, t = self._rows, [batches[0].task for batches in constraints], len(constraints)
-        always_layerwise = self._form == "layerwise" or (
-            self._may_be_layerwise and t * sum(p.numel() * p.element_size() for p in parameters) > self._row_bytes
-        )
-        if not always_layerwise:
+        is_layerwise = self._is_layerwise(t, parameters)
+        if not is_layerwise:
             rows.begin_step(tasks, parameters)
-        stale = slice(0, t) if always_layerwise else rows.stale
+        stale = slice(0, t) if is_layerwise else rows.stale
         reason = None
         if any(len(batches) != 1 for batches in constraints):
             reason = CannotFuse("a constraint has several batches")
         # One task is one backward in any case.
-        elif stale.stop - stale.start > 1 or always_layerwise:
+        elif stale.stop - stale.start > 1 or is_layerwise:
             try:
-                G = self._fused(objective, constraints, parameters, sample, stale, always_layerwise)
+                G = self._fused(objective, constraints, parameters, sample, stale, is_layerwise)
                 if G is not None:
                     return G
             except CannotFuse as error:
@@ -128,7 +124,7 @@ class Fused(Engine):
             raise RuntimeError(
                 f'form="layerwise" takes a model that one pass can handle, got one where {reason}; take "rows"'
             ) from reason
-        if always_layerwise:
+        if is_layerwise:
             rows.begin_step(tasks, parameters)
         rows.computed(fill_rows(objective, constraints, parameters, rows.G, rows.stale, sample))
         if reason is not None and t > 1 and not isinstance(reason, CannotVerify):  # and the loop has not failed, too
@@ -145,9 +141,10 @@ class Fused(Engine):
         check_keys("engine", state, ("rows",))
         self._rows.load_state_dict(state["rows"])
 
-    @property
-    def _may_be_layerwise(self) -> bool:
-        return self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None
+    def _is_layerwise(self, t: int, parameters: Sequence[Parameter]) -> bool:
+        if self._form != "auto" or self._rows.refresh_every > 1 or self._tasks_per_pass is not None:
+            return self._form == "layerwise"
+        return t * sum(p.numel() * p.element_size() for p in parameters) > self._row_bytes
 
     def _fused(
         self,
@@ -156,28 +153,27 @@ class Fused(Engine):
         parameters: Sequence[Parameter],
         sample: Sample | None,
         stale: slice,
-        always_layerwise: bool,
+        is_layerwise: bool,
     ) -> TaskGradients | None:
         """G by one pass, or by a few where not all activations fit; None where the loop is as fast."""
         model, verifier = self._current(objective, parameters)
-        if not (self._is_left_to_the_loop or always_layerwise or self._tasks_per_pass is not None):
-            self._is_left_to_the_loop = model.is_faster_one_by_one()
-        if self._is_left_to_the_loop:
+        may_be_slower = not is_layerwise and self._tasks_per_pass is None
+        if self._is_left_to_the_loop or (may_be_slower and model.is_faster_one_by_one()):
             return None
-        pass_task, shortcuts = model.objective.pass_task, self._shortcuts and not always_layerwise
+        pass_task, shortcuts = model.objective.pass_task, self._shortcuts and not is_layerwise
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
             batches = self._task_batches(model.objective, constraints, sample, stale)
             try:
                 is_mlp = shortcuts and not pass_task and model.is_mlp(batches[0])
                 verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
             except CannotVerify:
-                if not always_layerwise:  # else what is not finite is found in P and q
+                if not is_layerwise:  # else what is not finite is found in P and q
                     raise
             with _undone_on_failure(model), failures_as_reasons():
-                if always_layerwise:
+                if is_layerwise:
                     done = model.run(batches, shortcuts=shortcuts)
                     assert isinstance(done, LayerPass)
-                    return layerwise(done.contributions, parameters, len(constraints))[0]
+                    return layerwise(done.contributions, parameters, len(constraints))
                 sizes = [size for batch in batches for size in batch.tasks.sizes]
                 step = self._tasks_per_pass or max(
                     1, self._activation_bytes // (verifier.bytes_per_example * max(sizes))
@@ -187,10 +183,6 @@ class Fused(Engine):
                     some = slice(first, min(first + step, len(sizes)))
                     mine = batches[some] if pass_task else [batches[0].of_tasks(some)]
                     done = model.run(mine, shortcuts=shortcuts)
-                    if self._may_be_layerwise and step >= len(constraints):
-                        G = done.layerwise(parameters, self._spare_rows)
-                        if G is not None:
-                            return G
                     done.write(rows.G[stale][some], parameters)
                     rows.computed(done.depends(parameters))
                 return rows

@@ -17,16 +17,14 @@ from gem_fast.gradients.fused.recorder import CannotFuse, Contribution, Recorder
 from gem_fast.gradients.fused.rules import convolution, once_per_task, rules_of
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.interface import Objective
-from gem_fast.gradients.layerwise import LayerwiseGradients, group, layerwise, write_columns
-from gem_fast.gradients.rows import RowGradients, by_parameter
+from gem_fast.gradients.layerwise import group, write_columns
+from gem_fast.gradients.rows import by_parameter
 
 
 class LayerPass(NamedTuple):
     """A pass that left behind each layer's inputs and output gradients."""
 
     contributions: list[Contribution]
-    t: int
-    """The number of its tasks."""
 
     def depends(self, parameters: Sequence[Parameter]) -> list[bool]:
         """Per parameter, whether any of the tasks' losses depends on it."""
@@ -39,11 +37,6 @@ class LayerPass(NamedTuple):
         uses = group(self.contributions, parameters).values()
         for block, mine in zip(by_parameter(G, parameters), uses, strict=True):
             write_columns(mine, block)
-
-    def layerwise(self, parameters: Sequence[Parameter], spare: RowGradients) -> LayerwiseGradients | None:
-        """The same without rows; None where rows are cheaper. `spare` is not needed."""
-        G, is_cheaper = layerwise(self.contributions, parameters, self.t)
-        return G if is_cheaper else None
 
 
 class FusedModel:
@@ -131,7 +124,7 @@ class FusedModel:
         contributions = recorder.contributions(grads)
         if verifying:
             _check_every_use_is_known(contributions, self._wanted, starts)
-        return LayerPass(contributions, sum(len(batch.tasks) for batch in batches))
+        return LayerPass(contributions)
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
         roots, first = [], 0
