@@ -1,5 +1,7 @@
 """What torch.compile needs to know of the operators: the shapes that come out, without computing."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.library import get_ctx, register_fake
@@ -15,16 +17,6 @@ def _(G: Tensor, grads: list[Tensor]) -> tuple[Tensor, Tensor]:
 def _(P: Tensor, q: Tensor, lower: float = 0.0, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     batch = q.shape[:-1]
     return q.new_empty(q.shape), q.new_empty(batch, dtype=torch.int32), q.new_empty(batch)
-
-
-@register_fake("gem_fast::combine_")
-def _(grads: list[Tensor], G: Tensor, v: Tensor) -> None:
-    return None
-
-
-@register_fake("gem_fast::pack_")
-def _(row: Tensor, tensors: list[Tensor | None], sizes: list[int]) -> None:
-    return None
 
 
 @register_fake("gem_fast::project_")
@@ -64,43 +56,19 @@ def _(
     return values.new_empty((rows, weight.shape[0]))
 
 
-@register_fake("gem_fast::_layer_gradient_")
-def _(
-    out: Tensor, delta: Tensor, x: Tensor | None, entries: list[Tensor], positions: Tensor | None, sizes: list[int]
-) -> None:
-    return None
-
-
 @register_fake("gem_fast::_cross_entropy_gradient")
 def _(logits: Tensor, target: Tensor, sizes: list[int]) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
 @register_fake("gem_fast::_mlp_backward")
-def _(
-    grad: Tensor,
-    inputs: list[Tensor],
-    weights: list[Tensor],
-    weight_rows: list[Tensor],
-    bias_rows: list[Tensor],
-    sizes: list[int],
-) -> Tensor:
-    return _delta(weights, sizes)
+def _(grad: Tensor, inputs: list[Tensor], weights: list[Tensor], *rest: Any) -> Tensor:
+    return _delta(weights, rest[-1])
 
 
 @register_fake("gem_fast::_mlp_pass")
-def _(
-    x: Tensor | None,
-    entries: list[Tensor],
-    positions: Tensor | None,
-    target: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    weight_rows: list[Tensor],
-    bias_rows: list[Tensor],
-    sizes: list[int],
-) -> Tensor:
-    return _delta(weights, sizes)
+def _(x: Tensor | None, entries: Any, positions: Any, target: Tensor, weights: list[Tensor], *rest: Any) -> Tensor:
+    return _delta(weights, rest[-1])
 
 
 def _delta(weights: list[Tensor], sizes: list[int]) -> Tensor:
@@ -111,3 +79,8 @@ def _delta(weights: list[Tensor], sizes: list[int]) -> Tensor:
 def _column_blocks(d: int) -> int:
     # See csrc/cpu/mlp/sparse.h.
     return (d + 31) // 32 if d > 32 else 1
+
+
+# What these change is an argument.
+for _name in ("combine_", "pack_", "_layer_gradient_"):
+    register_fake(f"gem_fast::{_name}")(lambda *args: None)

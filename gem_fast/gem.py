@@ -233,11 +233,11 @@ class GEM:
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
-        constraints = [[Batch(task, *self.memory.examples(task))] for task in self.past_tasks]
-        if self.memory_batch is None or not constraints:
-            return list(constraints), None
-        counts = [len(batch.x) for [batch] in constraints]
-        return list(constraints), sample_each(counts, self.memory_batch, self.generator)
+        batches = [Batch(task, *self.memory.examples(task)) for task in self.past_tasks]
+        constraints: list[Constraint] = [[batch] for batch in batches]
+        if self.memory_batch is None or not batches:
+            return constraints, None
+        return constraints, sample_each([len(batch.x) for batch in batches], self.memory_batch, self.generator)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         check_no_closure(args, kwargs)

@@ -13,7 +13,23 @@ from gem_fast.ops import pack_
 from gem_fast.state import check_keys
 
 
-class Loop(Engine):
+class RowEngine(Engine):
+    """An engine that keeps G as rows; see `Loop` for its option."""
+
+    def __init__(self, refresh_every: int) -> None:
+        self._rows = RowGradients(refresh_every)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that the next step does not compute anew."""
+        return {"rows": self._rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Engine.load_state_dict`."""
+        check_keys("engine", state, ("rows",))
+        self._rows.load_state_dict(state["rows"])
+
+
+class Loop(RowEngine):
     """Computes the rows of G one after the other, with torch.autograd.
 
     A model in training mode sees each task's memory on its own, in order: batch normalisation normalises and updates
@@ -27,7 +43,7 @@ class Loop(Engine):
     """
 
     def __init__(self, *, refresh_every: int = 1) -> None:
-        self._rows = RowGradients(refresh_every)
+        super().__init__(refresh_every)
 
     def __call__(
         self,
@@ -41,15 +57,6 @@ class Loop(Engine):
         rows.begin_step([batches[0].task for batches in constraints], parameters)
         rows.computed(fill_rows(objective, constraints, parameters, rows.G, rows.stale, sample))
         return rows
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows that the next step does not compute anew."""
-        return {"rows": self._rows.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `Engine.load_state_dict`."""
-        check_keys("engine", state, ("rows",))
-        self._rows.load_state_dict(state["rows"])
 
 
 def fill_rows(

@@ -9,7 +9,7 @@ from torch import Tensor
 from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.recorder import CannotFuse
-from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes, rows_at
+from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
 from gem_fast.gradients.interface import Batch, Sample
 
 
@@ -40,7 +40,8 @@ class BatchCache:
         start = sum(sample.sizes[: rows.start])
         sizes = sample.sizes[rows]
         positions = sample.positions[start : start + sum(sizes)]
-        return replace(self._all, y=rows_at(self._all.y, positions), tasks=TaskSizes(sizes), positions=positions)
+        y = self._all.y[positions.to(self._all.y.device)]
+        return replace(self._all, y=y, tasks=TaskSizes(sizes), positions=positions)
 
     def _holds(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._sources) and all(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.nn import Parameter
@@ -16,18 +16,16 @@ from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, failures_as_reasons
-from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, TaskGradients, random_devices
+from gem_fast.gradients.interface import Constraint, Objective, Sample, TaskGradients, random_devices
 from gem_fast.gradients.layerwise import layerwise
-from gem_fast.gradients.loop import fill_rows
-from gem_fast.gradients.rows import RowGradients
-from gem_fast.state import check_keys
+from gem_fast.gradients.loop import RowEngine, fill_rows
 
 _log = logging.getLogger("gem_fast")
 
 Form = Literal["auto", "rows", "layerwise"]
 
 
-class Fused(Engine):
+class Fused(RowEngine):
     """Computes all past tasks' gradients in one forward and one backward over the concatenated memories.
 
     Autograd computes the gradients at the outputs of the layers only; from each, and from the layer's input, a rule per
@@ -80,12 +78,12 @@ class Fused(Engine):
                 'tasks_per_pass must be None with form="layerwise", which needs all tasks in one pass, '
                 f"got {tasks_per_pass}"
             )
+        super().__init__(refresh_every)
         self._form = form
         self._tasks_per_pass = tasks_per_pass
         self._activation_bytes = activation_bytes
         self._row_bytes = row_bytes
         self._shortcuts = shortcuts
-        self._rows = RowGradients(refresh_every)
         self._cache: BatchCache | None = None
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
@@ -131,15 +129,6 @@ class Fused(Engine):
             self._is_left_to_the_loop = True
             _log.warning("one backward per past task instead of one for all: %s", reason)
         return rows
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows that the next step does not compute anew."""
-        return {"rows": self._rows.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `Engine.load_state_dict`."""
-        check_keys("engine", state, ("rows",))
-        self._rows.load_state_dict(state["rows"])
 
     def _is_layerwise(self, t: int, parameters: Sequence[Parameter]) -> bool:
         if self._form != "auto" or self._rows.refresh_every > 1 or self._tasks_per_pass is not None:

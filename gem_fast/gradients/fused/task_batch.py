@@ -74,7 +74,7 @@ class TaskBatch:
     @cached_property
     def x(self) -> Tensor:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
-        return self.memory if self.positions is None else rows_at(self.memory, self.positions)
+        return self.memory if self.positions is None else self.memory[self.positions.to(self.memory.device)]
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
@@ -88,8 +88,3 @@ class TaskBatch:
             return replace(part, positions=self.positions[examples])
         entries = self.entries and self.entries.of_tasks(some)
         return replace(part, memory=self.memory[examples], entries=entries)
-
-
-def rows_at(x: Tensor, positions: Tensor) -> Tensor:
-    """x[positions], for positions on the CPU."""
-    return x.index_select(0, positions.to(x.device))
