@@ -40,7 +40,7 @@ class BatchCache:
         start = sum(sample.sizes[: rows.start])
         sizes = sample.sizes[rows]
         positions = sample.positions[start : start + sum(sizes)]
-        y = self._all.y[positions.to(self._all.y.device)]
+        y = self._all.y.index_select(0, positions.to(self._all.y.device))
         return replace(self._all, y=y, tasks=TaskSizes(sizes), positions=positions)
 
     def _holds(self, tensors: list[Tensor]) -> bool:

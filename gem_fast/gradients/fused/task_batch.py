@@ -74,7 +74,8 @@ class TaskBatch:
     @cached_property
     def x(self) -> Tensor:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
-        return self.memory if self.positions is None else self.memory[self.positions.to(self.memory.device)]
+        at = self.positions
+        return self.memory if at is None else self.memory.index_select(0, at.to(self.memory.device))
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
