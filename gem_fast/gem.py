@@ -251,9 +251,10 @@ class GEM:
         amp.unscale_(optimizer)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
         constraints, sample = self.constraints()
-        with _no_autocast(parameters[0].device.type), _explained(constraints, parameters[0]):
-            G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
-        self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+        with _no_autocast(parameters[0].device.type):
+            with _explained(constraints, parameters[0]):
+                G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
+            self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
         _keep_created(parameters, grads, G.depends, self.last)
         if self.check and int(self.last.status) != Status.SOLVED:
             raise RuntimeError(

@@ -194,6 +194,25 @@ def run(model: nn.Module, steps: int, batches: Any = None, **options: Any) -> li
     return [p.detach() for p in model.parameters()]
 
 
+def test_a_step_within_autocast_is_projected_in_full_precision() -> None:
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        gem = GEM(twin, optimizer, memory=EpisodicMemory(per_task=2), engine=Fused(form="layerwise"))
+        with layerwise_by(products=True):
+            for x, y, task in stream(4, batches=2):
+                optimizer.zero_grad()
+                F.cross_entropy(twin(x), y).backward()
+                gem.observe(x, y, task)
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                    optimizer.step()
+        results.append([p.detach() for p in twin.parameters()])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("memory_batch", [None, 2])
 @pytest.mark.parametrize("model", [mlp(torch.float64), MultiHead(5).double()], ids=["mlp", "multi-head"])
 def test_twenty_steps_of_gem_are_the_same_with_every_engine(model: nn.Module, memory_batch: int | None) -> None:

@@ -25,7 +25,7 @@ BOUND = 1e-9
 BOUND_APART = 1e-6
 
 
-def most_iterations(t: int) -> int:
+def max_iterations(t: int) -> int:
     """The solver's own limit (csrc/core/tolerances.h)."""
     return 100 + 20 * t
 
@@ -40,8 +40,8 @@ class Family:
     worst_kkt_violation: float = 0.0
     worst_primal_violation: float = 0.0
     worst_reported_residual: float = 0.0
-    most_iterations: int = 0
-    most_iterations_per_constraint: float = 0.0
+    max_iterations: int = 0
+    max_iterations_per_constraint: float = 0.0
     failed_problems: list[int] = field(default_factory=list)
 
 
@@ -73,15 +73,15 @@ def check_one(
         status == Status.SOLVED
         and bool((v >= margin).all())
         and max(kkt, primal, float(residual)) <= bound
-        and iterations <= most_iterations(t)
+        and iterations <= max_iterations(t)
     )
     family.problems += 1
     family.violated += bool((q < 0).any())
     family.worst_kkt_violation = max(family.worst_kkt_violation, kkt)
     family.worst_primal_violation = max(family.worst_primal_violation, primal)
     family.worst_reported_residual = max(family.worst_reported_residual, float(residual))
-    family.most_iterations = max(family.most_iterations, int(iterations))
-    family.most_iterations_per_constraint = max(family.most_iterations_per_constraint, float(iterations) / t)
+    family.max_iterations = max(family.max_iterations, int(iterations))
+    family.max_iterations_per_constraint = max(family.max_iterations_per_constraint, float(iterations) / t)
     if not sound:
         family.failures += 1
         family.failed_problems = [*family.failed_problems, number][:20]
