@@ -66,7 +66,7 @@ class LayerwiseGradients:
                 part.combine_([grad], v)
 
 
-class Blocks:
+class ColumnBlocks:
     """The columns of one parameter, formed some of its rows at a time.
 
     Args:
@@ -107,10 +107,10 @@ class Blocks:
         shape = self._parameter.shape or torch.Size([1])
         if not self._parameter.numel():
             return
-        row_bytes = max(1, t * self._parameter.element_size() * self._parameter.numel() // max(1, shape[0]))
+        row_bytes = t * self._parameter.element_size() * self._parameter.numel() // shape[0]
         step = max(1, _BLOCK_BYTES // row_bytes)
-        if step >= shape[0] or any(contribution.restrict is None for contribution in contributions):
-            step = max(1, shape[0])
+        if any(contribution.restrict is None for contribution in contributions):
+            step = shape[0]
         for start in range(0, shape[0], step):
             rows = slice(start, min(start + step, shape[0]))
             block = self._parameter.new_empty(t, rows.stop - rows.start, *shape[1:])
@@ -220,7 +220,7 @@ def _columns_of(parameter: Parameter, contributions: Sequence[Contribution], t: 
     n = sum(x.shape[0] * x.shape[1] for x, _ in inputs)
     fits = len(factors) == len(contributions) and len({x.shape[1] for x, _ in inputs}) == 1
     if not fits or not products_are_cheaper(n, t, parameter.shape):
-        return Blocks(parameter, contributions, t)
+        return ColumnBlocks(parameter, contributions, t)
     A, B = (torch.cat(xs) if len(xs) > 1 else xs[0] for xs in zip(*inputs, strict=True))
     return InnerProducts(A, B, [(c.first, c.tasks) for c in contributions], t)
 
