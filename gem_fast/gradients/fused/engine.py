@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +14,7 @@ from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch
-from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, failures_as_reasons
+from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, buffers_restored, failures_as_reasons
 from gem_fast.gradients.interface import Constraint, Objective, Sample, TaskGradients, random_devices
 from gem_fast.gradients.layerwise import layerwise
 from gem_fast.gradients.loop import RowEngine, fill_rows
@@ -158,7 +157,8 @@ class Fused(RowEngine):
             except CannotVerify:
                 if not is_layerwise:  # else what is not finite is found in P and q
                     raise
-            with _undone_on_failure(model), failures_as_reasons():
+            # Where a pass fails, the loop is to start from the running statistics of before.
+            with buffers_restored(model.statistics(), only_on_failure=True), failures_as_reasons():
                 if is_layerwise:
                     done = model.run(batches, shortcuts=shortcuts)
                     assert isinstance(done, LayerPass)
@@ -195,16 +195,3 @@ class Fused(RowEngine):
         if self._cache is None or self._cache.loss_fn != objective.loss_fn:
             self._cache = BatchCache(objective.loss_fn)
         return [self._cache([batch for [batch] in constraints], sample, rows)]
-
-
-@contextmanager
-def _undone_on_failure(model: FusedModel) -> Iterator[None]:
-    """Puts running statistics back as they were where a pass fails: the loop is then to start from there."""
-    before = [(buffer, buffer.clone()) for buffer in model.statistics()]
-    try:
-        yield
-    except Exception:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-        raise

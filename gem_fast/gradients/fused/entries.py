@@ -27,7 +27,7 @@ class TaskEntries:
         # start (n blocks + 1,) int32 for blocks of 32 columns, columns (entries,) int32, values (entries,).
         self.by_rows: tuple[Tensor, ...] = torch.ops.gem_fast._sparse_rows(x)
 
-    # members (2 pairs,) int32 (-1: none), start (pairs + 1,) int32, index (entries,) int32, values (entries, 2).
+    # Pairs: lines (2 pairs,) int32 (-1: none), start (pairs + 1,) int32, index (entries,) int32, values (entries, 2).
 
     @cached_property
     def row_pairs(self) -> tuple[Tensor, ...]:
@@ -92,10 +92,10 @@ class SparseEntries:
         own = [getattr(task, kind) for task in (self._whole or self)._tasks]
         if self._whole is None:
             return _joined(own)
-        *members, start, index, values = getattr(self._whole, kind)
+        *lines, start, index, values = getattr(self._whole, kind)
         bounds = [0, *accumulate(len(parts[-3]) - 1 for parts in own)]
         first, last = bounds[self._first], bounds[self._first + len(self._tasks)]
-        return [*(pair[2 * first : 2 * last] for pair in members), start[first : last + 1], index, values]
+        return [*(pair[2 * first : 2 * last] for pair in lines), start[first : last + 1], index, values]
 
 
 class LayerInput(NamedTuple):
@@ -120,5 +120,5 @@ def _joined(tasks: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     """Several tasks' tensors as one of each kind; the last three are start, index and values."""
     ends = [0, *accumulate(len(parts[-2]) for parts in tasks)]
     start = torch.cat([tasks[0][-3], *(parts[-3][1:] + end for parts, end in zip(tasks[1:], ends[1:-1], strict=True))])
-    *members, _, index, values = ([*kind] for kind in zip(*tasks, strict=True))
-    return [*map(torch.cat, members), start, torch.cat(index), torch.cat(values)]
+    *lines, _, index, values = ([*kind] for kind in zip(*tasks, strict=True))
+    return [*map(torch.cat, lines), start, torch.cat(index), torch.cat(values)]

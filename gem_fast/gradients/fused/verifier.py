@@ -95,10 +95,10 @@ class Verifier:
         t, constraints = len(batches), [[batch] for batch in batches]
         expected, got = rows_for(t, parameters), rows_for(t, parameters)
         with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
-            with _restored(model):
+            with buffers_restored(list(model.buffers())):
                 depends = fill_rows(self._model.objective, constraints, parameters, expected, slice(0, t))
                 buffers = [buffer.clone() for buffer in model.buffers()]
-            with _restored(model), failures_as_reasons():
+            with buffers_restored(list(model.buffers())), failures_as_reasons():
                 same = self._fill(batches, got, learn_dims) == depends
                 _compare_buffers(model, buffers)
         if not bool(expected.isfinite().all()):
@@ -169,15 +169,18 @@ def _compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor
 
 
 @contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Puts the model's buffers, running statistics say, back as they were."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def buffers_restored(buffers: Sequence[Tensor], *, only_on_failure: bool = False) -> Iterator[None]:
+    """Puts buffers, running statistics say, back as they were before the block, or before a block that failed."""
+    before = [(buffer, buffer.clone()) for buffer in buffers]
+    has_failed = True
     try:
         yield
+        has_failed = False
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        if has_failed or not only_on_failure:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
 
 
 class _NothingDropped(TorchDispatchMode):
