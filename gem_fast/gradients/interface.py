@@ -140,4 +140,9 @@ class Engine(abc.ABC):
 def random_devices(parameters: Sequence[Parameter]) -> list[int]:
     """The GPUs whose random numbers a pass may use up; none while a graph is captured, which brings its own."""
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    return [] if devices and torch.cuda.is_current_stream_capturing() else devices
+    return [] if is_captured(parameters) else devices
+
+
+def is_captured(parameters: Sequence[Parameter]) -> bool:
+    """Whether what runs is captured as a CUDA graph, during which nothing can be read from the GPU."""
+    return any(p.device.type == "cuda" for p in parameters) and torch.cuda.is_current_stream_capturing()

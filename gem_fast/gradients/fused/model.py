@@ -167,8 +167,8 @@ def _check_every_use_is_known(
             raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
 
 
-def _states(modules: list[nn.Module]) -> list[tuple[bool, bool]]:
-    return [(module.training, cpu_mlp.has_hooks(module)) for module in modules]
+def _states(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool, bool]]:
+    return [(type(module), module.training, cpu_mlp.has_hooks(module)) for module in modules]
 
 
 def _hooked(parameters: Sequence[Parameter]) -> list[bool]:
