@@ -88,7 +88,7 @@ def fill_rows(
             try:
                 with (
                     torch.random.fork_rng(random_devices(parameters)),
-                    buffers_restored(list(model.buffers()), only_on_failure=True),
+                    buffers_restored(model.modules(), only_on_failure=True),
                 ):
                     return _fill(objective, *wanted, parameters, by_backward=False)
             except RuntimeError as error:

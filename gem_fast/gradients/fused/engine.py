@@ -202,13 +202,13 @@ class Fused(RowEngine):
                 return self._rows_of_passes(model, batches, stale, shortcuts, verifier.bytes_per_example)
 
             # Where a pass fails, the loop is to start from the running statistics of before.
-            with buffers_restored(model.statistics(), only_on_failure=True), failures_as_reasons():
+            with buffers_restored(model.stateful(), only_on_failure=True), failures_as_reasons():
                 due = [] if is_captured(parameters) else self._schedule.due(tasks, is_new=is_new)
                 if not due:
                     G = run()
                 else:
                     try:
-                        G = verifier.verified(run, constraints, sample, [stale.start + k for k in due])
+                        G = verifier.verified(run, constraints, sample, stale, due)
                     except CannotVerify:
                         if not is_layerwise:
                             raise

@@ -19,8 +19,8 @@ from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
 from gem_fast.gradients.interface import Batch, Constraint, Sample, TaskGradients, random_devices
 from gem_fast.gradients.loop import fill_rows
-from gem_fast.gradients.restore import buffers_restored, parameters_moved
-from gem_fast.gradients.rows import RowGradients, rows_for
+from gem_fast.gradients.restore import Buffers, buffers_restored, parameters_moved
+from gem_fast.gradients.rows import RowGradients, by_parameter, rows_for
 
 # How often a comparison is tried: with the parameters as they are, and twice with others close to them.
 _ATTEMPTS = 3
@@ -87,9 +87,10 @@ class Verifier:
         run: Callable[[], TaskGradients],
         constraints: Sequence[Constraint],
         sample: Sample | None,
-        rows: Sequence[int],
+        rows: slice,
+        due: Sequence[int],
     ) -> TaskGradients:
-        """What a pass gives, once the loop gives the same for these rows of it.
+        """What a pass gives, once the loop gives the same for some rows of it, and leaves the same buffers.
 
         A pass that uses random numbers cannot be compared itself, but one with nothing dropped.
 
@@ -97,49 +98,72 @@ class Verifier:
             run: runs the pass.
             constraints: as for `Engine.__call__`, of one batch each.
             sample: as for `Engine.__call__`.
-            rows: which of the constraints to compare.
+            rows: the rows of G that the pass computes.
+            due: which of these rows to compare.
 
         Raises:
             CannotVerify: the gradients are not finite.
-            RowsDiffer: the loop's are others. Buffers are then as they were.
+            CannotFuse: the loop does not do the same. Buffers are then as they were.
         """
-        model, parameters = self._model.objective.model, self._model.parameters
-        devices, buffers = random_devices(parameters), list(model.buffers())
-        if sample is not None:
-            constraints = sample.of(constraints)
-        some = [constraints[k] for k in rows]
+        devices, modules = random_devices(self._model.parameters), list(self._model.objective.model.modules())
+        batches = [batch for [batch] in (constraints if sample is None else sample.of(constraints))[rows]]
 
         def compared(even_random: bool) -> TaskGradients:
-            expected = rows_for(len(rows), parameters)
-            with buffers_restored(buffers):
-                fill_rows(self._model.objective, some, parameters, expected, slice(0, len(rows)))
-            start = _random_states(devices)
-            G = run()
-            if not even_random and not all(map(torch.equal, _random_states(devices), start)):
-                raise _UsesRandomNumbers
-            got = torch.stack([_row(G, k, len(constraints), parameters) for k in rows])
-            # Where there are no rows, one that is not finite spoils the others.
-            if not bool((expected if isinstance(G, RowGradients) else expected + got).isfinite().all()):
-                raise CannotVerify("the gradients are not finite")
-            _compare(model, parameters, expected, got)
+            with torch.random.fork_rng(devices), buffers_restored(modules, only_on_failure=True):
+                start, before = _random_states(devices), Buffers(modules)
+                G = run()
+                if not even_random and not all(map(torch.equal, _random_states(devices), start)):
+                    raise _UsesRandomNumbers
+                with buffers_restored(modules):
+                    self._compare_with_loop(G, len(constraints), batches, rows.start, due, before)
             return G
 
         def check_with_nothing_dropped() -> None:
-            with torch.random.fork_rng(devices), buffers_restored(buffers), _NothingDropped():
+            with buffers_restored(modules), _NothingDropped():
                 compared(even_random=True)
 
         attempt = 0
         try:
-            with torch.random.fork_rng(devices), buffers_restored(buffers, only_on_failure=True):
-                return compared(even_random=False)
+            return compared(even_random=False)
         except _UsesRandomNumbers:
             pass
         except RowsDiffer:
-            if parameters[0].dtype == torch.float64:
+            if self._model.parameters[0].dtype == torch.float64:
                 raise
             attempt = 1
         self._up_to_rounding(check_with_nothing_dropped, attempt)
         return run()
+
+    def _compare_with_loop(
+        self, G: TaskGradients, t: int, batches: Sequence[Batch], first: int, due: Sequence[int], before: Buffers
+    ) -> None:
+        """One row at a time, so that a form of G that has no rows does not need the memory for many.
+
+        Args:
+            G: what the pass gave.
+            t: the number of rows of G.
+            batches: what went through it, task by task.
+            first: which row of G is the first of these.
+            due: which of these rows to compare.
+            before: the buffers' values before the pass; those after it are in the model.
+        """
+        objective, parameters = self._model.objective, self._model.parameters
+        after = [buffer.clone() for buffer in objective.model.buffers()]
+        # A task's gradient may depend on what the tasks before it have left in the buffers.
+        has_changed = not before.are_unchanged()
+        before.restore()
+        expected = rows_for(1, parameters)
+        for k, batch in enumerate(batches):
+            if k in due:
+                fill_rows(objective, [[batch]], parameters, expected, slice(0, 1))
+                got = _row(G, first + k, t, parameters)
+                # Where there are no rows, one that is not finite spoils the others.
+                if not bool((expected if isinstance(G, RowGradients) else expected + got).isfinite().all()):
+                    raise CannotVerify("the gradients are not finite")
+                _compare(objective.model, parameters, expected, got)
+            elif has_changed:
+                objective.loss(batch)
+        _compare_buffers(objective.model, after)
 
     def _up_to_rounding(self, check: Callable[[], None], first: int = 0) -> None:
         """Runs a comparison; where gradients differ, at other parameters, where rounding flips other ReLUs if any."""
@@ -177,10 +201,10 @@ class Verifier:
         t, constraints = len(batches), [[batch] for batch in batches]
         expected, got = rows_for(t, parameters), rows_for(t, parameters)
         with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
-            with buffers_restored(list(model.buffers())):
+            with buffers_restored(model.modules()):
                 depends = fill_rows(self._model.objective, constraints, parameters, expected, slice(0, t))
                 buffers = [buffer.clone() for buffer in model.buffers()]
-            with buffers_restored(list(model.buffers())), failures_as_reasons():
+            with buffers_restored(model.modules()), failures_as_reasons():
                 same = self._fill(batches, got, learn_dims) == depends
                 _compare_buffers(model, buffers)
         if not bool(expected.isfinite().all()):
@@ -228,14 +252,14 @@ def _random_states(devices: Sequence[int]) -> list[Tensor]:
 
 
 def _row(G: TaskGradients, k: int, t: int, parameters: Sequence[Parameter]) -> Tensor:
-    """(p,): row k of G (t, p), which need not be kept as rows."""
+    """(1, p): row k of G (t, p), which need not be kept as rows."""
     if isinstance(G, RowGradients):
-        return G.G[k]
-    row = [torch.zeros_like(parameter) for parameter in parameters]
-    unit = torch.zeros(t, dtype=torch.float64, device=row[0].device)
+        return G.G[k : k + 1]
+    row = rows_for(1, parameters).zero_()
+    unit = torch.zeros(t, dtype=torch.float64, device=row.device)
     unit[k] = 1.0
-    G.combine_(row, unit)
-    return torch.cat([part.flatten() for part in row])
+    G.combine_([part.view_as(p) for part, p in zip(by_parameter(row, parameters), parameters, strict=True)], unit)
+    return row
 
 
 def _compare_buffers(model: nn.Module, expected: Sequence[Tensor]) -> None:
