@@ -327,6 +327,17 @@ def test_a_task_may_depend_on_what_those_before_it_left_in_buffers(
     assert run.lines == []
 
 
+def test_a_random_number_for_all_examples_is_the_same_in_both() -> None:
+    """The mode that drops nothing does not know it: the loop draws it again."""
+    model = Switched(lambda net, x: x * torch.rand((), dtype=x.dtype))
+    run = Run(model)
+    batches = memory((6, 5, 4), rows, classes)
+    for number in range(1, 20):
+        model.phase = int(number > 2)
+        run.step(batches)
+    assert run.lines == []
+
+
 def test_a_buffer_that_begins_to_count_passes_is_found_out() -> None:
     class Counting(Switched):
         def __init__(self) -> None:

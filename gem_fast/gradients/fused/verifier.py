@@ -114,6 +114,7 @@ class Verifier:
                 G = run()
                 if not even_random and not all(map(torch.equal, _random_states(devices), start)):
                     raise _UsesRandomNumbers
+                _set_random_states(devices, start)
                 with buffers_restored(modules):
                     self._compare_with_loop(G, len(constraints), batches, rows.start, due, before)
             return G
@@ -249,6 +250,12 @@ def batch_of_task(batch: Batch) -> TaskBatch:
 
 def _random_states(devices: Sequence[int]) -> list[Tensor]:
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+
+def _set_random_states(devices: Sequence[int], states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
 
 
 def _row(G: TaskGradients, k: int, t: int, parameters: Sequence[Parameter]) -> Tensor:
