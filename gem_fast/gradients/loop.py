@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gem_fast.gradients.interface import Batch, Constraint, Engine, Objective, Sample, random_devices
+from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, random_devices
 from gem_fast.gradients.rows import RowGradients
 from gem_fast.ops import pack_
 from gem_fast.state import check_keys
@@ -74,13 +74,20 @@ def fill_rows(
         constraints = sample.of(constraints)
     with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
         for row, batches in zip(G[rows], constraints[rows], strict=True):
-            grads = torch.autograd.grad(_mean_loss(objective, batches), parameters, allow_unused=True)
+            grads = gradients(_mean_loss(objective, batches), parameters)
             pack_(row, grads, sizes)
             depends = [either or grad is not None for either, grad in zip(depends, grads, strict=True)]
     return depends
 
 
-def _mean_loss(objective: Objective, batches: Sequence[Batch]) -> Tensor:
+def gradients(loss: Tensor, parameters: Sequence[Parameter]) -> Sequence[Tensor | None]:
+    """The loss's gradient for each parameter; None where the loss does not depend on it."""
+    if not loss.requires_grad:  # on none of them, because all that it depends on is frozen
+        return [None] * len(parameters)
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _mean_loss(objective: Objective, batches: Constraint) -> Tensor:
     if len(batches) == 1:
         return objective.loss(batches[0])
     examples = sum(len(batch.x) for batch in batches)
