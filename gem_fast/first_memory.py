@@ -57,12 +57,11 @@ class FirstMemoryCheck:
             if _is_constant(objective, first, parameters):
                 raise ValueError(
                     f"loss_fn must be the loss that the model is trained with, got {_name(objective.loss_fn)}, whose "
-                    f"gradient on the memory of task {first[0].task!r} is zero whatever the parameters are"
+                    f"gradient on {_whose(first)} is zero whatever the parameters are"
                 )
             _log.warning(
-                "the loss on the memory of task %r has a gradient of exactly zero at present: the task is no "
-                "constraint until that changes",
-                first[0].task,
+                "the loss on %s has a gradient of exactly zero at present, which is no constraint until that changes",
+                _whose(first),
             )
         if not _is_repeatable(objective, first, parameters):
             _log.warning(
@@ -126,3 +125,8 @@ def _is_constant(objective: Objective, constraint: Constraint, parameters: Seque
 
 def _name(loss_fn: object) -> str:
     return getattr(loss_fn, "__name__", type(loss_fn).__name__)
+
+
+def _whose(constraint: Constraint) -> str:
+    task = constraint[0].task
+    return "the past tasks' memory" if task is None or len(constraint) > 1 else f"the memory of task {task!r}"

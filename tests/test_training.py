@@ -16,7 +16,7 @@ from utils.asserts import assert_same_bits
 from utils.engines import loop
 from utils.models import MultiHead, mlp, stream
 
-from gem_fast import GEM, EpisodicMemory
+from gem_fast import AGEM, GEM, EpisodicMemory
 
 Batches = Iterable[tuple[Tensor, Tensor, object]]
 
@@ -155,6 +155,90 @@ def test_a_model_in_bfloat16() -> None:
     assert gem.last.violations.all()
     assert gem.last.status == 0
     assert flat_grad(model).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step_inside", [False, True])
+@pytest.mark.parametrize("name", ["plain", "normalised", "converts its inputs"])
+@pytest.mark.parametrize("rule", [GEM, AGEM])
+def test_half_precision_parameters_with_float32_inputs(
+    rule: type[GEM], name: str, step_inside: bool, dtype: torch.dtype
+) -> None:
+    """The pass over the memory computes what the user's own forward does, under autocast or without."""
+
+    class Converting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert not torch.is_autocast_enabled("cpu")
+            return self.net(x.to(dtype))
+
+    layers = {"plain": [], "normalised": [nn.Linear(6, 6), nn.BatchNorm1d(6), nn.LayerNorm(6)]}
+    model = Converting() if name == "converts its inputs" else nn.Sequential(*layers[name], mlp())
+    model.to(dtype)
+    optimizer = sgd(model)
+    gem = rule(model, optimizer, memory=EpisodicMemory(per_task=8), margin=0.0)
+
+    def autocast(inside: bool) -> torch.autocast:
+        return torch.autocast("cpu", dtype=dtype, enabled=inside and name != "converts its inputs")
+
+    for x, y, task in stream(3):
+        optimizer.zero_grad()
+        with autocast(True):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        gem.observe(x, y, task)
+        g = flat_grad(model).double()
+        statistics = [buffer.clone() for buffer in model.buffers()]
+        if task == 1:
+            x_past, y_past = gem.memory.examples(0)
+            with autocast(True):
+                expected = torch.autograd.grad(F.cross_entropy(model(x_past), y_past), list(model.parameters()))
+            for buffer, value in zip(model.buffers(), statistics, strict=True):
+                buffer.copy_(value)
+        with autocast(step_inside):
+            optimizer.step()
+        if task == 1:
+            assert gem.last is not None
+            row = torch.cat([part.flatten() for part in expected]).double()
+            assert gem.last.q.item() == pytest.approx((row @ g).item(), rel=0.02, abs=1e-4)
+    assert gem.last is not None
+    assert flat_grad(model).isfinite().all()
+
+
+def test_half_precision_that_autocast_does_not_help_is_the_memorys_dtype() -> None:
+    class NoAutocast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return self.net(x)
+
+    model = NoAutocast().bfloat16()
+    optimizer = sgd(model)
+    gem = GEM(model, optimizer)
+    for x, y, task in stream(2):
+        gem.observe(x, y, task)
+    with pytest.raises(RuntimeError, match=r"must take the memory's examples, torch\.float32 on cpu, .* memory\.to"):
+        optimizer.step()
+    gem.memory.to(dtype=torch.bfloat16)
+    optimizer.step()
+    assert gem.last is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_are_refused_when_attached(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, dtype=dtype))
+    message = rf"parameters must be real numbers, got {dtype} for shape \(3, 8\); keep real and imaginary parts as two"
+    for parameters in (model.parameters(), model[1].parameters()):
+        with pytest.raises(ValueError, match=message):
+            GEM(model, torch.optim.SGD(parameters, lr=0.1))
+    real = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    assert GEM(model, real).attached
 
 
 # ---- what happens to the gradient before and after -------------------------------------------------------------------
