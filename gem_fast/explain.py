@@ -27,8 +27,9 @@ def pass_explained(
     """
     try:
         yield
-    except ValueError as error:  # what torch's batch normalisation raises
-        if (cause := _one_example(model, constraints, sample)) is None:
+    except ValueError as error:
+        is_torchs = "more than 1 value per channel" in str(error)
+        if not is_torchs or (cause := _one_example(model, constraints, sample)) is None:
             raise
         raise ValueError(cause) from error
     except RuntimeError as error:

@@ -50,9 +50,9 @@ class StepWatch:
         if self._steps == 2 and self._current_is_observed and current is not None and not self._said_steps:
             self._said_steps = True
             _log.warning(
-                "two optimizer steps ran without gem.observe in between, so task %r, the last one observed, still "
-                "counts as the current one and is not protected: call gem.observe before each step, or set "
-                "gem.current_task when a task begins (None protects all stored tasks)",
+                "two optimizer steps ran without gem.observe in between, so task %r still counts as the current one "
+                "and is not protected: call gem.observe before each step, or set gem.current_task when a task begins "
+                "(None protects all stored tasks)",
                 current,
             )
 

@@ -1,5 +1,6 @@
 """What stands inside the wrappers that other libraries put around an optimizer or a model."""
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 
@@ -25,8 +26,10 @@ def inner_optimizer(optimizer: object) -> Optimizer:
     Raises:
         TypeError: what is left has no step that a hook could come before.
     """
-    while (inner := _wrapped(optimizer)) is not None:
+    seen = [optimizer]
+    while (inner := _wrapped(optimizer)) is not None and not any(inner is other for other in seen):
         optimizer = inner
+        seen.append(inner)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; if it is a wrapper, pass the "
@@ -44,7 +47,7 @@ def _wrapped(optimizer: object) -> Optimizer | None:
     groups = getattr(optimizer, "param_groups", None)
     for name in _OPTIMIZER_NAMES:
         inner = getattr(optimizer, name, None)
-        if isinstance(inner, Optimizer) and inner is not optimizer and isinstance(groups, list):
+        if isinstance(inner, Optimizer) and isinstance(groups, list):
             own = inner.param_groups
             if len(own) == len(groups) and all(a is b for a, b in zip(own, groups, strict=True)):
                 return inner
@@ -77,7 +80,8 @@ def _parameters(model: nn.Module) -> Iterator[inspect.Parameter]:
         for argument in schema.arguments[1:]:
             yield inspect.Parameter(argument.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     else:
-        yield from inspect.signature(model.forward).parameters.values()
+        with contextlib.suppress(TypeError, ValueError):  # of a callable that Python knows no signature of
+            yield from inspect.signature(model.forward).parameters.values()
 
 
 def _inner_model(model: nn.Module, is_wrapper: bool) -> nn.Module:

@@ -80,7 +80,7 @@ def test_another_error_of_a_model_with_batch_normalisation_is_its_own() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gem = GEM(model, optimizer)
     for task in range(2):
-        gem.observe(torch.randn(2, 6), torch.zeros(2, dtype=torch.long), task)
+        gem.observe(torch.randn(1, 6), torch.zeros(1, dtype=torch.long), task)
     with pytest.raises(ValueError, match=r"^too few for me$"):
         step(gem, optimizer, model)
 

@@ -120,6 +120,9 @@ def test_an_optimizer_with_another_one_for_other_parameters_is_taken_as_it_is() 
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
     optimizer.optimizer = torch.optim.AdamW(model[2].parameters())
     assert inner_optimizer(optimizer) is optimizer
+    turning = sgd(model)
+    turning.optimizer = turning
+    assert inner_optimizer(turning) is turning
     copied = torch.optim.SGD(model.parameters(), lr=0.1)
     copied.base_optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # the same parameters in other groups
     assert inner_optimizer(copied) is copied
