@@ -52,7 +52,12 @@ class FirstMemoryCheck:
         """
         if self._is_done or (q.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return
-        first = constraints[0] if sample is None else sample.of(constraints)[0]
+        first = constraints[0]
+        if not first or any(type(p.data) is not Tensor for p in parameters):  # on several processes, with parts of both
+            return
+        if sample is not None:
+            n = sample.sizes[0]
+            [first] = Sample(sample.positions[:n], [n]).of([first])
         if float(q[0]) == 0.0 and not _has_gradient(objective, first, parameters):
             if _is_constant(objective, first, parameters):
                 raise ValueError(

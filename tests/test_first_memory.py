@@ -149,10 +149,11 @@ def test_a_gradient_that_is_zero_just_now_is_said_once(
 
 @pytest.mark.parametrize("engine", [Loop, Fused, lambda: Fused(form="layerwise")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_every_engine_and_dtype(engine: Callable[[], Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("memory_batch", [None, 2])
+def test_every_engine_and_dtype(engine: Callable[[], Any], dtype: torch.dtype, memory_batch: int | None) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    gem = GEM(model, optimizer, engine=engine())
+    gem = GEM(model, optimizer, engine=engine(), memory_batch=memory_batch)
     for task in range(3):
         gem.observe(torch.randn(5, 6, dtype=dtype), torch.zeros(5, dtype=torch.long), task)
     for p in model.parameters():
