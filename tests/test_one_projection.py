@@ -45,6 +45,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, how: str
             assert optimizer.step(closure) is not None
         elif how == "keyword":
             assert optimizer.step(closure=closure) is not None
+        elif how == "scaler":  # an enabled one takes none
+            assert torch.amp.GradScaler("cpu", enabled=False).step(optimizer, closure) is not None
         else:
             closure()
             optimizer.step(None)
@@ -55,7 +57,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, how: str
 @pytest.mark.parametrize("zero_first", [False, True])
 def test_as_a_step_without_closure(name: str, rule: type[GEM], zero_first: bool) -> None:
     results = []
-    for how in ("none", "position", "keyword", "None"):
+    for how in ("none", "position", "keyword", "None", "scaler"):
         torch.manual_seed(0)
         model = mlp()
         optimizer = OPTIMIZERS[name](model)
@@ -84,6 +86,29 @@ def test_the_closures_value_comes_back_and_it_runs_with_gradients_once() -> None
             assert optimizer.step(closure) == "loss"
     assert calls == [True, True]
     assert gem.last is not None
+
+
+def test_the_closure_runs_before_an_enabled_scalers_step() -> None:
+    """As in Lightning's mixed precision: gradients are projected unscaled, and a step with an infinite one is none."""
+    results = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        model = mlp(torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=8))
+        for i, (x, y, task) in enumerate(stream(3)):
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(model(x.double()), y)).backward()
+            gem.observe(x.double(), y, task)
+            if i == 5:
+                model[0].bias.grad[0] = float("inf")
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update(scale)
+        assert gem.last is not None
+        results.append(weights(model))
+    assert torch.allclose(*results, rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["position", "keyword"])
