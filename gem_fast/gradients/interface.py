@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.state import check_keys
+from gem_fast.wrappers import task_parameter
 
 
 class TaskGradients(Protocol):
@@ -76,18 +78,24 @@ class Objective:
     """The loss of the model on a batch.
 
     Attributes:
-        model: called as model(x), or as model(x, task) with `pass_task`.
+        model: called as model(x), or as model(x, task=task) with `pass_task`.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
-        pass_task: whether the model takes the task as its second argument.
+        pass_task: whether the model takes the task; or the name of the parameter that takes it, where it is another one
+            than `task` or `task_labels`.
     """
 
     model: nn.Module
     loss_fn: Callable[[Tensor, Tensor], Tensor]
-    pass_task: bool = False
+    pass_task: bool | str = False
+
+    @cached_property
+    def task_name(self) -> str:
+        """The name under which the model takes the task."""
+        return self.pass_task if isinstance(self.pass_task, str) else task_parameter(self.model) or "task"
 
     def output(self, x: Tensor, task: Hashable) -> Any:
         """What the model makes of x."""
-        return self.model(x, task) if self.pass_task else self.model(x)
+        return self.model(x, **{self.task_name: task}) if self.pass_task else self.model(x)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss over the batch's examples, a scalar.

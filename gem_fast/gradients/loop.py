@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.gradients import reentrant
-from gem_fast.gradients.interface import Batch, Constraint, Engine, Objective, Sample, random_devices
+from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, random_devices
 from gem_fast.gradients.restore import buffers_restored
 from gem_fast.gradients.rows import RowGradients
 from gem_fast.ops import pack_
@@ -113,16 +113,25 @@ def _fill(
         grads: Sequence[Tensor | None]
         if by_backward:
             with reentrant.copies_in_place(objective, parameters) as copies:
-                _mean_loss(objective, batches).backward()
+                loss = _mean_loss(objective, batches)
+                if loss.requires_grad:
+                    loss.backward()
                 grads = [copy.grad for copy in copies]
         else:
-            grads = torch.autograd.grad(_mean_loss(objective, batches), parameters, allow_unused=True)
+            grads = _gradients(_mean_loss(objective, batches), parameters)
         pack_(row, grads, sizes)
         depends = [either or grad is not None for either, grad in zip(depends, grads, strict=True)]
     return depends
 
 
-def _mean_loss(objective: Objective, batches: Sequence[Batch]) -> Tensor:
+def _gradients(loss: Tensor, parameters: Sequence[Parameter]) -> Sequence[Tensor | None]:
+    """The loss's gradient for each parameter; None where the loss does not depend on it."""
+    if not loss.requires_grad:  # on none of them, because all that it depends on is frozen
+        return [None] * len(parameters)
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _mean_loss(objective: Objective, batches: Constraint) -> Tensor:
     if len(batches) == 1:
         return objective.loss(batches[0])
     examples = sum(len(batch.x) for batch in batches)
