@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast import amp
+from gem_fast.accuracy_watch import AccuracyWatch
 from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.explain import pass_explained, values_explained
 from gem_fast.first_memory import FirstMemoryCheck
@@ -158,6 +159,7 @@ class GEM:
         self.objective = Objective(model, loss_fn, takes_task)
         self.generator = torch.Generator().manual_seed(seed)
         self._engine = engine
+        self._accuracy = AccuracyWatch()
         self._current: Hashable = None
         self._one_projection = OneProjection()
         self._watch = StepWatch()
@@ -320,6 +322,7 @@ class GEM:
                 G = self._autocast.run(self._engine, self.objective, constraints, parameters, sample)  # g_k (Eq. 5)
             with values_explained(self.memory, grads):
                 self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+                self._accuracy.projected(self.last)
                 if self.check:
                     check_solved(self.last)
             with self._autocast.context(constraints, parameters[0]):
