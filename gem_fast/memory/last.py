@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gem_fast.batches import Nest, Pad, select, size_of
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.buffer import ExampleBuffer
 from gem_fast.state import check_count
@@ -26,27 +27,29 @@ class EpisodicMemory(PolicyMemory):
 
     state_keys = ("next",)
 
-    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
-        return RingBuffer(capacity, x, y)
+    def _new_buffer(self, capacity: int, x: Nest, y: Nest) -> ExampleBuffer:
+        return RingBuffer(capacity, x, y, self.pad)
 
 
 class RingBuffer(ExampleBuffer):
     """The last `capacity` examples; the next one goes into the slot `next`, which holds the oldest one once full."""
 
-    def __init__(self, capacity: int, x: Tensor, y: Tensor) -> None:
-        super().__init__(capacity, x, y)
+    def __init__(self, capacity: int, x: Nest, y: Nest, pad: Pad = None) -> None:
+        super().__init__(capacity, x, y, pad)
         self.next = 0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Nest, y: Nest) -> None:
         """Overwrites the oldest examples."""
-        capacity = self.capacity
-        x, y = x[-capacity:], y[-capacity:]
-        first = min(len(x), capacity - self.next)  # those before the end of the ring; the rest goes to its start
-        for kept, new in ((self.x, x), (self.y, y)):
-            kept[self.next : self.next + first] = new[:first]
-            kept[: len(x) - first] = new[first:]
-        self.next = (self.next + len(x)) % capacity
-        self.count = min(self.count + len(x), capacity)
+        n, capacity = size_of(x), self.capacity
+        start = max(0, n - capacity)  # of more than the capacity the last ones
+        middle = min(n, start + capacity - self.next)  # those up to the ring's end; the rest goes to its start
+        for slots, rows in (
+            (slice(self.next, self.next + middle - start), slice(start, middle)),
+            (slice(0, n - middle), slice(middle, n)),
+        ):
+            self.store(slots, select(x, rows), select(y, rows))
+        self.next = (self.next + n - start) % capacity
+        self.count = min(self.count + n - start, capacity)
 
     def newest(self, n: int) -> Tensor:
         """The slots of the last min(n, count) examples, the oldest of them first."""
