@@ -22,7 +22,8 @@ Nest: TypeAlias = Any
 
 Pad: TypeAlias = "float | Mapping[Hashable, Pad] | None"
 """What shorter examples are padded with: a number, or numbers by name. A tensor takes the value of its own name, else
-of the container that it is in; x and y are the outermost names, and the names of a tuple are 0, 1, ..."""
+that of the container it is in; x and y are the outermost names, and the names of a tuple are 0, 1, ... A mapping in the
+place of a number has names that count within that container only."""
 
 # What may stand beside tensors under a name, the same for all examples of a task.
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -82,7 +83,8 @@ def _rebuilt(value: Any, parts: dict[Hashable, Any]) -> Any:
     """A container like `value` with other parts under the same names."""
     if isinstance(value, MutableMapping):
         new = copy.copy(value)
-        new.update(parts)
+        for name, part in parts.items():
+            new[name] = part
         return new
     if isinstance(value, Mapping):
         return type(value)(parts)  # type: ignore[call-arg]
@@ -330,14 +332,16 @@ def describe(x: Tensor) -> str:
     return f"(n{''.join(f', {size}' for size in x.shape[1:])}) {x.dtype} on {x.device}"
 
 
-def _pad_values(name: Hashable, value: Nest, pad: Pad) -> Any:
+def _pad_values(name: Hashable, value: Nest, pad: Pad, outer: float | None = None) -> Any:
     """The containers of a nest as dicts, with the number in the place of each tensor; None where there is none."""
-    if isinstance(pad, Mapping):
-        pad = pad.get(name, pad)
+    by_name = pad if isinstance(pad, Mapping) else {name: pad}
+    mine = by_name.get(name)
+    if isinstance(mine, Mapping):
+        by_name = {**by_name, **mine}
+    elif mine is not None:
+        outer = mine
     parts = _parts(value)
-    if parts is None:
-        return None if isinstance(pad, Mapping) else pad
-    return {key: _pad_values(key, part, pad) for key, part in parts.items()}
+    return outer if parts is None else {key: _pad_values(key, x, by_name, outer) for key, x in parts.items()}
 
 
 def _paths(name: str, value: Nest) -> Any:

@@ -92,7 +92,7 @@ class PolicyMemory(abc.ABC):
         return sum(map(len, self._buffers.values()))
 
     def __repr__(self) -> str:
-        size = f"per_task={self.per_task}" if self.total is None else f"total={self.total}"
+        size = f"per_task={self.per_task!r}" if self.total is None else f"total={self.total}"
         return f"{type(self).__name__}({size}): {len(self)} examples of {len(self._buffers)} tasks"
 
     # Copies made in inference mode could not be written to outside of it.

@@ -57,6 +57,8 @@ class HerdingMemory(PolicyMemory):
     ) -> None:
         super().__init__(per_task, total=total, pad=pad, collate_fn=collate_fn)
         size = sys.maxsize if per_task == "all" else per_task or total or 0
+        if per_task == "all" and candidates is not None:
+            raise ValueError(f'candidates must be None where per_task is "all", got {candidates}')
         if candidates is None:
             candidates = max(2048, size)
         check_size("candidates", candidates)
@@ -170,7 +172,7 @@ def select_by_herding(features: Tensor, y: Tensor, n: int) -> Tensor:
     Returns:
         The rows of min(n, size) examples, int64 on the CPU: the first one selected of every class, the second ones, ...
     """
-    features, y = features.cpu().double(), y.cpu()
+    features, y, n = features.cpu().double(), y.cpu(), min(n, len(y))
     labels, counts = y.unique(return_counts=True)
     # The share of a class: the smallest that gives n examples, where some classes have fewer.
     share = next((k for k in range(1, n) if int(counts.clamp(max=k).sum()) >= n), n)
