@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from gem_fast.batches import tensors
+from gem_fast.containers import tensors
 from gem_fast.gradients import Constraint, Engine, Objective, Sample, TaskGradients
 from gem_fast.gradients.restore import buffers_restored
 

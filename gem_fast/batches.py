@@ -1,8 +1,7 @@
 """What an example is: x, y and a model's output are a tensor, or a nest of containers with tensors in it.
 
-Containers are dicts and other mappings (Hugging Face's BatchEncoding and ModelOutput), tuples, named tuples, lists and
-dataclasses, in any depth. The first dimension of every tensor of a batch runs over the same n examples. Whoever counts,
-selects, concatenates, pads or moves examples does it here, and a plain tensor takes the short way through each.
+The first dimension of every tensor of a batch runs over the same n examples. Whoever counts, selects, concatenates,
+pads or moves examples does it here, and a plain tensor takes the short way through each function.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import numbers
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-Nest: TypeAlias = Any
-"""A tensor, `Objects`, or containers of these; None stands for targets that there are none of."""
+from gem_fast.containers import Nest, Objects, leaves, map_tensors, parts_of, rebuilt, structure, tensors
 
 Pad: TypeAlias = "float | Mapping[Hashable, Pad] | None"
 """What shorter examples are padded with: a number, or numbers by name. A tensor takes the value of its own name, else
@@ -27,120 +25,6 @@ place of a number has names that count within that container only."""
 
 # What may stand beside tensors under a name, the same for all examples of a task.
 _CONSTANTS = (bool, int, float, str, type(None))
-_MAX_DEPTH = 32
-
-
-class Objects(Sequence[Any]):
-    """Examples that are no tensors, graphs say; a list of them, and what makes a batch of it.
-
-    Args:
-        items: the examples, one object each.
-        collate_fn: collate_fn(list of examples) -> what the model takes, as a DataLoader's.
-    """
-
-    def __init__(self, items: list[Any], collate_fn: Callable[[list[Any]], Any]) -> None:
-        self.items = items
-        self.collate_fn = collate_fn
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One example; of a slice or an int64 tensor those examples, as `Objects`."""
-        if isinstance(index, int):
-            return self.items[index]
-        items = self.items[index] if isinstance(index, slice) else [self.items[i] for i in index.tolist()]
-        return Objects(items, self.collate_fn)
-
-    def __setitem__(self, index: slice | Tensor, other: Objects) -> None:
-        """Puts as many examples into the places that a slice or an int64 tensor names."""
-        places = range(len(self))[index] if isinstance(index, slice) else index.tolist()
-        for place, item in zip(places, other.items, strict=True):
-            self.items[place] = item
-
-    def collated(self) -> Any:
-        """All of them as a batch, put together anew in each call: a model may write into it."""
-        return self.collate_fn(list(self.items))
-
-
-# ---- containers ------------------------------------------------------------------------------------------------------
-
-
-def _parts(value: Any) -> Mapping[Hashable, Any] | None:
-    """What a container holds, by name; None for anything else, and for tensors."""
-    if isinstance(value, (Tensor, Objects, PackedSequence)):
-        return None
-    if isinstance(value, Mapping):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-    return None
-
-
-def _rebuilt(value: Any, parts: dict[Hashable, Any]) -> Any:
-    """A container like `value` with other parts under the same names."""
-    if isinstance(value, MutableMapping):
-        new = copy.copy(value)
-        for name, part in parts.items():
-            new[name] = part
-        return new
-    if isinstance(value, Mapping):
-        return type(value)(parts)  # type: ignore[call-arg]
-    if isinstance(value, (tuple, list)):
-        return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
-    new = copy.copy(value)
-    for name, part in parts.items():
-        object.__setattr__(new, str(name), part)  # of a frozen dataclass, too
-    return new
-
-
-def map_tensors(function: Callable[..., Any], value: Nest, *others: Any) -> Nest:
-    """The same containers, with function(tensor, *what the others have in its place) in the place of each tensor."""
-    if isinstance(value, (Tensor, Objects)):
-        return function(value, *others)
-    parts = _parts(value)
-    if parts is None:
-        return value
-    theirs = [_parts(other) or {} for other in others]
-    mapped = {name: map_tensors(function, part, *(x[name] for x in theirs)) for name, part in parts.items()}
-    return _rebuilt(value, mapped)
-
-
-def tensors(value: Nest) -> list[Any]:
-    """The tensors (and `Objects`) of a nest, in the order of its containers."""
-    if isinstance(value, (Tensor, Objects)):
-        return [value]
-    parts = _parts(value) or {}
-    return [x for part in parts.values() for x in tensors(part)]
-
-
-def leaves(name: str, value: Any, *, named: bool = False, depth: int = 0) -> Iterator[tuple[str, Any, bool]]:
-    """All that is no container, with how it is reached, and whether it stands under a name."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"{name:.50} must be nested at most {_MAX_DEPTH} deep, got more")
-    parts = _parts(value)
-    if parts is None:
-        yield name, value, named
-        return
-    by_name = not isinstance(value, (tuple, list)) or hasattr(value, "_fields")
-    for key, part in parts.items():
-        yield from leaves(f"{name}[{key!r:.50}]", part, named=by_name, depth=depth + 1)
-
-
-def structure(value: Nest) -> str:
-    """The containers in words, without the tensors: equal for nests that `map_tensors` can take together."""
-    if isinstance(value, Tensor):
-        return "a tensor"
-    parts = _parts(value)
-    if parts is None:
-        return "objects" if isinstance(value, Objects) else repr(value)
-    kind = "dict" if isinstance(value, Mapping) else type(value).__name__
-    return f"{kind}({', '.join(sorted(f'{name}: {structure(part)}' for name, part in parts.items()))})"
-
-
-# ---- examples --------------------------------------------------------------------------------------------------------
 
 
 def check_examples(x: Nest, y: Nest = None) -> None:
@@ -211,11 +95,11 @@ def stored(value: Nest) -> Nest:
     """As a memory keeps it: without a history, and every mapping that is no dataclass as a plain dict."""
     if isinstance(value, Tensor):
         return value.detach()
-    parts = _parts(value)
+    parts = parts_of(value)
     if parts is None:
         return value
     parts = {name: stored(part) for name, part in parts.items()}
-    return parts if isinstance(value, Mapping) and not dataclasses.is_dataclass(value) else _rebuilt(value, parts)
+    return parts if isinstance(value, Mapping) and not dataclasses.is_dataclass(value) else rebuilt(value, parts)
 
 
 def select(value: Nest, index: slice | Tensor) -> Nest:
@@ -267,8 +151,8 @@ def _copied(x: Any) -> Any:
     """A copy that shares no memory: deepcopy of a view would copy all that it is a view of."""
     if isinstance(x, Objects):
         return Objects([_copied(item) for item in x.items], x.collate_fn)
-    if _parts(x) is not None:
-        return _rebuilt(x, {name: _copied(part) for name, part in (_parts(x) or {}).items()})
+    if parts_of(x) is not None:
+        return rebuilt(x, {name: _copied(part) for name, part in (parts_of(x) or {}).items()})
     return x.clone() if hasattr(x, "clone") else copy.deepcopy(x)
 
 
@@ -340,13 +224,13 @@ def _pad_values(name: Hashable, value: Nest, pad: Pad, outer: float | None = Non
         by_name = {**by_name, **mine}
     elif mine is not None:
         outer = mine
-    parts = _parts(value)
+    parts = parts_of(value)
     return outer if parts is None else {key: _pad_values(key, x, by_name, outer) for key, x in parts.items()}
 
 
 def _paths(name: str, value: Nest) -> Any:
     """The containers of a nest as dicts, with how it is reached in the place of each tensor."""
-    parts = _parts(value)
+    parts = parts_of(value)
     return name if parts is None else {key: _paths(f"{name}[{key!r:.50}]", part) for key, part in parts.items()}
 
 

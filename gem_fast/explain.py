@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gem_fast.batches import Nest, tensors
+from gem_fast.containers import Nest, tensors
 from gem_fast.gradients import Constraint, Sample
 from gem_fast.memory import Memory
 

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from gem_fast import amp
 from gem_fast.accuracy_watch import AccuracyWatch
-from gem_fast.batches import Nest
+from gem_fast.batches import check_examples
 from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
+from gem_fast.containers import Nest
 from gem_fast.explain import pass_explained, values_explained
 from gem_fast.first_memory import FirstMemoryCheck
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
@@ -216,6 +217,8 @@ class GEM:
             ValueError: x and y differ in length, are empty or do not fit the task's earlier examples. The memory is
                 then as it was.
         """
+        if getattr(self.memory, "collate_fn", None) is None:  # else x is a list, which the memory checks
+            check_examples(x, y)
         task = plain_task(task)
         self.memory.observe(x, y, task)
         self._current = task

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pack_sequence
 from utils.nests import NESTS, Fields, Pair, Record, Template, as_kept, same
 
 from gem_fast import batches
-from gem_fast.batches import DoNotFit, Objects, check_examples, concatenate, select, split, tensors
+from gem_fast.batches import DoNotFit, check_examples, concatenate, select, split
+from gem_fast.containers import Objects, tensors
 
 quick = settings(deadline=None, max_examples=60)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gem_fast.batches import Nest, Objects, Pad, select, size_of
+from gem_fast.batches import Pad, select, size_of
+from gem_fast.containers import Nest, Objects
 from gem_fast.state import check_keys
 from gem_fast.wrappers import task_parameter
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gem_fast.batches import Nest, Pad, select
+from gem_fast.batches import Pad, select
+from gem_fast.containers import Nest
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.buffer import MAX_SEEN, ExampleBuffer
 from gem_fast.state import check_plain_tensor

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from gem_fast.batches import Nest, Objects, Pad, check_examples, check_pad, leaves, stored
+from gem_fast.batches import Pad, check_examples, check_pad, stored
+from gem_fast.containers import Nest, Objects, leaves
 from gem_fast.memory.buffer import ExampleBuffer
 from gem_fast.memory.checks import check_classes, check_size, plain_task
 from gem_fast.state import check_keys, check_plain_task, check_plain_tensor
@@ -136,7 +137,7 @@ class PolicyMemory(abc.ABC):
     def examples(self, task: Hashable) -> tuple[Nest, Nest]:
         """The kept examples of `task`: views x (m', ...) and y (m', ...) with m' <= m, not to be written to.
 
-        They have the structure that they were observed with; objects are a sequence (`gem_fast.batches.Objects`).
+        They have the structure that they were observed with; objects are a sequence (`gem_fast.containers.Objects`).
 
         As long as they are the same examples they are in the same storage, with the same `_version`.
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from gem_fast import batches
-from gem_fast.batches import Nest, Objects, Pad
+from gem_fast.batches import Pad
+from gem_fast.containers import Nest, Objects
 from gem_fast.state import check_count
 
 # How many examples of a task can be counted: what a float64 counts exactly.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gem_fast.batches import Nest, Objects, Pad, select, size_of
+from gem_fast.batches import Pad, select, size_of
+from gem_fast.containers import Nest, Objects
 from gem_fast.memory.base import Collate, PolicyMemory, Size
 from gem_fast.memory.buffer import ExampleBuffer, as_state
 from gem_fast.memory.checks import check_size

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from gem_fast.batches import Nest
+from gem_fast.containers import Nest
 
 
 class Memory(Protocol):

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from gem_fast.batches import Nest, Pad, select, size_of
+from gem_fast.batches import Pad, select, size_of
+from gem_fast.containers import Nest
 from gem_fast.memory.base import Collate, PolicyMemory, Size
 from gem_fast.memory.buffer import MAX_SEEN, ExampleBuffer
 from gem_fast.state import check_count, check_generator, check_keys

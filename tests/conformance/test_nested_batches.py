@@ -15,7 +15,7 @@ from utils.engines import assert_as_the_loop, log_lines
 from utils.nests import Fields, Pair, Record
 
 from gem_fast import AGEM, GEM, Batch, EpisodicMemory, Fused, Loop
-from gem_fast.batches import Nest
+from gem_fast.containers import Nest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,8 @@ from utils.memory_streams import BATCHES, SIZES, batch, make, numbers, seen_by, 
 from utils.nests import NESTS, PLAIN_NESTS, Pair, Record, Template, as_kept, same
 
 from gem_fast import GEM, MEMORY_POLICIES, EpisodicMemory, HerdingMemory
-from gem_fast.batches import Objects, size_of, tensors
+from gem_fast.batches import size_of
+from gem_fast.containers import Objects, tensors
 
 every_policy = pytest.mark.parametrize("policy", MEMORY_POLICIES)
 some = settings(deadline=None, max_examples=15)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gem_fast.batches import DoNotFit, concatenate, select, tensors
+from gem_fast.batches import DoNotFit, concatenate, select
+from gem_fast.containers import tensors
 from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.recorder import CannotFuse

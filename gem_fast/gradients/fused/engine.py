@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import Parameter
 
-from gem_fast.batches import Objects
+from gem_fast.containers import Objects
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gem_fast.batches import map_tensors, split
+from gem_fast.batches import split
+from gem_fast.containers import map_tensors
 from gem_fast.gradients.fused.recorder import CannotFuse
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.interface import Objective

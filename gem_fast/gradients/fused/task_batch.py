@@ -10,7 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gem_fast.batches import Nest, select
+from gem_fast.batches import select
+from gem_fast.containers import Nest
 from gem_fast.gradients.fused.entries import SparseEntries
 
 
