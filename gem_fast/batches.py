@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import numbers
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -204,11 +205,20 @@ def _fit_tensors(name: str, kept: Any, new: Any, pad: float | None, whose: str) 
         return
     is_longer = kept.dim() == new.dim() and expected[1:] == got[1:]
     if is_longer and pad is not None:
+        if not _can_hold(kept.dtype, pad):
+            raise ValueError(f"pad must be a number that {name} of {kept.dtype} can hold, got {pad!r:.50}")
         return
     raise DoNotFit(
         f"{name} must have the shape, dtype and device of {whose}, {describe(kept)}, got {describe(new)}"
         + ("; pad= of the memory takes different lengths" if is_longer else "")
     )
+
+
+def _can_hold(dtype: torch.dtype, number: float) -> bool:
+    if dtype.is_floating_point or dtype.is_complex:
+        return True
+    smallest, largest = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return smallest <= number <= largest and number == int(number)
 
 
 def describe(x: Tensor) -> str:
@@ -302,8 +312,7 @@ def split(value: Nest, sizes: list[int]) -> list[Nest] | None:
     cut = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == n for x in tensors(value)]
     if not any(cut):
         return None
-    ends = torch.tensor(sizes).cumsum(0).tolist()
-    slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    slices = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
     def part(x: Any, mine: slice) -> Any:
         return x[mine] if isinstance(x, Tensor) and x.dim() > 0 and len(x) == n else x

@@ -106,6 +106,17 @@ def test_padding_is_on_the_right_and_by_name(pad: Any, numbers: tuple[Any, ...],
         assert same(got[key][rest[0]] if rest else got[key], torch.cat(right))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "pad"),
+    [(torch.int64, 0.5), (torch.uint8, -100), (torch.uint8, 256), (torch.bool, 2), (torch.int32, float("nan"))],
+    ids=str,
+)
+def test_padding_that_the_dtype_cannot_hold(dtype: torch.dtype, pad: float) -> None:
+    ids = torch.ones(2, 3).to(dtype)
+    with pytest.raises(ValueError, match=rf"pad must be a number that x\['ids'\] of {dtype} can hold, got {pad}"):
+        concatenate("x", [{"ids": ids}, {"ids": ids[:, :2]}], {"ids": pad})
+
+
 def test_what_is_not_one_per_example_is_passed_as_it_is() -> None:
     output = {"logits": torch.arange(5.0), "loss": torch.tensor(1.0), "weights": torch.ones(3), "cache": object()}
     first, second = split(output, [2, 3]) or []

@@ -21,13 +21,15 @@ class ClassBalancedMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM, both of which keep the last m of any class.
+            of Avalanche's GEM and A-GEM, both of which keep the last m of any class; "all" keeps every example.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
             replay. The memories of old tasks shrink as new tasks come.
+        pad: as for `EpisodicMemory`.
+        collate_fn: as for `EpisodicMemory`.
 
     Raises:
         ValueError: both or neither are given, or a size is not a positive number.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("times",)

@@ -29,18 +29,20 @@ class HerdingMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM, both of which keep the last m instead.
+            of Avalanche's GEM and A-GEM, both of which keep the last m instead; "all" keeps every example.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
             replay, `n_memories` of the published code's iCaRL. As m shrinks, those selected last are evicted.
-        feature_fn: features (n, ...) of inputs x (n, ...), called without gradients when examples are selected; it
-            should leave the model's mode and torch's generators as they are, and it is not part of the state. The
-            inputs themselves by default.
+        pad: as for `EpisodicMemory`.
+        collate_fn: as for `EpisodicMemory`.
+        feature_fn: features (n, ...) of inputs x (n, ...), of objects as `collate_fn` joins them. Called without
+            gradients when examples are selected; it should leave the model's mode and torch's generators as they are,
+            and it is not part of the state. The inputs themselves by default, where they are a tensor.
         candidates: how many examples of the current task are kept until it ends, at least as many as are selected;
             default 2048, or the size where that is larger.
 
     Raises:
         ValueError: both or neither sizes are given, one is not a positive number, or candidates is the smaller one.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("open",)

@@ -17,13 +17,19 @@ class EpisodicMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM.
+            of Avalanche's GEM and A-GEM; "all" keeps every example. The memory takes up what its examples need.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): the memories of old tasks
             shrink to their last m examples as new tasks come.
+        pad: what shorter examples of a task are right-padded with, up to the longest that the task has had in its
+            memory: a number, or numbers by name ({"input_ids": 0, "labels": -100}; "x" and "y" name the inputs and
+            targets as a whole, and a tensor without a value of its own takes that of what it is in). By default all
+            examples of a task must have the same shape.
+        collate_fn: for examples that are no tensors, graphs say: x is then a list of examples, which are kept as
+            objects, and collate_fn(list) makes of some of them what the model takes, as for a DataLoader.
 
     Raises:
-        ValueError: both or neither are given, or a size is not a positive number.
-        TypeError: a size is not an integer.
+        ValueError: both or neither of the sizes are given, or one is not a positive number.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("next",)

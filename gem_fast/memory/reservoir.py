@@ -16,15 +16,17 @@ class ReservoirMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM, both of which keep other examples.
+            of Avalanche's GEM and A-GEM, both of which keep other examples; "all" keeps every example.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
             replay. As m shrinks, it is a random part of the sample that stays.
+        pad: as for `EpisodicMemory`.
+        collate_fn: as for `EpisodicMemory`.
         seed: of the generator that draws, 0 by default; its state is part of the memory's. torch's global generator is
             not used.
 
     Raises:
         ValueError: both or neither sizes are given, or one is not a positive number.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("seen",)
