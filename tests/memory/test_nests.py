@@ -233,6 +233,8 @@ def test_ids_of_numpy_are_kept_as_pythons(policy: str, task: Any, plain: Any) ->
     gem.observe(*batch(2, 2), plain)
     assert gem.memory.tasks == [plain]
     assert gem.past_tasks == []
+    gem.current_task = task
+    assert (type(gem.current_task), gem.past_tasks) == (type(plain), [])
     assert len(gem.memory.examples(task)[0]) == 4
 
 
