@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.data import MNIST_5K, ImageData
 from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.numbers import whole
 from gem_fast.paper.standin import STAND_IN
@@ -113,23 +113,22 @@ def stream_config(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def make_stream(config: dict[str, Any], generator: torch.Generator) -> Stream:
-    """Loads the data and makes the stream.
+def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
+    """Makes the stream.
 
     Args:
         config: As stream_config returned it.
+        data: The data set that it names.
         generator: A CPU generator, source of all that is random about the tasks.
 
     Returns:
         The stream, on the CPU.
 
     Raises:
-        InputError: The data cannot be loaded or are not for this stream, or a number is too large for them.
+        InputError: The data are not for this stream, or a number is too large for them.
     """
     options = {name: config[name] for name in ("class_order", "head") if name in config}
-    stream = STREAMS[config["stream"]](
-        load_data(config["data"]), config["tasks"], config["samples_per_task"], generator, **options
-    )
+    stream = STREAMS[config["stream"]](data, config["tasks"], config["samples_per_task"], generator, **options)
     if config["shuffle_tasks"]:
         stream = stream.in_order(torch.randperm(stream.n_tasks, generator=generator).tolist())
     return stream

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gem_fast.paper.data import MNIST_5K
-from gem_fast.paper.errors import InputError, flag
+from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.errors import Diverged, InputError, flag
+from gem_fast.paper.footprint import check_footprint
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
@@ -113,11 +114,13 @@ class TrainingRun:
             config: As `configuration` returns it. If `eval_every` is None, each experience has two evaluations.
 
         Raises:
-            InputError: The data cannot be loaded, or are not enough.
+            InputError: The data cannot be loaded, or are not enough, or the run does not fit into memory.
         """
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
-        self.stream = make_stream(config, self._generator).to(device)
+        data = load_data(config["data"])
+        check_footprint(config, data)
+        self.stream = make_stream(config, data, self._generator).to(device)
         self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])
         longest = max(experience.batches for experience in self.schedule.experiences)
         eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE)
@@ -134,15 +137,26 @@ class TrainingRun:
         journal: Journal | None = None,
     ) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""
-        return learn_stream(
-            self.learner,
-            self.stream,
-            batch_size=self.config["batch_size"],
-            epochs=self.config["epochs"],
-            rounds=self.config["rounds"],
-            eval_every=self.config["eval_every"],
-            generator=self._generator,
-            on_batch=on_batch,
-            on_journal=on_journal,
-            journal=journal,
-        )
+        try:
+            return learn_stream(
+                self.learner,
+                self.stream,
+                batch_size=self.config["batch_size"],
+                epochs=self.config["epochs"],
+                rounds=self.config["rounds"],
+                eval_every=self.config["eval_every"],
+                generator=self._generator,
+                on_batch=on_batch,
+                on_journal=on_journal,
+                journal=journal,
+            )
+        except Diverged as error:
+            raise Diverged(f"{error}; try a smaller {_suspects(self.config)}") from error
+
+
+def _suspects(config: Config) -> str:
+    """The options that may have made training diverge: those above their published values, or else all such."""
+    preset = PRESETS[config["stream"], config["learner"]]
+    possible = [name for name in ("lr", "margin", "strength") if name in preset]
+    larger = [name for name in possible if config[name] > preset[name]]
+    return " or ".join(map(flag, larger or possible))

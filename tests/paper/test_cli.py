@@ -124,8 +124,11 @@ def test_help_explains_every_option(capsys):
         ("--samples-per-task 0", "--samples-per-task: must be"),
         ("--samples-per-task 61", "--samples-per-task must be at most 60"),
         ("--eval-every 0", "--eval-every: must be"),
-        ("--seed -1", "--seed: must be a whole number between 0 and"),
+        ("--seed -1", "--seed: must be a whole number of at least 0, got '-1'"),
         ("--seed 9223372036854775808", "--seed: must be"),
+        ("--batch-size 99999999999", "--batch-size: must be a whole number of at most 2147483647, got '99999999999'"),
+        (f"--batch-size {'9' * 5000}", "--batch-size: must be"),
+        ("--lr 1e300", "--lr: must be at most 1e+30, got '1e300'"),
         ("--lr -0.1", "--lr: must be a finite number above 0, got '-0.1'"),
         ("--lr 0", "--lr: must be"),
         ("--lr inf", "--lr: must be"),
@@ -198,6 +201,27 @@ def test_a_run_that_diverges_leaves_no_files(capsys, tmp_path, small):
     assert main([*small, "--lr", "1e30", "--epochs", "3", "--out", str(tmp_path / "out")]) == 2
     assert "training diverged" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ("--learner single --lr 1e30", "--lr"),
+        ("--learner gem --margin 1e10", "--margin"),
+        ("--learner gem --margin 1e20", "--margin"),
+        ("--learner gem --margin 1e30", "--margin"),
+        ("--learner gem --margin 1e20 --lr 1e20", "--lr or --margin"),
+        ("--learner gem_pure_python --margin 1e20", "--margin"),
+        ("--learner agem --margin 1e20 --lr 0.001", "--margin"),
+        ("--learner ewc --strength 1e30", "--strength"),
+        ("--learner icarl --strength 1e29", "--strength"),
+    ],
+)
+def test_what_made_a_run_diverge_is_named(capsys, small, options, cure):
+    assert main([*small, "--epochs", "4", *options.split()]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("python -m gem_fast: training diverged: ")
+    assert message.endswith(f"; try a smaller {cure}")
 
 
 def test_ctrl_c(capsys, monkeypatch, tmp_path, small):
