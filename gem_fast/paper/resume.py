@@ -42,8 +42,8 @@ class Checkpointer:
         Args:
             folder: An existing folder, for this run alone.
             every: Mini-batches between two checkpoints; None saves as often as MAX_TIME_FRACTION allows.
-            run: The run. To resume it, its configuration must be the same; `data` may be another path to the same
-                examples.
+            run: The run. To resume it, its configuration must be the same, but `data` and `data_root` may name
+                another place of the same examples.
         """
         self.saved: int | None = None
         self.signals = StopSignals()
@@ -160,7 +160,7 @@ class Checkpointer:
         others = [
             f"{flag(name)} {saved.get(name)!s:.50} and not {value}"
             for name, value in self._config.items()
-            if name != "data" and str(saved.get(name)) != str(value)
+            if name not in ("data", "data_root") and str(saved.get(name)) != str(value)
         ]
         if others:
             raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")

@@ -14,7 +14,7 @@ from gem_fast.paper.numbers import whole
 from gem_fast.paper.options import add_learner_options, learner_options
 from gem_fast.paper.resume import Checkpointer
 from gem_fast.paper.signals import stopped
-from gem_fast.paper.stream_options import add_stream_options, stream_config
+from gem_fast.paper.stream_options import add_stream_options, download_data, stream_config
 from gem_fast.paper.training_run import TrainingRun, check_device, hyper_parameters
 
 __all__ = ["add_parser"]
@@ -88,7 +88,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.out is not None:
         with extra("--out"):
             from gem_fast.paper import plots
-    options = stream_config(args) | {"device": args.device, "learner": args.learner}
+    config = stream_config(args)
+    download_data(args, config["data"])
+    options = config | {"device": args.device, "learner": args.learner}
     training_run = TrainingRun(options | hyper | {"eval_every": args.eval_every})
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:

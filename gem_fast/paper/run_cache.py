@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gem_fast.paper import report
-from gem_fast.paper.data import load_data
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
 from gem_fast.paper.files import prepare_folder, readable
 from gem_fast.paper.footprint import check_footprint
 from gem_fast.paper.protocol import Record
 from gem_fast.paper.resume import Checkpointer
 from gem_fast.paper.signals import stopped
+from gem_fast.paper.stream_options import load_data_of
 from gem_fast.paper.training_run import Config, TrainingRun
 
 __all__ = ["read_run", "run_cached", "run_name"]
@@ -68,11 +68,10 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
     if records:
         print_note(f"{len(records)} of {len(runs)} runs are finished already in {folder}")
     missing = [config for name, config in runs.items() if name not in records]
-    for source in {config["data"] for config in missing}:
-        data = load_data(source)
-        for config in missing:
-            if config["data"] == source:
-                check_footprint(config, data)
+    data = {config["data"]: load_data_of(config) for config in {config["data"]: config for config in missing}.values()}
+    for config in missing:
+        check_footprint(config, data[config["data"]])
+    del data
     try:
         for number, (name, config) in enumerate(runs.items(), start=1):
             if name not in records:

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.errors import Diverged, InputError, flag
 from gem_fast.paper.footprint import check_footprint
 from gem_fast.paper.learners import LEARNERS
@@ -18,7 +17,7 @@ from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.stream_info import StreamInfo
-from gem_fast.paper.stream_options import DEFAULTS, make_stream
+from gem_fast.paper.stream_options import DEFAULTS, load_data_of, make_stream
 
 __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
@@ -27,7 +26,7 @@ Config = dict[str, Any]
 EVALUATIONS_PER_EXPERIENCE = 2
 # What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
 COMMON: Config = {
-    "data": MNIST_5K,
+    "data_root": None,
     "batch_size": 10,
     "epochs": 1,
     "rounds": 1,
@@ -118,7 +117,7 @@ class TrainingRun:
         """
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
-        data = load_data(config["data"])
+        data = load_data_of(config)
         check_footprint(config, data)
         self.stream = make_stream(config, data, self._generator).to(device)
         self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])

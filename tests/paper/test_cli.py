@@ -105,7 +105,7 @@ def test_help_explains_every_option(capsys):
     usage = text.split("Trains one learner")[0]
     options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
     options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
-    assert len(options) == text.count("(default: ") == 30
+    assert len(options) == text.count("(default: ") == 32
     assert (
         "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
         in text
@@ -148,7 +148,7 @@ def test_help_explains_every_option(capsys):
         ("--stream shuffles", "--stream: invalid choice"),
         ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
         ("--device meta", "--device must be a device torch can use here, got 'meta'"),
-        ("--data nowhere", "--data must be mnist-5k, a folder"),
+        ("--data nowhere", "--data must be mnist-5k, mnist,"),
         ("--rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
         ("--rounds 21", "--rounds must be at most 20, the training examples of task 1, got 21"),
         ("--head shared", "--head is not an option of the stream rotations"),
