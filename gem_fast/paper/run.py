@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         type=whole(1),
         metavar="N",
         help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; "
-        "its time is reported apart (default: half of a task's mini-batches)",
+        "its time is reported apart (default: half of a task's mini-batches; none on cifar100)",
     )
     measure.add_argument(
         "--out",

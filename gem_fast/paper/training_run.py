@@ -23,7 +23,8 @@ __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_para
 
 Config = dict[str, Any]
 
-EVALUATIONS_PER_EXPERIENCE = 2
+# By architecture, where nothing else is asked for: testing a convolutional network takes longer than training it.
+EVALUATIONS_PER_EXPERIENCE = {"mlp": 2, "resnet18": 1}
 # What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
 COMMON: Config = {
     "data_root": None,
@@ -110,7 +111,8 @@ class TrainingRun:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
         Args:
-            config: As `configuration` returns it. If `eval_every` is None, each experience has two evaluations.
+            config: As `configuration` returns it. If `eval_every` is None, each experience has as many evaluations
+                as EVALUATIONS_PER_EXPERIENCE says.
 
         Raises:
             InputError: The data cannot be loaded, or are not enough, or the run does not fit into memory.
@@ -122,7 +124,7 @@ class TrainingRun:
         self.stream = make_stream(config, data, self._generator).to(device)
         self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])
         longest = max(experience.batches for experience in self.schedule.experiences)
-        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE)
+        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE[self.stream.architecture])
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
         torch.manual_seed(config["seed"])
