@@ -12,7 +12,7 @@ from signal import SIGINT
 from typing import NoReturn, TextIO
 
 from gem_fast.paper import grid, run, tables
-from gem_fast.paper.errors import InputError, print_line
+from gem_fast.paper.errors import PROGRAM, InputError, print_line
 from gem_fast.paper.signals import Stopped
 
 __all__ = ["main"]
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: The arguments after `python -m gem_fast`; those of this process by default.
+        arguments: The arguments after the name of the program; those of this process by default.
 
     Returns:
         The exit code: 0; 1 if the output cannot be written; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
@@ -41,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 if the arguments cannot be parsed, with 0 after --help.
     """
-    parser = Parser(
-        prog="python -m gem_fast", description="Gradient Episodic Memory on the paper's streams.", allow_abbrev=False
-    )
+    parser = Parser(prog=PROGRAM, description="Gradient Episodic Memory on the paper's streams.", allow_abbrev=False)
     subparsers = parser.add_subparsers(required=True, metavar="command")
     for subcommand in SUBCOMMANDS:
         subcommand.add_parser(subparsers)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-__all__ = ["Diverged", "InputError", "extra", "flag", "print_line", "print_note"]
+__all__ = ["PROGRAM", "Diverged", "InputError", "extra", "flag", "print_line", "print_note"]
+
+
+# The name under which the user started it.
+PROGRAM = "gem-fast" if Path(sys.argv[0]).stem == "gem-fast" else "python -m gem_fast"
 
 
 class InputError(ValueError):
@@ -36,7 +41,7 @@ def extra(purpose: str) -> Iterator[None]:
 
 def print_note(sentence: str) -> None:
     """Prints a sentence on stderr that does not stop the command."""
-    print_line(f"python -m gem_fast: {sentence}")
+    print_line(f"{PROGRAM}: {sentence}")
 
 
 def print_line(line: str) -> None:

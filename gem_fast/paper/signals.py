@@ -9,10 +9,12 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from gem_fast.paper.errors import PROGRAM
+
 __all__ = ["StopSignals", "Stopped", "stopped"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTE = b"python -m gem_fast: stopping after this mini-batch; press Ctrl-C again to stop at once\n"
+NOTE = f"{PROGRAM}: stopping after this mini-batch; press Ctrl-C again to stop at once\n".encode()
 
 
 class Stopped(KeyboardInterrupt):

@@ -1,8 +1,10 @@
 """The command line, from arguments to files and exit codes."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +98,20 @@ def test_the_module_runs_as_a_program(tmp_path, small):
     assert finished.returncode == 2
     assert finished.stdout == ""
     assert "argument --tasks: must be a whole number of at least 1, got '0'" in finished.stderr
+
+
+def test_the_console_command(small):
+    """The entry point's function, called as the script that pip writes calls it."""
+    scripts = re.search(
+        r'^gem-fast = "(.+):(.+)"$', (Path(__file__).parents[2] / "pyproject.toml").read_text(), flags=re.MULTILINE
+    )
+    code = f"import sys; sys.argv[0] = '/somewhere/bin/gem-fast'; from {scripts[1]} import {scripts[2]} as main; "
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{code} sys.exit(main())", *small, "--rounds", "21"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("gem-fast: --rounds must be at most 20")
 
 
 def test_help_explains_every_option(capsys):
