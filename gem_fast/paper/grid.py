@@ -14,7 +14,7 @@ from gem_fast.paper.options import OPTIONS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.result_table import Row
 from gem_fast.paper.runner import Experiment, add_options, prepare, run_experiments, write_table
-from gem_fast.paper.stream_options import add_data_options, download_data, load_data_of
+from gem_fast.paper.stream_options import add_data_options, download_data
 from gem_fast.paper.streams import STREAMS
 from gem_fast.paper.training_run import configuration
 
@@ -70,7 +70,6 @@ def _run(args: argparse.Namespace) -> None:
         import tqdm  # noqa: F401
     experiments = {learner: _experiments(args, learner) for learner in dict.fromkeys(args.learner)}
     download_data(args, args.data)
-    load_data_of(vars(args))
     data = Path(args.data).resolve().name
     prepare(args)
     for learner, combinations in experiments.items():

@@ -68,7 +68,8 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
     if records:
         print_note(f"{len(records)} of {len(runs)} runs are finished already in {folder}")
     missing = [config for name, config in runs.items() if name not in records]
-    data = {config["data"]: load_data_of(config) for config in {config["data"]: config for config in missing}.values()}
+    # Before any work: all data are sound, and every run fits into memory.
+    data = {name: load_data_of(config) for name, config in {config["data"]: config for config in missing}.items()}
     for config in missing:
         check_footprint(config, data[config["data"]])
     del data
