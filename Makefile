@@ -11,7 +11,8 @@ PROBLEMS ?= 1000000
 STEPS ?= 100000
 FUZZ_SECONDS ?= 600
 
-# What `make paper` is run with: SEEDS=0 is a fifth of the work, CIFAR=cifar-100-python.tar.gz takes the real archive.
+# What `make paper` is run with: SEEDS=0 is a fifth of the work; CIFAR=cifar-100-binary.tar.gz names an archive or folder,
+# otherwise CIFAR-100 is taken from torchvision's folder.
 SEEDS ?= 0-4
 CIFAR ?=
 
