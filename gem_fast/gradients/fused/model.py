@@ -69,7 +69,7 @@ class FusedModel:
         """
         if any(self._hooked):
             raise CannotFuse("a parameter has a hook, which would see no task's gradient")
-        return rules_of(self.objective.model)
+        return rules_of(self.objective.model, self._wanted)
 
     def serves(self, objective: Objective, parameters: Sequence[Parameter]) -> bool:
         """Whether what is known here still holds."""
