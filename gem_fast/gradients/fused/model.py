@@ -121,6 +121,7 @@ class FusedModel:
             found = cpu_mlp.recorded_pass(recorder, roots, batches[0])
             if found is not None:
                 return found
+        recorder.linear_calls.clear()  # and the outputs with them
         starts, known = [root.start for root in roots], [root.known for root in roots]
         grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
         contributions = recorder.contributions(grads)

@@ -128,8 +128,7 @@ class Recorder:
         self._calls: dict[nn.Module, int] = {}
         # With each use the number of its edge, and the dimension of the output there that runs over the examples.
         self._uses: list[tuple[int, int, Contribution]] = []
-        self._numbers: dict[int, int] = {}
-        self._outputs: list[Tensor] = []
+        self._numbers: dict[Any, int] = {}
         self._inputs: list[tuple[nn.Module, Tensor, int]] = []
 
     # ---- for rules ---------------------------------------------------------------------------------------------------
@@ -197,12 +196,11 @@ class Recorder:
         """
         if not isinstance(parameter, Parameter) or not self.wants(parameter) or not output.requires_grad:
             return
-        number = self._numbers.get(id(output))
-        if number is None:
-            # The edge stands for the output as it is now, whatever is written into it later in place.
-            number = self._numbers[id(output)] = len(self.edges)
-            self.edges.append(get_gradient_edge(output))
-            self._outputs.append(output)  # so that its id stays its own
+        # The edge stands for the output as it is now, whatever is written into it later in place; it keeps no data.
+        edge = get_gradient_edge(output)
+        number = self._numbers.setdefault(edge, len(self.edges))
+        if number == len(self.edges):
+            self.edges.append(edge)
         if reads is not None:
             self._inputs.append((module, reads, reads._version))
         use = Contribution(parameter, _UNKNOWN, self._first, self.tasks, write, part, restrict, inputs, transposed)
@@ -238,9 +236,8 @@ class Recorder:
             if (grad := grads[number]) is not None
         ]
         # What only the backward needed goes.
-        self._outputs.clear()
+        self._numbers.clear()
         self.edges.clear()
-        self.linear_calls.clear()
         return found
 
     def check_unchanged(self) -> None:
