@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertForMaskedLM, BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
-from utils.engines import assert_as_the_loop, memory, trained
-from utils.language_models import TASKS, Packed, bert, gpt2, llama, next_token, token_ids, token_labels, with_lora
+from utils.engines import assert_as_the_loop, trained
+from utils.language_models import TASKS, bert, gpt2, inputs, llama, next_token, token_labels, with_lora
 
+from gem_fast import Batch
 from gem_fast.gradients.fused.rules import rules_of
 from gem_fast.gradients.fused.verifier import _NothingDropped
 
@@ -27,8 +28,8 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}
 def assert_fused(model: nn.Module, targets: Any, loss_fn: Any, dtype: torch.dtype = torch.float64) -> None:
     """One pass does what the loop does where dropout keeps everything: what it drops, it draws by itself."""
     with _NothingDropped() if model.training else contextlib.nullcontext():
-        batches = memory(SIZES, token_ids, targets, dtype)
-        assert_as_the_loop(Packed(model).to(dtype), batches, loss_fn, tolerance=TOLERANCES[dtype], small_block=4000)
+        batches = [[Batch(task, inputs(n), targets(n))] for task, n in enumerate(SIZES)]
+        assert_as_the_loop(model.to(dtype), batches, loss_fn, tolerance=TOLERANCES[dtype], small_block=4000)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -112,7 +113,6 @@ def test_lora_of_other_layers(make: Any, kind: Any, targets: Any) -> None:
     ],
 )
 def test_which_module_goes_through_which_rule(model: Any, expected: dict[str, str]) -> None:
-    packed = Packed(model())
-    assert {(type(module).__name__, rule.__name__) for module, rule in rules_of(packed, trained(packed))} == set(
-        expected.items()
-    )
+    made = model()
+    found = {(type(module).__name__, rule.__name__) for module, rule in rules_of(made, trained(made))}
+    assert found == set(expected.items())

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    BatchEncoding,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -25,6 +26,7 @@ from transformers import (
     LlamaForTokenClassification,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import ModelOutput
 
 VOCABULARY = 23
 LENGTH = 6
@@ -32,17 +34,6 @@ PADDING = 0
 
 _SIZES: dict[str, int] = {"vocab_size": VOCABULARY, "max_position_embeddings": 8, "num_labels": 3}
 _IDS: dict[str, int] = {"pad_token_id": PADDING, "bos_token_id": 1, "eos_token_id": 2}
-
-
-class Packed(nn.Module):
-    """The logits of a language model for token ids (n, LENGTH), of which those that are PADDING are masked."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model(input_ids=ids, attention_mask=(ids != PADDING).long()).logits
 
 
 def bert(kind: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
@@ -72,11 +63,11 @@ def with_lora(model: PreTrainedModel, targets: str | list[str] | None = None, dr
     return model
 
 
-def token_ids(n: int) -> Tensor:
-    """(n, LENGTH) int64, right-padded from a length of its own on."""
+def inputs(n: int) -> BatchEncoding:
+    """Token ids (n, LENGTH), each sequence padded from a length of its own on, and the mask of those that count."""
     ids = torch.randint(3, VOCABULARY, (n, LENGTH))
-    lengths = torch.randint(3, LENGTH + 1, (n, 1))
-    return torch.where(torch.arange(LENGTH) < lengths, ids, PADDING)
+    mask = torch.arange(LENGTH) < torch.randint(3, LENGTH + 1, (n, 1))
+    return BatchEncoding({"input_ids": torch.where(mask, ids, PADDING), "attention_mask": mask.long()})
 
 
 def token_labels(n: int, classes: int = VOCABULARY) -> Tensor:
@@ -88,14 +79,19 @@ def token_classes(n: int) -> Tensor:
     return token_labels(n, 3)
 
 
-def per_token(output: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def per_sequence(output: ModelOutput, y: Tensor) -> Tensor:
+    return F.cross_entropy(output.logits, y)
+
+
+def per_token(output: ModelOutput, y: Tensor) -> Tensor:
     """The mean cross entropy over the tokens that count."""
-    return F.cross_entropy(output.flatten(0, 1), y.flatten(), label_smoothing=label_smoothing)
+    return F.cross_entropy(output.logits.flatten(0, 1), y.flatten())
 
 
-def next_token(output: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def next_token(output: ModelOutput, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """That of each token given those before it."""
-    return per_token(output[:, :-1], y[:, 1:], label_smoothing)
+    logits = output.logits[:, :-1].flatten(0, 1)
+    return F.cross_entropy(logits, y[:, 1:].flatten(), label_smoothing=label_smoothing)
 
 
 def sequence_classes(n: int) -> Tensor:
@@ -105,13 +101,13 @@ def sequence_classes(n: int) -> Tensor:
 Task = tuple[Callable[..., PreTrainedModel], type[PreTrainedModel], Callable[[int], Tensor], Any]
 
 TASKS: dict[str, Task] = {
-    "bert, sequences": (bert, BertForSequenceClassification, sequence_classes, F.cross_entropy),
+    "bert, sequences": (bert, BertForSequenceClassification, sequence_classes, per_sequence),
     "bert, tokens": (bert, BertForTokenClassification, token_classes, per_token),
     "bert, masked": (bert, BertForMaskedLM, token_labels, per_token),
     "gpt2": (gpt2, GPT2LMHeadModel, token_labels, next_token),
-    "gpt2, sequences": (gpt2, GPT2ForSequenceClassification, sequence_classes, F.cross_entropy),
+    "gpt2, sequences": (gpt2, GPT2ForSequenceClassification, sequence_classes, per_sequence),
     "gpt2, tokens": (gpt2, GPT2ForTokenClassification, token_classes, per_token),
     "llama": (llama, LlamaForCausalLM, token_labels, next_token),
-    "llama, sequences": (llama, LlamaForSequenceClassification, sequence_classes, F.cross_entropy),
+    "llama, sequences": (llama, LlamaForSequenceClassification, sequence_classes, per_sequence),
     "llama, tokens": (llama, LlamaForTokenClassification, token_classes, per_token),
 }
