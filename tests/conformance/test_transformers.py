@@ -99,7 +99,13 @@ def test_lora_of_other_layers(make: Any, kind: Any, targets: Any) -> None:
         ),
         (
             lambda: gpt2(GPT2LMHeadModel),
-            {"Conv1D": "conv1d", "Linear": "linear", "LayerNorm": "normalisation", "Embedding": "embedding"},
+            {
+                "Conv1D": "conv1d",
+                "Linear": "linear",
+                "LayerNorm": "normalisation",
+                "Embedding": "embedding",
+                "NewGELUActivation": "tanh_gelu",
+            },
         ),
         (
             lambda: llama(LlamaForCausalLM),
@@ -107,9 +113,12 @@ def test_lora_of_other_layers(make: Any, kind: Any, targets: Any) -> None:
         ),
         (lambda: bert(BertForMaskedLM), {"Linear": "linear", "LayerNorm": "normalisation", "Embedding": "embedding"}),
         (lambda: with_lora(bert(BertForSequenceClassification)), {"Linear": "linear"}),
-        (lambda: with_lora(gpt2(GPT2LMHeadModel)), {"Linear": "linear"}),
+        (lambda: with_lora(gpt2(GPT2LMHeadModel)), {"Linear": "linear", "NewGELUActivation": "tanh_gelu"}),
         (lambda: with_lora(llama(LlamaForCausalLM)), {"Linear": "linear"}),
-        (lambda: with_lora(gpt2(GPT2LMHeadModel), ["wte"]), {"Embedding": "once_per_task"}),
+        (
+            lambda: with_lora(gpt2(GPT2LMHeadModel), ["wte"]),
+            {"Embedding": "once_per_task", "NewGELUActivation": "tanh_gelu"},
+        ),
     ],
 )
 def test_which_module_goes_through_which_rule(model: Any, expected: dict[str, str]) -> None:

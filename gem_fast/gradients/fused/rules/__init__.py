@@ -12,6 +12,7 @@ from gem_fast.gradients.fused.recorder import CannotFuse, Rule
 from gem_fast.gradients.fused.rules.attention import attention
 from gem_fast.gradients.fused.rules.convolution import convolution
 from gem_fast.gradients.fused.rules.embedding import embedding
+from gem_fast.gradients.fused.rules.gelu import tanh_gelu
 from gem_fast.gradients.fused.rules.linear import conv1d, linear
 from gem_fast.gradients.fused.rules.normalisation import normalisation
 from gem_fast.gradients.fused.rules.once_per_task import once_per_task
@@ -38,7 +39,10 @@ _RULES: dict[type[nn.Module], Rule] = {
 }
 
 # The same for types of libraries that are not imported here, by their full names.
-_RULES_BY_NAME: dict[str, Rule] = {"transformers.pytorch_utils.Conv1D": conv1d}
+_RULES_BY_NAME: dict[str, Rule] = {
+    "transformers.pytorch_utils.Conv1D": conv1d,
+    "transformers.activations.NewGELUActivation": tanh_gelu,
+}
 
 # Modules that look at all examples of a mini-batch, with or without parameters: each task needs a call of its own.
 _PER_BATCH = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -100,8 +104,12 @@ def _collect(module: nn.Module, wanted: set[Parameter], found: dict[nn.Module, R
     if isinstance(module, _PER_BATCH):
         found[module] = once_per_task
     elif wanted.isdisjoint(module.parameters()):
-        # Frozen: it goes through the pass as it is, but for what in it looks at a mini-batch as a whole.
-        found.update((child, once_per_task) for child in module.modules() if isinstance(child, _PER_BATCH))
+        # It goes through the pass as it is, but for what looks at a whole mini-batch, and rules that need no parameter.
+        for part in module.modules():
+            if isinstance(part, _PER_BATCH):
+                found[part] = once_per_task
+            elif next(part.parameters(), None) is None and (rule := _rule_of(part)) is not None:
+                found[part] = rule
     elif (rule := _rule_of(module)) is not None:
         found[module] = rule
     elif _owns(module, wanted):
