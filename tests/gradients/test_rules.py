@@ -1,13 +1,17 @@
 """Which module goes through which rule."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from utils.engines import assert_as_the_loop, memory, trained
 from utils.layers import LAYERS, BiasOfChild, Head, Listed, OwnRMSNorm
-from utils.models import classes, rows
+from utils.models import classes
+from utils.models import rows as inputs
 
-from gem_fast.gradients.fused.recorder import CannotFuse
+from gem_fast.gradients.fused import rules
+from gem_fast.gradients.fused.recorder import CannotFuse, Recorder
 from gem_fast.gradients.fused.rules import rules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,4 +67,15 @@ def test_a_frozen_layer_between_others(name: str) -> None:
             nn.Linear(6, shape[0] * width), nn.Unflatten(1, shape), frozen, nn.Flatten(), nn.LazyLinear(3)
         )
     model(torch.zeros(2, 6))
-    assert_as_the_loop(model.double(), memory((4, 3, 4), rows, classes))
+    assert_as_the_loop(model.double(), memory((4, 3, 4), inputs, classes))
+
+
+def test_a_rule_for_a_module_without_parameters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tanh(recorder: Recorder, module: nn.Module, forward: Any, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    monkeypatch.setitem(rules._RULES, nn.Tanh, tanh)
+    frozen = nn.Sequential(nn.Linear(6, 6), nn.Tanh()).requires_grad_(False)
+    model = nn.Sequential(frozen, nn.Linear(6, 3), nn.Tanh())
+    assert names(model) == [("Tanh", "tanh"), ("Linear", "linear"), ("Tanh", "tanh")]
+    assert_as_the_loop(model.double(), memory((4, 3, 4), inputs, classes))
