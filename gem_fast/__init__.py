@@ -15,6 +15,8 @@ else:
         if not name.startswith("_") or name in ("__all__", "__version__"):
             from importlib import import_module
 
+            if name in ("metrics", "ops", "solver"):  # the rest may be in the middle of its import
+                return import_module(f"gem_fast.{name}")
             api = import_module("gem_fast._api")
             if name in api.__all__ or name.startswith("_"):
                 return getattr(api, name)
