@@ -54,7 +54,7 @@ class LayerwiseGradients:
             P += P_part
             q += q_part
         if P.device.type == "cpu":
-            _check_finite(P, q, unused)
+            check_finite(P, q, unused)
         return P, q
 
     def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
@@ -77,6 +77,15 @@ class LayerwiseGradients:
     def in_float64(self) -> LayerwiseGradients:
         """The same gradients, with products and sums in float64."""
         return LayerwiseGradients([None if part is None else part.in_float64() for part in self._parts], self._t)
+
+    @torch.no_grad()
+    def columns(self, parameters: Sequence[Parameter]) -> Iterator[Tensor]:
+        """G (t, p) as blocks of columns (t, n), one after the other: what other processes are sent of it."""
+        for parameter, part in zip(parameters, self._parts, strict=True):
+            if part is None:
+                yield parameter.new_zeros(1, 1).expand(self._t, parameter.numel())
+            else:
+                yield from part.columns()
 
 
 class ColumnBlocks:
@@ -127,6 +136,11 @@ class ColumnBlocks:
     def in_float64(self) -> ColumnBlocks:
         """The same columns, with products and sums in float64."""
         return ColumnBlocks(self._parameter, self._contributions, self._t, in_float64=True)
+
+    def columns(self) -> Iterator[Tensor]:
+        """The columns (t, n), some of them at a time."""
+        for _, block in self._blocks(self._contributions, self._t):
+            yield block.flatten(1)
 
     def _blocks(self, contributions: Sequence[Contribution], t: int) -> Iterator[tuple[slice, Tensor]]:
         """Blocks (t, rows, ...) of some of the parameter's rows at a time."""
@@ -202,6 +216,15 @@ class InnerProducts:
         twin = copy.copy(self)
         twin._A, twin._B = self._A.double(), self._B.double()
         return twin
+
+    def columns(self) -> Iterator[Tensor]:
+        """The columns (t, n), some of them at a time."""
+        tasks = [rows.nonzero().flatten() for rows in self._is_of_task.mT]
+        outputs, inputs = self._B.shape[1], self._A.shape[1]
+        step = max(1, _BLOCK_BYTES // (len(tasks) * inputs * self._A.element_size()))
+        for start in range(0, outputs, step):
+            B = self._B[:, start : start + step]
+            yield torch.stack([(B[mine].mT @ self._A[mine]).flatten() for mine in tasks])
 
 
 def layerwise(contributions: Sequence[Contribution], parameters: Sequence[Parameter], t: int) -> LayerwiseGradients:
@@ -283,7 +306,7 @@ def _restricted(contribution: Contribution, rows: slice) -> Iterator[Contributio
     yield contribution._replace(write=contribution.restrict(slice(first - begin, last - begin)), part=within)
 
 
-def _check_finite(P: Tensor, q: Tensor, unused: Sequence[Tensor]) -> None:
+def check_finite(P: Tensor, q: Tensor, unused: Sequence[Tensor]) -> None:
     """Raises where a row of G or g is not finite; a part that is a matrix has said so itself."""
     rows = (~P.diagonal().isfinite()).nonzero().flatten()
     if len(rows):

@@ -191,6 +191,8 @@ def assert_projects_as_rows(
             got = Fused(form="layerwise")(Objective(model, loss_fn, pass_task), batches, parameters, sample)
             assert got.depends == depends
             assert_buffers_close(model, twin, tolerance)
+            columns = torch.cat(list(got.columns(parameters)), 1)
+            assert ((columns - G).norm(dim=1) <= 10 * tolerance * (G.norm(dim=1) + 1e-300)).all()
             for g in directions:
                 theirs, ours = (
                     [x.view_as(p).clone() for x, p in zip(g.split(sizes), parameters, strict=True)] for _ in "ab"
