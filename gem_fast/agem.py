@@ -1,8 +1,9 @@
 """Averaged GEM: GEM with one constraint on all past tasks together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,6 +32,7 @@ class AGEM(GEM):
         pass_task: as for `GEM`.
         forward: as for `GEM`.
         seed: as for `GEM`.
+        process_group: as for `GEM`; each process then draws from its own examples.
         check: as for `GEM`.
 
     Raises:
@@ -49,6 +51,7 @@ class AGEM(GEM):
         pass_task: bool | str | None = None,
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
         check: bool = False,
     ) -> None:
         super().__init__(
@@ -62,6 +65,7 @@ class AGEM(GEM):
             pass_task=pass_task,
             forward=forward,
             seed=seed,
+            process_group=process_group,
             check=check,
         )
 
@@ -69,9 +73,14 @@ class AGEM(GEM):
         """One, on the mean loss over examples drawn from all past tasks."""
         assert self.memory_batch is not None
         stored = self._stored_batches()
+        if not stored:  # on several processes: another one has them all
+            return [[]], None
         drawn = sample_all([batch.size for batch in stored], self.memory_batch, self.generator)
         batches = [batch.select(index) for batch, index in zip(stored, drawn, strict=True) if len(index)]
         return [batches if self.objective.pass_task else _together(batches)], None
+
+    def _constrained_tasks(self) -> list[list[Hashable]]:
+        return [self.past_tasks]
 
 
 def _together(batches: list[Batch]) -> list[Batch]:

@@ -5,7 +5,7 @@ fused=True are called in any case, with the scale and the finding as their attri
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast.containers import tensors
-from gem_fast.gradients import Constraint, Engine, Objective, Sample, TaskGradients
+from gem_fast.gradients import Constraint, Objective, Sample, TaskGradients
 from gem_fast.gradients.restore import buffers_restored
 
 
@@ -69,7 +69,7 @@ class PassAutocast:
 
     def run(
         self,
-        engine: Engine,
+        engine: Callable[..., TaskGradients],
         objective: Objective,
         constraints: Sequence[Constraint],
         parameters: Sequence[Parameter],

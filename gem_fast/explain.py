@@ -59,7 +59,7 @@ def _one_example(model: nn.Module, constraints: Sequence[Constraint], sample: Sa
     if not any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         return None
     batches = [batch for batches in constraints for batch in batches]
-    sizes = [batch.size for batch in batches] if sample is None else sample.sizes
+    sizes = [batch.size for batch in batches] if sample is None else [n for n in sample.sizes if n]
     for batch, size in zip(batches, sizes, strict=True):
         if size == 1:
             return (

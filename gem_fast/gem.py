@@ -1,7 +1,7 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -16,9 +16,12 @@ from gem_fast.accuracy_watch import AccuracyWatch
 from gem_fast.batches import check_examples
 from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.containers import Nest
+from gem_fast.distributed import ranks_of, replica
+from gem_fast.distributed_state import load_share, pack, unpack
 from gem_fast.explain import pass_explained, values_explained
 from gem_fast.first_memory import FirstMemoryCheck
-from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
+from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
+from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
 from gem_fast.one_projection import OneProjection
 from gem_fast.projection import Projection, project_
@@ -104,6 +107,9 @@ class GEM:
         forward: forward(model, x) -> output, for a model that is to be called in another way; with `pass_task` it is
             called as forward(model, x, task=task).
         seed: of the generator that draws the subsets; part of the hook's state, and the only one it touches.
+        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model in
+            DistributedDataParallel or sharded by `fully_shard`. Each then observes its own examples, and those of all
+            count (docs/distributed.md).
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
 
@@ -135,6 +141,7 @@ class GEM:
         pass_task: bool | str | None = None,
         forward: Callable[..., Any] | None = None,
         seed: int = 0,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
         check: bool = False,
     ) -> None:
         for name, value in (("margin", margin), ("ridge", ridge)):
@@ -156,6 +163,8 @@ class GEM:
                 "optimizer must have no hook of gem_fast yet, got one that has: it would be projected twice; call "
                 "detach() on the first hook"
             )
+        ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
+        model = replica(model)
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
@@ -166,6 +175,9 @@ class GEM:
         self.objective = Objective(model, loss_fn, takes_task, forward)
         self.generator = torch.Generator().manual_seed(seed)
         self._engine = engine
+        self._sharded: ShardedEngine | None = None  # on several processes
+        if ranks is not None and (ranks.size > 1 or ranks.shards):
+            self._sharded = ShardedEngine(engine, ranks, model)
         self._accuracy = AccuracyWatch()
         self._current: Hashable = None
         self._one_projection = OneProjection()
@@ -184,7 +196,8 @@ class GEM:
     @property
     def past_tasks(self) -> list[Hashable]:
         """The tasks whose losses are not to rise: all seen so far except the current one, in the order of `last.v`."""
-        return [task for task in self.memory.tasks if self._current is None or task != self._current]
+        tasks = self.memory.tasks if self._sharded is None else self._sharded.agreement.tasks(self.memory.tasks)
+        return [task for task in tasks if self._current is None or task != self._current]
 
     @property
     def current_task(self) -> Hashable:
@@ -265,53 +278,86 @@ class GEM:
         """The memory, the current task and what draws subsets: a resumed run goes on with the same bits.
 
         Tensors and plain Python values, for torch.load(weights_only=True). Model and optimizer have their own states.
+        On several processes all of them must call it: each gets the state of all, with the examples of all memories.
 
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
         check_plain_task("task", self._current)
-        return {
+        mine = {
             "memory": self.memory.state_dict(),
             "current": self._current,
             "engine": self._engine.state_dict(),
             "generator": self.generator.get_state(),
         }
+        return mine if self._ranks is None else {"ranks": pack(self._ranks.gather(mine))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
 
+        It may come from another number of processes: then the examples of all memories are shared out among the
+        present ones, whose memories' sizes change so that together they hold as many as before.
+
         Raises:
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
-        check_keys("state", state, ("memory", "current", "engine", "generator"))
-        check_plain_task("current", state["current"])
-        check_generator(state["generator"])
+        states = [state]
+        if isinstance(state, dict) and "ranks" in state:
+            check_keys("state", state, ("ranks",))
+            states = unpack(state["ranks"])
+        rank, size = (0, 1) if self._ranks is None else (self._ranks.rank, self._ranks.size)
+        for each in states:
+            check_keys("state", each, ("memory", "current", "engine", "generator"))
+            check_plain_task("current", each["current"])
+            check_generator(each["generator"])
+        mine = states[rank % len(states)]
         before = self._engine.state_dict()
-        self._engine.load_state_dict(state["engine"])
+        self._engine.load_state_dict(mine["engine"])
         try:
-            self.memory.load_state_dict(state["memory"])
+            if len(states) == size:
+                self.memory.load_state_dict(mine["memory"])
+            else:
+                load_share(self.memory, [each["memory"] for each in states], rank, size)
         except ValueError:
             self._engine.load_state_dict(before)
             raise
-        self.generator.set_state(state["generator"])
-        self._current = state["current"]
+        self.generator.set_state(mine["generator"])
+        self._current = mine["current"]
         self._watch.loaded()
+        if self._sharded is not None:
+            self._sharded.reset(keep_rows=len(states) == size)
         self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
-        batches = self._stored_batches()
-        constraints: list[Constraint] = [[batch] for batch in batches]
-        if self.memory_batch is None or not batches:
+        stored = {batch.task: batch for batch in self._stored_batches()}
+        constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in self.past_tasks]
+        if self.memory_batch is None or not constraints:
             return constraints, None
-        return constraints, sample_each([batch.size for batch in batches], self.memory_batch, self.generator)
+        counts = [sum(batch.size for batch in batches) for batches in constraints]
+        return constraints, sample_each(counts, self.memory_batch, self.generator)
 
     def _stored_batches(self) -> list[Batch]:
-        """The examples of the past tasks."""
-        pad = getattr(self.memory, "pad", None)
-        return [Batch(task, *self.memory.examples(task), pad) for task in self.past_tasks]
+        """The examples of the past tasks; on several processes another one may have all of a task."""
+        pad, held = getattr(self.memory, "pad", None), self.memory.tasks
+        return [Batch(task, *self.memory.examples(task), pad) for task in self.past_tasks if task in held]
+
+    def _constrained_tasks(self) -> list[list[Hashable]]:
+        """Of each constraint the tasks that it is about."""
+        return [[task] for task in self.past_tasks]
+
+    def _task_gradients(
+        self,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None,
+    ) -> TaskGradients:
+        if self._sharded is None:
+            return self._engine(objective, constraints, parameters, sample)
+        return self._sharded(objective, constraints, parameters, sample, self._constrained_tasks())
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._one_projection.before_step(self._project, optimizer, args, kwargs)
@@ -324,6 +370,8 @@ class GEM:
             return
         self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
+        if self._sharded is not None and parameters:
+            self._sharded.begin_step(self.memory, self._current)
         if not parameters or not self.past_tasks:
             self.last = None
             return
@@ -334,7 +382,9 @@ class GEM:
 
         with amp.disabled(parameters[0].device):
             with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
-                G = self._autocast.run(self._engine, self.objective, constraints, parameters, sample)  # g_k (Eq. 5)
+                G = self._autocast.run(
+                    self._task_gradients, self.objective, constraints, parameters, sample
+                )  # g_k (Eq. 5)
             with values_explained(self.memory, grads):
                 self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
                 self._accuracy.projected(self.last)

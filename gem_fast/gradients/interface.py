@@ -21,12 +21,11 @@ class TaskGradients(Protocol):
 
     Row k of G is the gradient g_k of past task k's memory loss (paper, Eq. 5). Forms: `RowGradients` holds the matrix,
     `LayerwiseGradients` what it follows from.
-
-    Attributes:
-        depends: per parameter, whether any past task's loss depends on it.
     """
 
-    depends: list[bool]
+    @property
+    def depends(self) -> list[bool]:
+        """Per parameter, whether any past task's loss depends on it."""
 
     def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """P = G G^T (t, t) and q = G g (t,), float64 (Eq. 11).

@@ -24,6 +24,15 @@ class RowEngine(Engine):
     def __init__(self, refresh_every: int) -> None:
         self._rows = RowGradients(refresh_every)
 
+    @property
+    def rows(self) -> RowGradients:
+        """The rows, as the last call left them."""
+        return self._rows
+
+    def forget_rows(self) -> None:
+        """Computes all rows anew in the next call."""
+        self._rows = RowGradients(self._rows.refresh_every)
+
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew."""
         return {"rows": self._rows.state_dict()}
