@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-import test_state
+import test_rank_states
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -19,21 +19,21 @@ def main(folder: Path) -> None:
     rank = dist.get_rank()
     checkpoint, killed = folder / "checkpoint", folder / "killed"
     restarted = killed.exists()
-    model, optimizer, gem = test_state.start(ddp)
+    model, optimizer, gem = test_rank_states.start(ddp)
     states = {"gem": gem}
     if restarted:
         states["model"], states["optimizer"] = get_state_dict(model, optimizer)
         dcp.load(states, checkpoint_id=checkpoint)
         set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
     else:
-        test_state.train(model, optimizer, gem, rank, range(13))
+        test_rank_states.train(model, optimizer, gem, rank, range(13))
         states["model"], states["optimizer"] = get_state_dict(model, optimizer)
         dcp.save(states, checkpoint_id=checkpoint)
-        test_state.train(model, optimizer, gem, rank, range(13, 16))
+        test_rank_states.train(model, optimizer, gem, rank, range(13, 16))
         if rank == 1:
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-    test_state.train(model, optimizer, gem, rank, range(13 if restarted else 16, 20))
+    test_rank_states.train(model, optimizer, gem, rank, range(13 if restarted else 16, 20))
     torch.save(parameters_of(model), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
