@@ -76,7 +76,7 @@ class ShardedGradients:
         message = torch.cat([P[rows, columns], q, squared[None], self._weights, self._used])
         self._ranks.sum_columns_(message, slice(0, n + t + 1))
         upper, q, squared, self._total, self._users = message.split([n, t, 1, t, len(self._used)])
-        self._squared_length = squared[0]
+        self._squared_length: Tensor = squared[0]
         P[rows, columns] = P[columns, rows] = upper
         P, q = P / (self._total[:, None] * self._total), q / self._total
         if P.device.type == "cpu":
@@ -164,14 +164,13 @@ class ColumnShare:
                 message[full, :, :rest].index_copy_(0, rows, columns[:, end:])
             block[stale] = self._add_up(message.mul_(scale))
 
-    def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def gram(self, grads: Sequence[Tensor], in_float64: bool) -> tuple[Tensor, Tensor, Tensor]:
         """As `Columns.gram`."""
         self._flat = self._flattened(grads)
-        parts = [
-            finite_or_nan_gram(block, [mine]) for block, (_, mine) in zip(self._blocks, self._parts(), strict=True)
-        ]
-        Ps, qs = zip(*parts, strict=True)
-        return torch.stack(Ps).sum(0), torch.stack(qs).sum(0)
+        parts = zip(self._blocks, self._parts(), strict=True)
+        products = [finite_or_nan_gram(block, [mine], in_float64) for block, (_, mine) in parts]
+        P, q, squared = (torch.stack(each).sum(0) for each in zip(*products, strict=True))
+        return P, q, squared
 
     def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
         """As `Columns.combine_`; `grads` are those given to `gram`."""

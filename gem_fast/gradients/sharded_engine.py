@@ -189,8 +189,8 @@ class ShardedEngine:
             calls = [(batch.task, batch) for batch in batches] if n else [(None, None)]
         losses = []
         for task, batch in calls:
-            if batch is not None and len(batch.x):
-                losses.append(objective.loss(batch) * (weight * len(batch.x) / n))
+            if batch is not None and _count([batch]):
+                losses.append(objective.loss(batch) * (weight * _count([batch]) / n))
             else:
                 # Any example will do: what counts is that this rank takes part.
                 assert self._memory is not None
