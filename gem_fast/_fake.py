@@ -8,7 +8,7 @@ from torch.library import get_ctx, register_fake
 
 
 @register_fake("gem_fast::gram")
-def _(G: Tensor, grads: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _(G: Tensor, grads: list[Tensor], in_float64: bool = False) -> tuple[Tensor, Tensor]:
     t = G.shape[0]
     return G.new_empty((t, t), dtype=torch.float64), G.new_empty((t,), dtype=torch.float64)
 
@@ -23,6 +23,11 @@ def _(P: Tensor, q: Tensor, lower: float = 0.0, ridge: float = 0.0) -> tuple[Ten
 def _(grads: list[Tensor], G: Tensor, margin: float = 0.5, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     v, q = (G.new_empty((G.shape[0],), dtype=torch.float64) for _ in range(2))
     return v, q, G.new_empty((), dtype=torch.int32), G.new_empty((), dtype=torch.float64)
+
+
+@register_fake("gem_fast::_project_dual")
+def _(P: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty((), dtype=torch.int32), q.new_empty(())
 
 
 # ---- the private operators of layers ---------------------------------------------------------------------------------

@@ -35,15 +35,17 @@ class Nnqp(NamedTuple):
     """(...,) float64: the violation of the KKT conditions, relative to the problem's own scale."""
 
 
-def gram(G: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def gram(G: Tensor, grads: Sequence[Tensor], in_float64: bool = False) -> tuple[Tensor, Tensor]:
     """P = G G^T and q = G g (Eq. 11), in one read of G.
 
     Products are formed in float32 (float64 for float64 input) over short blocks, whose sums are added in float64.
+    Their error is then at most 1e-6 |g_k| |g_j|; `project_` finds out where that is too much.
 
     Args:
         G: (t, p), float32, float64, bfloat16 or float16; one row per past task.
         grads: tensors of G's dtype and device that hold p elements in total, any shapes and strides; g is all of them,
             flattened and one after the other.
+        in_float64: form the products in float64, whatever the dtype.
 
     Returns:
         P (t, t) and q (t,), float64. q_k < 0 means that a step along -g would raise the loss of task k (Eq. 7).
@@ -55,7 +57,7 @@ def gram(G: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """
     check_matrix("G", G)
     check_tensors("grads", grads, like=G)
-    P, q = torch.ops.gem_fast.gram(G, list(grads))
+    P, q = torch.ops.gem_fast.gram(G, list(grads), in_float64)
     return P, q
 
 

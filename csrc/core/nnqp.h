@@ -54,39 +54,15 @@ class Nnqp {
       each(team_, t_, [&](int i) { v[i] = 0.0; });
       return {kNonFinite, HUGE_VAL, 0};
     }
-    const int iterations = constraint_violated() ? run() : 0;
-    // Units so large that a multiplier is not a finite number: no answer, rather than one with infinities in it.
-    const bool overflow =
-        largest(team_, t_, [&](int i) { return (in_.lower + u_[i]) * 0.0 == 0.0 ? 0.0 : 1.0; }) != 0.0;
+    const int iterations = minimise();
+    const bool overflow = overflows();
     each(team_, t_, [&](int i) { v[i] = overflow ? 0.0 : in_.lower + u_[i]; });
     const double residual = overflow ? HUGE_VAL : this->residual();
     return {residual <= kAcceptedResidual ? kSolved : kInaccurate, residual, iterations};
   }
 
- private:
-  // ---- the problem ----------------------------------------------------------------------------------------
-  // A row without length (or, in a P that is no Gramian, with a negative one) never enters the active set.
-  GEM_FAST_INLINE GEM_FAST_HD double slope(int i) const { return norm_[i] > 0.0 ? w_[i] / norm_[i] : 0.0; }
-
-  // w = P z + c for the z of the factor.
-  GEM_FAST_INLINE GEM_FAST_HD void slopes_at_z() {
-    each(team_, t_, [&](int i) { w_[i] = c_[i]; });
-    for (int f = 0; f < factor_.size(); ++f) {
-      const double z = factor_.z(f);
-      const double* row = in_.P + static_cast<int64_t>(factor_.constraint(f)) * t_;
-      for (int i = team_.rank(); i < t_; i += team_.size()) w_[i] += row[i] * z;
-    }
-    team_.barrier();
-    if (in_.ridge != 0.0) {
-      each(team_, factor_.size(), [&](int f) { w_[factor_.constraint(f)] += in_.ridge * factor_.z(f); });
-    }
-  }
-
-  GEM_FAST_INLINE GEM_FAST_HD void slopes_at_u() {
-    each(team_, factor_.size(), [&](int f) { factor_.z(f) = u_[factor_.constraint(f)]; });
-    slopes_at_z();
-  }
-
+  // ---- its parts, for projection_dual.h -------------------------------------------------------------------
+  // False where P or q is not finite.
   GEM_FAST_INLINE GEM_FAST_HD bool prepare() {
     const double lower = in_.lower;
     each(team_, t_, [&](int i) {
@@ -108,26 +84,81 @@ class Nnqp {
     return bad == 0.0;
   }
 
-  GEM_FAST_INLINE GEM_FAST_HD double scale() {
-    return fmax(input_scale_, largest(team_, t_, [&](int i) { return u_[i] * norm_[i]; }));
+  // See NnqpProblem.
+  GEM_FAST_INLINE GEM_FAST_HD void set_softness(double softness) {
+    in_.softness = softness;
+    factor_.set_softness(softness);
   }
 
-  GEM_FAST_INLINE GEM_FAST_HD bool constraint_violated() {
-    return smallest(team_, t_, [&](int i) { return slope(i); }).value < -kEnterTolerance * input_scale_;
+  // Finds u; returns how many iterations it took.
+  GEM_FAST_INLINE GEM_FAST_HD int minimise() { return constraint_violated() ? run() : 0; }
+
+  // Whether units are so large that a multiplier is not a finite number: there is no answer then, rather than one with
+  // infinities in it.
+  GEM_FAST_INLINE GEM_FAST_HD bool overflows() {
+    return largest(team_, t_, [&](int i) { return (in_.lower + u_[i]) * 0.0 == 0.0 ? 0.0 : 1.0; }) != 0.0;
   }
 
-  GEM_FAST_INLINE GEM_FAST_HD double residual() {
+  // The largest violation of the KKT conditions, in units of length: see NnqpAnswer. w is then that of u.
+  GEM_FAST_INLINE GEM_FAST_HD double gap() {
     slopes_at_u();
-    const double lower = in_.lower;
-    const double reference = largest(team_, t_, [&](int i) {
-      return fmax(fabs(in_.q[i]) * (norm_[i] > 0.0 ? 1.0 / norm_[i] : 0.0), fabs(lower + u_[i]) * norm_[i]);
-    });
-    const double gap = largest(team_, t_, [&](int i) {
+    return largest(team_, t_, [&](int i) {
       if (!(fabs(w_[i]) < HUGE_VAL)) return HUGE_VAL;  // fmin and fmax would pass a NaN over
       if (norm_[i] == 0.0) return in_.entry(i, i) < 0.0 || w_[i] < 0.0 ? HUGE_VAL : 0.0;
       return fabs(fmin(u_[i] * norm_[i], w_[i] / norm_[i]));
     });
+  }
+
+  // By constraint: u = v - lower, w = P u + c, c = q + lower P 1 and |g_j|.
+  GEM_FAST_INLINE GEM_FAST_HD double* u() { return u_; }
+  GEM_FAST_INLINE GEM_FAST_HD const double* w() const { return w_; }
+  GEM_FAST_INLINE GEM_FAST_HD const double* c() const { return c_; }
+  GEM_FAST_INLINE GEM_FAST_HD const double* norm() const { return norm_; }
+  // Of the constraints with u_j > 0.
+  GEM_FAST_INLINE GEM_FAST_HD NnqpFactor<Team>& factor() { return factor_; }
+
+ private:
+  // ---- the problem ----------------------------------------------------------------------------------------
+  // A row without length (or, in a P that is no Gramian, with a negative one) never enters the active set.
+  GEM_FAST_INLINE GEM_FAST_HD double slope(int i) const { return norm_[i] > 0.0 ? w_[i] / norm_[i] : 0.0; }
+
+  // w = P z + c for the z of the factor.
+  GEM_FAST_INLINE GEM_FAST_HD void slopes_at_z() {
+    each(team_, t_, [&](int i) { w_[i] = c_[i]; });
+    for (int f = 0; f < factor_.size(); ++f) {
+      const double z = factor_.z(f);
+      const double* row = in_.P + static_cast<int64_t>(factor_.constraint(f)) * t_;
+      for (int i = team_.rank(); i < t_; i += team_.size()) w_[i] += row[i] * z;
+    }
+    team_.barrier();
+    if (in_.ridge != 0.0 || in_.softness != 0.0) {
+      each(team_, factor_.size(), [&](int f) {
+        const int i = factor_.constraint(f);
+        w_[i] += in_.added(i) * factor_.z(f);
+      });
+    }
+  }
+
+  GEM_FAST_INLINE GEM_FAST_HD void slopes_at_u() {
+    each(team_, factor_.size(), [&](int f) { factor_.z(f) = u_[factor_.constraint(f)]; });
+    slopes_at_z();
+  }
+
+  GEM_FAST_INLINE GEM_FAST_HD double scale() {
+    return fmax(input_scale_, largest(team_, t_, [&](int i) { return u_[i] * norm_[i]; }));
+  }
+
+  GEM_FAST_INLINE GEM_FAST_HD double residual() {
+    const double gap = this->gap();
+    const double lower = in_.lower;
+    const double reference = largest(team_, t_, [&](int i) {
+      return fmax(fabs(in_.q[i]) * (norm_[i] > 0.0 ? 1.0 / norm_[i] : 0.0), fabs(lower + u_[i]) * norm_[i]);
+    });
     return gap == 0.0 ? 0.0 : reference < HUGE_VAL ? gap / reference : HUGE_VAL;
+  }
+
+  GEM_FAST_INLINE GEM_FAST_HD bool constraint_violated() {
+    return smallest(team_, t_, [&](int i) { return slope(i); }).value < -kEnterTolerance * input_scale_;
   }
 
   // ---- the method -----------------------------------------------------------------------------------------
@@ -319,7 +350,7 @@ class Nnqp {
   static constexpr int kRefused = -2;  // in place of kInactive
 
   const Team team_;
-  const NnqpProblem in_;
+  NnqpProblem in_;
   const int t_;
   int kept_size_ = 0;
   double input_scale_ = 0.0;  // largest |q_j| / |g_j| and |lower| |g_j|

@@ -43,6 +43,9 @@ class NnqpFactor {
   // By place. Valid until the next append.
   GEM_FAST_INLINE GEM_FAST_HD double& z(int f) const { return z_[f]; }
 
+  // Before the first constraint is appended.
+  GEM_FAST_INLINE GEM_FAST_HD void set_softness(double softness) { in_.softness = softness; }
+
   // F is empty; the caller sees to the places.
   GEM_FAST_INLINE GEM_FAST_HD void clear() { size_ = 0; }
 
@@ -127,6 +130,35 @@ class NnqpFactor {
     back_substitute();
   }
 
+  // The largest |L^-1 r| over all r with |r_i| <= |g_i|: what the minimiser does to errors. The factor is used up: only
+  // the constraints and their places are left, and z.
+  GEM_FAST_INLINE GEM_FAST_HD double amplification(const double* norm) {
+    // L^-1 takes the place of L from the last column on, and y that of the sums of the rows of |L^-1| D.
+    const int k = size_;
+    team_.barrier();
+    for (int c = k - 1; c >= 0; --c) {
+      double* inverse = column(c);
+      for (int f = first_of_mine(c + 1); f < k; f += team_.size()) z_[f] = 0.0;
+      for (int j = c + 1; j < k; ++j) {
+        const double l = inverse[j];
+        const double* right = column(j);
+        for (int f = first_of_mine(j); f < k; f += team_.size()) z_[f] += right[f] * l;
+      }
+      team_.barrier();
+      const double diagonal = inverse_diagonal_[c];
+      const double length = norm[active_[c]];
+      for (int f = first_of_mine(c); f < k; f += team_.size()) {
+        inverse[f] = f == c ? diagonal : -z_[f] * diagonal;
+        y_[f] = (f == c ? 0.0 : y_[f]) + fabs(inverse[f]) * length;
+      }
+      team_.barrier();
+    }
+    double sum = 0.0;
+    for (int f = 0; f < k; ++f) sum += y_[f] * y_[f];
+    team_.barrier();
+    return sqrt(sum);
+  }
+
   // z = P_FF^-1 P_Fj for the constraint j that `append` has just turned down: g_j = sum over f of z_f g_f.
   GEM_FAST_INLINE GEM_FAST_HD void combine_rejected() {
     each(team_, size_, [&](int f) { z_[f] = column(f)[size_]; });
@@ -137,6 +169,11 @@ class NnqpFactor {
   // L is packed by columns, the diagonal first: column(c)[r] is entry (r, c).
   GEM_FAST_INLINE GEM_FAST_HD double* column(int c) const {
     return factor_ + static_cast<int64_t>(c) * t_ - static_cast<int64_t>(c) * (c + 1) / 2;
+  }
+
+  // The first f >= from of those that this thread takes, every size-th.
+  GEM_FAST_INLINE GEM_FAST_HD int first_of_mine(int from) const {
+    return from + (team_.rank() + team_.size() - from % team_.size()) % team_.size();
   }
 
   // Entries r+1 .. k of a column move up by one row.
@@ -176,7 +213,7 @@ class NnqpFactor {
   }
 
   const Team team_;
-  const NnqpProblem in_;
+  NnqpProblem in_;
   const int t_;
   const double* c_;
   int size_ = 0;  // |F|

@@ -14,10 +14,15 @@ struct NnqpProblem {
   const double* q;  // (t,)
   int t;
   double lower;
-  double ridge;  // added to P's diagonal
+  double ridge;           // added to P's diagonal
+  double softness = 0.0;  // 1/2 softness sum_j P_jj (v_j - lower)^2 is added to the objective
 
+  // To the diagonal.
+  GEM_FAST_INLINE GEM_FAST_HD double added(int i) const {
+    return ridge + softness * P[static_cast<int64_t>(i) * t + i];
+  }
   GEM_FAST_INLINE GEM_FAST_HD double entry(int i, int j) const {
-    return P[static_cast<int64_t>(i) * t + j] + (i == j ? ridge : 0.0);
+    return P[static_cast<int64_t>(i) * t + j] + (i == j ? added(i) : 0.0);
   }
 };
 

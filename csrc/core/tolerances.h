@@ -36,4 +36,29 @@ inline constexpr int kIterationsAtLeast = 100;
 // sqrt(kPivotFloor).
 inline constexpr double kAcceptedResidual = 1e-6;
 
+// ---- projections (projection_dual.h) ----
+
+// The error of an inner product <a, b> is at most this times |a| |b|. A lane adds at most 256 products before float64
+// takes over, and the rounding errors of n additions come to sqrt(n) units of 2^-24, or of 2^-53: 16 units.
+inline constexpr double kFloat32Rounding = 0x1p-20;
+inline constexpr double kFloat64Rounding = 0x1p-49;
+
+// Squared lengths below this have lost digits to float32's smallest numbers.
+inline constexpr double kLeastFloat32Square = 0x1p-100;
+
+// What float32 products may change g~ by, relative to the length of g (with a margin: of g + margin G^T 1, if longer).
+// The gradients of networks in training come to 1e-5.
+inline constexpr double kProjectionError = 1e-4;
+
+// What of |g~|^2, relative to that squared length, may be rounding of P and q before multipliers count as too large for
+// float64: they add up to 7e5 |g| then.
+inline constexpr double kLostDigits = 1e-3;
+
+// The softness of a second try, where multipliers came out too large for float64's digits. It bounds them by
+// |g| / (2 sqrt(softness)), at the price of violations of at most sqrt(softness) / 2 |g|.
+inline constexpr double kSoftness = 1e-12;
+
+// What |g~|^2 may exceed that squared length by, relative to it.
+inline constexpr double kLengthening = 1e-6;
+
 }  // namespace gem_fast

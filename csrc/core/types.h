@@ -41,7 +41,15 @@ using Float16 = __half;
 using Float16 = _Float16;
 #endif
 
-// Products are formed in Compute<T> over short blocks; block sums are float64.
+// What inner products are formed in, over short blocks; block sums are float64.
+enum class Products : int32_t { kFloat32, kFloat64 };
+
+// What they are formed in first.
+GEM_FAST_INLINE GEM_FAST_HD constexpr Products products_of(DType dtype) {
+  return dtype == DType::kFloat64 ? Products::kFloat64 : Products::kFloat32;
+}
+
+// The same as a type, and what elements are converted to.
 template <class T>
 struct ComputeType {
   using type = float;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/dispatch.h"
+#include "core/status.h"
 #include "cuda/block.h"
 #include "cuda/gram.h"
 #include "cuda/launch.h"
@@ -38,8 +39,8 @@ struct Tiling {
   int64_t slabs;  // of the whole gradient
   int64_t shared_bytes;
 
-  Tiling(const RowMatrix& G, const TensorList& g) {
-    const int64_t element = G.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  Tiling(const RowMatrix& G, const TensorList& g, Products formed_in) {
+    const int64_t element = formed_in == Products::kFloat64 ? sizeof(double) : sizeof(float);
     rows = static_cast<int>(G.t) + 1;
     panels = ceil_div(rows, kPanel);
     pairs = static_cast<int64_t>(panels) * (panels + 1) / 2;
@@ -81,16 +82,20 @@ struct GramInput {
   int64_t slabs;       // of the whole gradient
   int64_t first_slab;  // of this list
   double* partial;     // (products, slabs)
+  const int32_t* status;
 };
+
+// Whether products are wanted, see gram.h: the same answer for all threads.
+__device__ inline bool is_wanted(const int32_t* status) { return status == nullptr || *status == kInaccurate; }
 
 // ---- first phase: a stage of columns in shared memory ------------------------------------------------------------
 
 // Columns [begin, begin + count) of one row of G, by one warp; zeros up to the next whole vector.
-template <class T>
-__device__ void stage_row(const T* row, int64_t begin, int count, Compute<T>* to) {
+template <class T, class C>
+__device__ void stage_row(const T* row, int64_t begin, int count, C* to) {
   constexpr int kV = kPerVector<T>;
   for (int c = lane() * kV; c < count; c += kWarp * kV) {
-    alignas(16) Compute<T> x[kV];
+    alignas(16) C x[kV];
     const T* from = row + begin + c;
     if (count - c >= kV && is_aligned(from)) {
       load_vector(from, x);
@@ -98,32 +103,32 @@ __device__ void stage_row(const T* row, int64_t begin, int count, Compute<T>* to
       load_elements(from, count - c, x);
     }
 #pragma unroll
-    for (int i = 0; i < kV; i += kPerVector<Compute<T>>) {
-      *reinterpret_cast<Vector<Compute<T>>*>(to + c + i) = *reinterpret_cast<const Vector<Compute<T>>*>(x + i);
+    for (int i = 0; i < kV; i += kPerVector<C>) {
+      *reinterpret_cast<Vector<C>*>(to + c + i) = *reinterpret_cast<const Vector<C>*>(x + i);
     }
   }
 }
 
 // The same for the flattened gradient, whose columns lie in several tensors.
-template <class T>
-__device__ void stage_gradient(const KernelTensorList& list, int64_t begin, int count, Compute<T>* to) {
-  constexpr int kV = kPerVector<Compute<T>>;
+template <class T, class C>
+__device__ void stage_gradient(const KernelTensorList& list, int64_t begin, int count, C* to) {
+  constexpr int kV = kPerVector<C>;
   int s = -1;
   for (int c = lane(); c < (count + kV - 1) / kV * kV; c += kWarp) {
     const int64_t column = begin + c;
-    Compute<T> x = 0;
+    C x = 0;
     if (c < count) {
       if (s < 0 || column >= list.offset[s + 1]) s = list.of_column(column);
-      x = static_cast<Compute<T>>(static_cast<const T*>(list.data[s])[column - list.offset[s]]);
+      x = static_cast<C>(static_cast<Compute<T>>(static_cast<const T*>(list.data[s])[column - list.offset[s]]));
     }
     to[c] = x;
   }
 }
 
 // One panel, the warps taking its rows in turn.
-template <class T>
+template <class T, class C>
 __device__ void stage_panel(const KernelTensorList& list, const GramInput<T>& in, int panel, int rows, int64_t begin,
-                            int count, int pitch, Compute<T>* to) {
+                            int count, int pitch, C* to) {
   for (int r = warp(); r < rows; r += warps()) {
     const int row = panel * kPanel + r;
     if (row < in.t) {
@@ -188,10 +193,10 @@ __device__ inline void add_groups(double (&sum)[kProducts], int tiles, int group
   }
 }
 
-template <class T>
+template <class T, class C>
 __global__ void __launch_bounds__(kThreads, 1)
     gram_kernel(const __grid_constant__ KernelTensorList list, const __grid_constant__ GramInput<T> in, int pairs) {
-  using C = Compute<T>;
+  if (!is_wanted(in.status)) return;
   constexpr int kV = kPerVector<C>;
   C* stage = reinterpret_cast<C*>(gem_fast_shared);
   const int64_t slab = blockIdx.x / pairs;
@@ -255,53 +260,67 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // One warp per product: the lanes add the slabs' sums, then each other's, in an order that never changes.
 __global__ void __launch_bounds__(kThreads, 1)
-    add_slabs_kernel(const double* partial, int64_t slabs, int64_t t, double* P, double* q) {
+    add_slabs_kernel(const double* partial, int64_t slabs, int64_t t, const int32_t* status, const GramOutput out) {
   const int64_t product = static_cast<int64_t>(blockIdx.x) * warps() + warp();
-  const int64_t r = product / t;
-  const int64_t s = product % t;
-  if (r > t || s > r) return;
+  const int64_t r = product / (t + 1);
+  const int64_t s = product % (t + 1);
+  if (r > t || s > r || !is_wanted(status)) return;
   const double* from = partial + triangle(r, s) * slabs;
   double sum = 0.0;
   for (int64_t slab = lane(); slab < slabs; slab += kWarp) sum += from[slab];
   for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
   if (lane() != 0) return;
-  if (r == t) {
-    q[s] = sum;
+  if (s == t) {
+    *out.g_squared = sum;
+  } else if (r == t) {
+    out.q[s] = sum;
   } else {
-    P[r * t + s] = P[s * t + r] = sum;
+    out.P[r * t + s] = out.P[s * t + r] = sum;
   }
+}
+
+template <class T, class C>
+void launch_products(const RowMatrix& G, const TensorList& g, const Tiling& tiling, const int32_t* status,
+                     double* partial, Stream stream) {
+  int64_t first_slab = 0;
+  for_each_kernel_list(g, tiling.slab, [&](const KernelTensorList& list) {
+    const int64_t slabs = ceil_div(list.end() - list.begin(), tiling.slab);
+    const GramInput<T> in{static_cast<const T*>(G.data),
+                          G.stride,
+                          static_cast<int>(G.t),
+                          tiling.columns,
+                          tiling.slab,
+                          tiling.slabs,
+                          first_slab,
+                          partial,
+                          status};
+    launch(gram_kernel<T, C>, slabs * tiling.pairs, kThreads, tiling.shared_bytes, stream, list, in,
+           static_cast<int>(tiling.pairs));
+    first_slab += slabs;
+  });
 }
 
 }  // namespace
 
-int64_t gram_workspace(const RowMatrix& G, const TensorList& g) {
-  const Tiling tiling(G, g);
+int64_t gram_workspace(const RowMatrix& G, const TensorList& g, Products products) {
+  const Tiling tiling(G, g, products);
   return tiling.products() * tiling.slabs;
 }
 
-void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double* workspace, Stream stream) {
+void gram(const RowMatrix& G, const TensorList& g, Products products, const int32_t* status, const GramOutput& out,
+          double* workspace, Stream stream) {
   if (G.t == 0) return;
-  const Tiling tiling(G, g);
-  int64_t first_slab = 0;
+  const Tiling tiling(G, g, products);
   GEM_FAST_DISPATCH_DTYPE(G.dtype, {
-    for_each_kernel_list(g, tiling.slab, [&](const KernelTensorList& list) {
-      const int64_t slabs = ceil_div(list.end() - list.begin(), tiling.slab);
-      const GramInput<T> in{static_cast<const T*>(G.data),
-                            G.stride,
-                            static_cast<int>(G.t),
-                            tiling.columns,
-                            tiling.slab,
-                            tiling.slabs,
-                            first_slab,
-                            workspace};
-      launch(gram_kernel<T>, slabs * tiling.pairs, kThreads, tiling.shared_bytes, stream, list, in,
-             static_cast<int>(tiling.pairs));
-      first_slab += slabs;
-    });
+    if (products == Products::kFloat64) {
+      launch_products<T, double>(G, g, tiling, status, workspace, stream);
+    } else {
+      launch_products<T, Compute<T>>(G, g, tiling, status, workspace, stream);
+    }
   });
-  const int64_t products = (G.t + 1) * G.t;
-  launch(add_slabs_kernel, ceil_div(products, kThreads / kWarp), kThreads, 0, stream,
-         static_cast<const double*>(workspace), tiling.slabs, G.t, P, q);
+  const int64_t products_in_rows = (G.t + 1) * (G.t + 1);
+  launch(add_slabs_kernel, ceil_div(products_in_rows, kThreads / kWarp), kThreads, 0, stream,
+         static_cast<const double*>(workspace), tiling.slabs, G.t, status, out);
 }
 
 }  // namespace gem_fast::cuda

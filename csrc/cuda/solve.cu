@@ -1,5 +1,7 @@
 #include <algorithm>
 
+#include "core/nnqp.h"
+#include "core/projection_dual.h"
 #include "cuda/block.h"
 #include "cuda/launch.h"
 #include "cuda/solve.h"
@@ -25,41 +27,25 @@ int64_t blocks_for(int64_t count, bool in_shared) {
   return std::min(count, in_shared ? kMaxBlocks : kMaxBlocksInGlobalMemory);
 }
 
-enum class Input { kSatisfied, kViolated, kNonFinite };
+// What a block works in: shared memory, or its part of the workspace in global memory.
+struct BlockWorkspace {
+  BlockTeam::Scratch* scratch;
+  double* doubles;
+  int* ints;
 
-// Whether some q_k < 0. A NaN or an infinity anywhere in P or q outranks that: 0 * x is 0 for a finite x only.
-__device__ Input classify(const BlockTeam& team, const NnqpProblem& problem) {
-  const int t = problem.t;
-  double found = static_cast<double>(Input::kSatisfied);
-  for (int k = team.rank(); k < t; k += team.size()) {
-    double zero = 0.0 * problem.q[k];
-    for (int j = 0; j < t; ++j) zero += 0.0 * problem.P[static_cast<int64_t>(j) * t + k];
-    if (!(zero == 0.0)) {
-      found = static_cast<double>(Input::kNonFinite);
-    } else if (problem.q[k] < 0.0) {
-      found = fmax(found, static_cast<double>(Input::kViolated));
-    }
-  }
-  return static_cast<Input>(static_cast<int>(team.max(found)));
-}
+  __device__ BlockWorkspace(double* global, int64_t t)
+      : scratch(reinterpret_cast<BlockTeam::Scratch*>(gem_fast_shared)),
+        doubles(global == nullptr ? reinterpret_cast<double*>(scratch + 1)
+                                  : global + blockIdx.x * workspace_doubles(t)),
+        ints(reinterpret_cast<int*>(doubles + nnqp_doubles(t))) {}
+};
 
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    solve_kernel(const NnqpBatch batch, bool only_where_violated, double* v, int32_t* status, double* residual,
-                 double* workspace) {
-  auto* scratch = reinterpret_cast<BlockTeam::Scratch*>(gem_fast_shared);
-  double* doubles = workspace == nullptr ? reinterpret_cast<double*>(scratch + 1)
-                                         : workspace + static_cast<int64_t>(blockIdx.x) * workspace_doubles(batch.t);
-  int* ints = reinterpret_cast<int*>(doubles + nnqp_doubles(batch.t));
-  const BlockTeam team(scratch);
+    solve_kernel(const NnqpBatch batch, double* v, int32_t* status, double* residual, double* workspace) {
+  const BlockWorkspace mine(workspace, batch.t);
+  const BlockTeam team(mine.scratch);
   for (int64_t b = blockIdx.x; b < batch.count; b += gridDim.x) {
-    const NnqpProblem problem = batch[b];
-    double* answer_v = v + b * batch.t;
-    NnqpAnswer answer{kSolved, 0.0, 0};
-    if (only_where_violated && classify(team, problem) == Input::kSatisfied) {
-      for (int k = team.rank(); k < problem.t; k += team.size()) answer_v[k] = 0.0;
-    } else {
-      answer = Nnqp<BlockTeam>(team, problem, doubles, ints).solve(answer_v);
-    }
+    const NnqpAnswer answer = Nnqp<BlockTeam>(team, batch[b], mine.doubles, mine.ints).solve(v + b * batch.t);
     if (team.rank() == 0) {
       status[b] = answer.status;
       residual[b] = answer.residual;
@@ -67,13 +53,28 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   }
 }
 
-void launch_solve(const NnqpBatch& batch, bool only_where_violated, double* v, int32_t* status, double* residual,
-                  double* workspace, Stream stream) {
-  const bool in_shared = fits_shared_memory(batch.t);
-  const int64_t threads = std::clamp<int64_t>((batch.t + kWarp - 1) / kWarp * kWarp, kWarp, kMaxThreads);
-  launch(solve_kernel, blocks_for(batch.count, in_shared), static_cast<int>(threads),
-         in_shared ? shared_bytes(batch.t) : sizeof(BlockTeam::Scratch), stream, batch, only_where_violated, v, status,
-         residual, in_shared ? nullptr : workspace);
+__global__ void __launch_bounds__(kMaxThreads, 1) project_kernel(const ProjectionProblem problem, When when, double* v,
+                                                                 int32_t* status, double* residual, double* workspace) {
+  // All threads have read the status before it is written: barriers of the solver lie between.
+  if (when == When::kInaccurate && *status != kInaccurate) return;
+  const BlockWorkspace mine(workspace, problem.dual.t);
+  const BlockTeam team(mine.scratch);
+  const NnqpAnswer answer = ProjectionDual<BlockTeam>(team, problem, mine.doubles, mine.ints).solve(v);
+  if (team.rank() == 0) {
+    *status = answer.status;
+    *residual = answer.residual;
+  }
+}
+
+// Launches a kernel that takes these arguments and then the workspace.
+template <class Kernel, class... Arguments>
+void launch_solver(Kernel kernel, int64_t count, int64_t t, Stream stream, double* workspace,
+                   const Arguments&... arguments) {
+  const bool in_shared = fits_shared_memory(t);
+  const int64_t threads = std::clamp<int64_t>((t + kWarp - 1) / kWarp * kWarp, kWarp, kMaxThreads);
+  launch(kernel, blocks_for(count, in_shared), static_cast<int>(threads),
+         in_shared ? shared_bytes(t) : sizeof(BlockTeam::Scratch), stream, arguments...,
+         in_shared ? static_cast<double*>(nullptr) : workspace);
 }
 
 }  // namespace
@@ -83,13 +84,12 @@ int64_t nnqp_workspace(int64_t count, int64_t t) {
 }
 
 void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, double* workspace, Stream stream) {
-  launch_solve(batch, false, v, status, residual, workspace, stream);
+  launch_solver(solve_kernel, batch.count, batch.t, stream, workspace, batch, v, status, residual);
 }
 
-void project_dual(const NnqpProblem& problem, double* v, int32_t* status, double* residual, double* workspace,
-                  Stream stream) {
-  launch_solve({problem.P, problem.q, 1, problem.t, false, problem.lower, problem.ridge}, true, v, status, residual,
-               workspace, stream);
+void project_dual(const ProjectionProblem& problem, When when, double* v, int32_t* status, double* residual,
+                  double* workspace, Stream stream) {
+  launch_solver(project_kernel, 1, problem.dual.t, stream, workspace, problem, when, v, status, residual);
 }
 
 }  // namespace gem_fast::cuda

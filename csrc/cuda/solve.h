@@ -3,7 +3,8 @@
 
 #include <cstdint>
 
-#include "core/nnqp.h"
+#include "core/nnqp_problem.h"
+#include "core/projection_problem.h"
 #include "cuda/stream.h"
 
 namespace gem_fast::cuda {
@@ -15,8 +16,11 @@ int64_t nnqp_workspace(int64_t count, int64_t t);
 // v (count, t), status (count,) and residual (count,).
 void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, double* workspace, Stream stream);
 
-// The dual of one projection: as nnqp where some q_k < 0. Otherwise no constraint is violated and v is zero.
-void project_dual(const NnqpProblem& problem, double* v, int32_t* status, double* residual, double* workspace,
-                  Stream stream);
+// Whether project_dual solves always, or only where the status on the device is kInaccurate.
+enum class When : int32_t { kAlways, kInaccurate };
+
+// The dual of one projection: v (t,).
+void project_dual(const ProjectionProblem& problem, When when, double* v, int32_t* status, double* residual,
+                  double* workspace, Stream stream);
 
 }  // namespace gem_fast::cuda

@@ -54,13 +54,27 @@ void check_devices(const Tensors& list, const Tensor& G, const char* name) {
   for (const Tensor& x : list) check_device(x, G, name);
 }
 
-std::tuple<Tensor, Tensor> gram_cuda(const Tensor& G, const Tensors& grads) {
+std::tuple<Tensor, Tensor> gram_cuda(const Tensor& G, const Tensors& grads, bool in_float64) {
   check_devices(grads, G, "grads");
   const OnDeviceOf device(G);
-  const GramCall call(grads, G);
-  const Tensor workspace = new_doubles(G, {cuda::gram_workspace(call.matrix.rows, call.grads.list())});
-  cuda::gram(call.matrix.rows, call.grads.list(), doubles(call.P), doubles(call.q), doubles(workspace), device.stream);
-  return {call.P, call.q};
+  const GramCall call(grads, G, in_float64);
+  const Tensor workspace = new_doubles(G, {cuda::gram_workspace(call.matrix.rows, call.grads.list(), call.products)});
+  const cuda::GramOutput out{doubles(call.P), doubles(call.q), doubles(call.g_squared)};
+  cuda::gram(call.matrix.rows, call.grads.list(), call.products, nullptr, out, doubles(workspace), device.stream);
+  return call.result();
+}
+
+std::tuple<Tensor, Tensor, Tensor> project_dual_cuda(const Tensor& P, const Tensor& q, const Tensor& g_squared,
+                                                     double margin, double ridge, bool in_float64) {
+  check_device(P, q, "P");
+  check_device(q, P, "q");
+  check_device(g_squared, P, "g_squared");
+  const OnDeviceOf device(q);
+  const DualCall call(P, q, g_squared, margin, ridge, in_float64);
+  const Tensor workspace = new_doubles(q, {cuda::nnqp_workspace(1, call.problem.dual.t)});
+  cuda::project_dual(call.problem, cuda::When::kAlways, doubles(call.v), ints(call.status), doubles(call.residual),
+                     doubles(workspace), device.stream);
+  return call.result();
 }
 
 std::tuple<Tensor, Tensor, Tensor> nnqp_cuda(const Tensor& P, const Tensor& q, double lower, double ridge) {
@@ -115,5 +129,6 @@ STABLE_TORCH_LIBRARY_IMPL(gem_fast, CUDA, m) {
   m.impl("nnqp", TORCH_BOX(&gem_fast::nnqp_cuda));
   m.impl("combine_", TORCH_BOX(&gem_fast::combine_cuda));
   m.impl("pack_", TORCH_BOX(&gem_fast::pack_cuda));
+  m.impl("_project_dual", TORCH_BOX(&gem_fast::project_dual_cuda));
   m.impl("project_", TORCH_BOX(&gem_fast::project_cuda));
 }

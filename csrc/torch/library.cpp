@@ -6,13 +6,18 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gem_fast, m) {
-  m.def("gram(Tensor G, Tensor[] grads) -> (Tensor P, Tensor q)");
+  m.def("gram(Tensor G, Tensor[] grads, bool in_float64=False) -> (Tensor P, Tensor q)");
   m.def("nnqp(Tensor P, Tensor q, float lower=0.0, float ridge=0.0) -> (Tensor v, Tensor status, Tensor residual)");
   m.def("combine_(Tensor(a!)[] grads, Tensor G, Tensor v) -> ()");
   m.def("pack_(Tensor(a!) row, Tensor?[] tensors, int[] sizes) -> ()");
   m.def(
       "project_(Tensor(a!)[] grads, Tensor G, float margin=0.5, float ridge=0.0) -> "
       "(Tensor v, Tensor q, Tensor status, Tensor residual)");
+
+  // A private one for a G that is no matrix: the dual alone.
+  m.def(
+      "_project_dual(Tensor P, Tensor q, Tensor g_squared, float margin, float ridge, bool in_float64) -> "
+      "(Tensor v, Tensor status, Tensor residual)");
 
   // Private ones for linear layers, on the CPU, in float32 and float64. The sparse entries that they take come from
   // _sparse_rows and _sparse_pairs, and are not checked again.

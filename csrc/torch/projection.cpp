@@ -28,17 +28,27 @@ namespace {
   throw std::runtime_error("the inner products of G's rows and grads must be finite, got an overflow");
 }
 
-std::tuple<Tensor, Tensor> gram_cpu(const Tensor& G, const Tensors& grads) {
-  const GramCall call(grads, G);
+std::tuple<Tensor, Tensor> gram_cpu(const Tensor& G, const Tensors& grads, bool in_float64) {
+  const GramCall call(grads, G, in_float64);
   const RowMatrix& rows = call.matrix.rows;
   const double* P = doubles(call.P);
   const double* q = doubles(call.q);
   Tensor workspace = new_doubles(G, {cpu::gram_doubles(rows.t, rows.p)});
-  cpu::gram(rows, call.grads.list(), doubles(call.P), doubles(call.q), doubles(workspace), kTorchThreads);
+  cpu::gram(rows, call.grads.list(), call.products, doubles(call.P), doubles(call.q), doubles(call.g_squared),
+            doubles(workspace), kTorchThreads);
   for (int64_t k = 0; k < rows.t; ++k) {
     if (!std::isfinite(P[k * rows.t + k]) || !std::isfinite(q[k])) fail_non_finite(rows, call.grads.list());
   }
-  return {call.P, call.q};
+  return call.result();
+}
+
+std::tuple<Tensor, Tensor, Tensor> project_dual_cpu(const Tensor& P, const Tensor& q, const Tensor& g_squared,
+                                                    double margin, double ridge, bool in_float64) {
+  const DualCall call(P, q, g_squared, margin, ridge, in_float64);
+  const NnqpAnswer answer = cpu::project_dual(call.problem, doubles(call.v));
+  *ints(call.status) = answer.status;
+  *doubles(call.residual) = answer.residual;
+  return call.result();
 }
 
 std::tuple<Tensor, Tensor, Tensor> nnqp_cpu(const Tensor& P, const Tensor& q, double lower, double ridge) {
@@ -84,5 +94,6 @@ STABLE_TORCH_LIBRARY_IMPL(gem_fast, CPU, m) {
   m.impl("nnqp", TORCH_BOX(&gem_fast::nnqp_cpu));
   m.impl("combine_", TORCH_BOX(&gem_fast::combine_cpu));
   m.impl("pack_", TORCH_BOX(&gem_fast::pack_cpu));
+  m.impl("_project_dual", TORCH_BOX(&gem_fast::project_dual_cpu));
   m.impl("project_", TORCH_BOX(&gem_fast::project_cpu));
 }

@@ -14,6 +14,7 @@
 
 #include "core/arrays.h"
 #include "core/nnqp_problem.h"
+#include "core/projection_problem.h"
 #include "torch/checks.h"
 
 namespace gem_fast {
@@ -109,12 +110,17 @@ struct CombineCall {
 };
 
 struct GramCall : CombineCall {
-  Tensor P, q;
+  Products products;
+  Tensor P, q, g_squared;
 
-  GramCall(const Tensors& list, const Tensor& G) : CombineCall(list, G, false) {
+  GramCall(const Tensors& list, const Tensor& G, bool in_float64) : CombineCall(list, G, false) {
+    products = in_float64 ? Products::kFloat64 : products_of(matrix.rows.dtype);
     P = new_doubles(G, {matrix.rows.t, matrix.rows.t});
     q = new_doubles(G, {matrix.rows.t});
+    g_squared = new_doubles(G, {});
   }
+
+  std::tuple<Tensor, Tensor> result() const { return {P, q}; }
 };
 
 // A batch of problems and its results, which have q's leading dimensions.
@@ -176,6 +182,38 @@ struct ProjectCall : CombineCall {
   }
 
   ProjectResult result() const { return {v, q, status, residual}; }
+};
+
+// The dual of one projection, from products of G that the caller has.
+struct DualCall {
+  Tensor P, q, g_squared, v, status, residual;
+  ProjectionProblem problem;
+
+  DualCall(const Tensor& P_in, const Tensor& q_in, const Tensor& g_squared_in, double margin, double ridge,
+           bool in_float64) {
+    check_not_negative(margin, "margin");
+    check_not_negative(ridge, "ridge");
+    check_double(P_in, "P");
+    check_double(q_in, "q");
+    check_double(g_squared_in, "g_squared");
+    check(q_in.dim() == 1, "q must have shape (t,), got ", shape_of(q_in));
+    const int64_t t = q_in.size(0);
+    check(P_in.dim() == 2 && P_in.size(0) == t && P_in.size(1) == t, "P must have shape (t, t) with t = ", t,
+          " to match q, got ", shape_of(P_in));
+    check(g_squared_in.numel() == 1, "g_squared must have one element, got ", g_squared_in.numel());
+    P = as_contiguous(P_in);
+    q = as_contiguous(q_in);
+    g_squared = g_squared_in;
+    v = new_doubles(q, {t});
+    status = new_int(q);
+    residual = new_doubles(q, {});
+    problem = {{static_cast<const double*>(P.const_data_ptr()), static_cast<const double*>(q.const_data_ptr()),
+                static_cast<int>(t), margin, ridge},
+               static_cast<const double*>(g_squared.const_data_ptr()),
+               in_float64 ? Products::kFloat64 : Products::kFloat32};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> result() const { return {v, status, residual}; }
 };
 
 // The tensors of one row of G; holds on to contiguous copies of those that are not contiguous.

@@ -35,7 +35,7 @@ struct Slabs {
 
 template <class T, class C>
 GEM_FAST_KERNEL void widen(const T* from, C* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<C>(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<C>(static_cast<Compute<T>>(from[i]));
 }
 
 // Columns [begin, begin + n) of one row of G as C, readable up to `padded` (zeros beyond n). Points into G itself

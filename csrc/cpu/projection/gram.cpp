@@ -63,10 +63,9 @@ GEM_FAST_KERNEL void load_panel(const RowMatrix& G, const TensorList& g, int64_t
 }
 
 // One slab of columns of one pair of panels: adds to the slab's partial sums.
-template <class Isa, class T>
+template <class Isa, class T, class C>
 GEM_FAST_KERNEL void panel_pair(const RowMatrix& G, const TensorList& g, int64_t panel_i, int64_t panel_j,
                                 int64_t begin, int64_t end, double* partial) {
-  using C = Compute<T>;
   constexpr int kLanes = kLanesOf<Isa, C>;
   constexpr int kI = Isa::kTileI;
   constexpr int kJ = Isa::kTileJ;
@@ -93,14 +92,18 @@ GEM_FAST_KERNEL void panel_pair(const RowMatrix& G, const TensorList& g, int64_t
 }
 
 template <class Isa>
-GEM_FAST_KERNEL void panel_pair_any_impl(const RowMatrix& G, const TensorList& g, int64_t panel_i, int64_t panel_j,
-                                         int64_t begin, int64_t end, double* partial) {
-  GEM_FAST_DISPATCH_DTYPE(G.dtype, panel_pair<Isa, T>(G, g, panel_i, panel_j, begin, end, partial));
+GEM_FAST_KERNEL void panel_pair_any_impl(const RowMatrix& G, const TensorList& g, Products products, int64_t panel_i,
+                                         int64_t panel_j, int64_t begin, int64_t end, double* partial) {
+  if (products == Products::kFloat64) {
+    GEM_FAST_DISPATCH_DTYPE(G.dtype, panel_pair<Isa, T, double>(G, g, panel_i, panel_j, begin, end, partial));
+  } else {
+    GEM_FAST_DISPATCH_DTYPE(G.dtype, panel_pair<Isa, T, Compute<T>>(G, g, panel_i, panel_j, begin, end, partial));
+  }
 }
 GEM_FAST_MULTIVERSION(panel_pair_any,
-                      (const RowMatrix& G, const TensorList& g, int64_t panel_i, int64_t panel_j, int64_t begin,
-                       int64_t end, double* partial),
-                      (G, g, panel_i, panel_j, begin, end, partial))
+                      (const RowMatrix& G, const TensorList& g, Products products, int64_t panel_i, int64_t panel_j,
+                       int64_t begin, int64_t end, double* partial),
+                      (G, g, products, panel_i, panel_j, begin, end, partial))
 
 // sum[i] += row_k[i] for a few rows at once, so that the sums are loaded and stored once for all of them.
 template <int kRows, class T, class C>
@@ -188,7 +191,8 @@ int64_t gram_doubles(int64_t t, int64_t p) {
 
 int64_t gram_row_sums_doubles(int64_t t, int64_t p) { return Slabs(p, kMaxSlabs).count * 2 * t; }
 
-void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double* workspace, const Executor& executor) {
+void gram(const RowMatrix& G, const TensorList& g, Products products, double* P, double* q, double* g_squared,
+          double* workspace, const Executor& executor) {
   const int64_t n = padded_rows(G.t);
   const Slabs slabs = gram_slabs(G.t, G.p);
   std::fill_n(workspace, slabs.count * n * n, 0.0);
@@ -199,14 +203,16 @@ void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double*
     int64_t pair = task % pairs;
     int64_t i = 0;
     while (pair > i) pair -= ++i;
-    panel_pair_any(G, g, i, pair, slab * slabs.width, std::min(G.p, (slab + 1) * slabs.width),
+    panel_pair_any(G, g, products, i, pair, slab * slabs.width, std::min(G.p, (slab + 1) * slabs.width),
                    workspace + slab * n * n);
   });
   for (int64_t i = 0; i <= G.t; ++i) {
-    for (int64_t j = 0; j <= std::min(i, G.t - 1); ++j) {
+    for (int64_t j = 0; j <= i; ++j) {
       double sum = 0.0;
       for (int64_t slab = 0; slab < slabs.count; ++slab) sum += workspace[(slab * n + i) * n + j];
-      if (i == G.t) {
+      if (j == G.t) {
+        *g_squared = sum;
+      } else if (i == G.t) {
         q[j] = sum;
       } else {
         P[i * G.t + j] = P[j * G.t + i] = sum;

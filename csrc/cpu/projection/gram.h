@@ -12,8 +12,10 @@ namespace gem_fast::cpu {
 int64_t gram_doubles(int64_t t, int64_t p);
 int64_t gram_row_sums_doubles(int64_t t, int64_t p);
 
-// P (t, t) and q (t,), float64. g must have p elements of G's dtype.
-void gram(const RowMatrix& G, const TensorList& g, double* P, double* q, double* workspace, const Executor& executor);
+// P (t, t), q (t,) and |g|^2 (1,), float64. g must have p elements of G's dtype. `products`: what products are formed
+// in; float64 elements allow no less.
+void gram(const RowMatrix& G, const TensorList& g, Products products, double* P, double* q, double* g_squared,
+          double* workspace, const Executor& executor);
 
 // q (t,) = G g and sums (t,) = P 1 = G (G^T 1), the row sums of P, without P itself: enough to tell whether a
 // constraint is violated, and whether v = margin * 1 already is the answer.

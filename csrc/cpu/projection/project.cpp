@@ -34,9 +34,18 @@ Projected project(const TensorList& g, const RowMatrix& G, double margin, double
     std::fill_n(v, t, margin);
   } else {
     std::vector<double> P(t * t);
+    double g_squared = 0.0;
     workspace.resize(gram_doubles(t, G.p));
-    gram(G, g, P.data(), q, workspace.data(), executor);
-    nnqp({P.data(), q, 1, t, false, margin, ridge}, v, status, residual, nullptr, executor);
+    const auto solve = [&](Products products) {
+      gram(G, g, products, P.data(), q, &g_squared, workspace.data(), executor);
+      const NnqpProblem dual{P.data(), q, static_cast<int>(t), margin, ridge};
+      const NnqpAnswer answer = project_dual({dual, &g_squared, products}, v);
+      *status = answer.status;
+      *residual = answer.residual;
+    };
+    const Products first = products_of(G.dtype);
+    solve(first);
+    if (*status == kInaccurate && first != Products::kFloat64) solve(Products::kFloat64);
     if (*status == kNonFinite) return Projected::kNonFinite;
   }
   combine(g, G, v, executor);

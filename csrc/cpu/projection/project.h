@@ -13,7 +13,9 @@ enum class Projected {
   kNonFinite,  // G or g has a NaN or an infinity, or their inner products overflow; g is as it was
 };
 
-// Results: v (t,), q (t,) = G g of the gradient that came in, status and residual as nnqp reports them.
+// Products are formed in float32, and once more in float64 where the answer would suffer (core/projection_dual.h).
+//
+// Results: v (t,), q (t,) = G g of the gradient that came in, status and residual (its bound) of g~.
 Projected project(const TensorList& g, const RowMatrix& G, double margin, double ridge, double* v, double* q,
                   int32_t* status, double* residual, const Executor& executor);
 

@@ -17,6 +17,15 @@ GEM_FAST_MULTIVERSION(solve_one,
                       (const NnqpProblem& problem, double* v, NnqpAnswer& answer, double* doubles, int* ints),
                       (problem, v, answer, doubles, ints))
 
+template <class Isa>
+GEM_FAST_KERNEL void project_one_impl(const ProjectionProblem& problem, double* v, NnqpAnswer& answer, double* doubles,
+                                      int* ints) {
+  answer = ProjectionDual<Solo>(Solo{}, problem, doubles, ints).solve(v);
+}
+GEM_FAST_MULTIVERSION(project_one,
+                      (const ProjectionProblem& problem, double* v, NnqpAnswer& answer, double* doubles, int* ints),
+                      (problem, v, answer, doubles, ints))
+
 struct Workspace {
   std::vector<double> doubles;
   std::vector<int> ints;
@@ -45,6 +54,13 @@ void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, 
     residual[b] = answer.residual;
     if (iterations != nullptr) iterations[b] = answer.iterations;
   });
+}
+
+NnqpAnswer project_dual(const ProjectionProblem& problem, double* v) {
+  Workspace& workspace = this_threads_workspace(problem.dual.t);
+  NnqpAnswer answer;
+  project_one(problem, v, answer, workspace.doubles.data(), workspace.ints.data());
+  return answer;
 }
 
 }  // namespace gem_fast::cpu

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/nnqp.h"
+#include "core/projection_dual.h"
 #include "cpu/parallel.h"
 
 namespace gem_fast::cpu {
@@ -11,5 +11,8 @@ namespace gem_fast::cpu {
 // v (count, t), status (count,), residual (count,), iterations (count,) or null.
 void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, int32_t* iterations,
           const Executor& executor);
+
+// The dual of one projection: v (t,).
+NnqpAnswer project_dual(const ProjectionProblem& problem, double* v);
 
 }  // namespace gem_fast::cpu

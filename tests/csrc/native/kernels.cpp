@@ -42,12 +42,16 @@ Shape random_shape(Random& random) {
 
 template <class T>
 void run_gram(Random& random, Matrix<T>& G, Gradient<T>& g) {
-  Buffer<double> P(G.t * G.t, 0), q(G.t, 1), workspace(cpu::gram_doubles(G.t, G.p), 0);
-  cpu::gram(G.rows, g.list(), P.data(), q.data(), workspace.data(), kPlainThreads);
+  Buffer<double> P(G.t * G.t, 0), q(G.t, 1), g_squared(1, 0), workspace(cpu::gram_doubles(G.t, G.p), 0);
+  const Products products = random() % 3 == 0 ? Products::kFloat64 : products_of(G.rows.dtype);
+  cpu::gram(G.rows, g.list(), products, P.data(), q.data(), g_squared.data(), workspace.data(), kPlainThreads);
   Buffer<double> row_q(G.t, 1), sums(G.t, 0), more(cpu::gram_row_sums_doubles(G.t, G.p), 0);
   cpu::gram_row_sums(G.rows, g.list(), row_q.data(), sums.data(), more.data(), kPlainThreads);
   if (cpu::first_non_finite(G.rows, g.list()) >= 0) return;
   const std::vector<double> flat = g.flat();
+  double squared = 0;
+  for (const double x : flat) squared += x * x;
+  expect(std::fabs(g_squared[0] - squared) <= 1e-4 * squared, "|g|^2");
   for (int trial = 0; trial < 5 && G.t > 0; ++trial) {
     const int64_t i = random() % G.t, j = random() % G.t;
     double product = 0, size = 0, with_g = 0, size_g = 0;
@@ -108,8 +112,19 @@ void run_project(Random& random, Matrix<T>& G, Gradient<T>& g) {
   const std::vector<double> before = g.flat();
   const auto outcome =
       cpu::project(g.list(), G.rows, margin, 0.0, v.data(), q.data(), &status, &residual, kPlainThreads);
-  if (outcome != cpu::Projected::kNonFinite) return;
   const std::vector<double> after = g.flat();
+  if (outcome != cpu::Projected::kNonFinite) {
+    // |g~| <= |g + margin G^T 1|, whatever the rows are; values whose squares overflow are left out.
+    const bool moved = std::any_of(&v[0], &v[0] + G.t, [](double x) { return x != 0.0; });
+    double least = 0.0, most = 0.0;
+    for (int64_t c = 0; c < G.p; ++c) {
+      double at_margin = before[c];
+      for (int64_t k = 0; k < G.t; ++k) at_margin += moved ? margin * G.at(k, c) : 0.0;
+      least += after[c] * after[c], most += at_margin * at_margin;
+    }
+    expect(!std::isfinite(most) || std::sqrt(least) <= 1.02 * std::sqrt(most) + 1e-30, "|g~| <= |g_m|");
+    return;
+  }
   expect(before.size() == after.size() &&
              (before.empty() || std::memcmp(before.data(), after.data(), before.size() * sizeof(double)) == 0),
          "a refused gradient was changed");
