@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import logging
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
@@ -21,6 +22,8 @@ from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import sample_each
 from gem_fast.state import check_generator, check_keys, check_plain_task
+
+_log = logging.getLogger("gem_fast")
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -128,6 +131,7 @@ class GEM:
         self.objective = Objective(model, loss_fn, pass_task)
         self.generator = torch.Generator().manual_seed(seed)
         self._engine = engine
+        self._said_inaccurate = False
         self._current: Hashable = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
@@ -239,6 +243,16 @@ class GEM:
             return constraints, None
         return constraints, sample_each([len(batch.x) for batch in batches], self.memory_batch, self.generator)
 
+    def _say_if_inaccurate(self, projection: Projection) -> None:
+        # Once, and not on a GPU, which would have to be waited for.
+        if self._said_inaccurate or projection.v.device.type != "cpu" or projection.status != Status.INACCURATE:
+            return
+        self._said_inaccurate = True
+        _log.warning(
+            "the past tasks' gradients depend on each other to more digits than float64 has: in this step (status "
+            "INACCURATE) the gradient was moved as far as could be relied on, and some past task's loss may rise"
+        )
+
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         check_no_closure(args, kwargs)
         if amp.is_skipped(optimizer, wait=self.check):
@@ -255,6 +269,7 @@ class GEM:
             with _explained(constraints, parameters[0]):
                 G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
             self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+        self._say_if_inaccurate(self.last)
         _keep_created(parameters, grads, G.depends, self.last)
         if self.check and int(self.last.status) != Status.SOLVED:
             raise RuntimeError(

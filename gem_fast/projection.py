@@ -7,6 +7,8 @@ g~ = g + G^T v*                written where the optimizer reads  (Eq. 8)       
 
 Where G is a matrix, `project_` is one operator that does each of these only where it is needed: with no q_k < 0 the
 gradient stays as it is, and where v = margin for every task already satisfies all constraints, P is never formed.
+
+P and q come from float32 products where those are enough, else from float64 ones (docs/robustness.md, "Digits").
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from gem_fast.gradients.interface import TaskGradients
 from gem_fast.gradients.rows import RowGradients
-from gem_fast.ops import Status, check_matrix, check_tensors, nnqp
+from gem_fast.ops import Status, check_matrix, check_tensors
 
 
 class Projection(NamedTuple):
@@ -30,7 +32,11 @@ class Projection(NamedTuple):
     status: Tensor
     """() int32: a `gem_fast.Status`."""
     residual: Tensor
-    """() float64: violation of the KKT conditions relative to the problem's own scale."""
+    """() float64: g_k . g~ >= -residual |g_k| max(|g|, |g_m|) for every task k, with g_m = g + margin G^T 1.
+
+    This bound covers the rounding of P and q, and is about 1e-6 where they come from float32 products, and 1e-15 where
+    they come from float64 ones; it does not cover the rounding of g~ to the dtype of `grads`. 0 where P was not formed.
+    """
 
     @property
     def multipliers(self) -> Tensor:
@@ -45,6 +51,9 @@ class Projection(NamedTuple):
 
 def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float = 0.5, ridge: float = 0.0) -> Projection:
     """Projects the gradient onto the cone where no past task's loss rises (Eq. 8 and 11), in place.
+
+    Whatever the status, |g~| <= |g + margin G^T 1| up to rounding, so with a margin of 0 the gradient never grows. With
+    `Status.INACCURATE` some past task's loss may rise: v lies between the margin and what the constraints ask for.
 
     Args:
         grads: the parameters' gradients: tensors of G's dtype and device with p elements in total, any shapes and
@@ -76,9 +85,25 @@ def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float =
     for name, value in (("margin", margin), ("ridge", ridge)):
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
+    form: TaskGradients = G
+    in_float64 = grads[0].dtype == torch.float64
+    projection = _solve(grads, form, margin, ridge, in_float64)
+    in_more_digits = None if in_float64 else getattr(form, "in_float64", None)
+    # Not on a GPU, which would have to be waited for.
+    if in_more_digits and projection.v.device.type == "cpu" and projection.status == Status.INACCURATE:
+        form = in_more_digits()
+        projection = _solve(grads, form, margin, ridge, in_float64=True)
+    form.combine_(grads, projection.v)
+    return projection
+
+
+def _solve(grads: Sequence[Tensor], G: TaskGradients, margin: float, ridge: float, in_float64: bool) -> Projection:
     P, q = G.gram(grads)
-    v, status, residual = nnqp(P, q, lower=margin, ridge=ridge)
-    violated = (q < 0).any() & (status != Status.NON_FINITE)
-    v = torch.where(violated, v, 0)
-    G.combine_(grads, v)
-    return Projection(v, q, status, torch.where((q < 0).any(), residual, 0))
+    squared_length = getattr(G, "squared_length", None)
+    if squared_length:
+        g_squared = squared_length(grads)
+    else:
+        lengths = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+        g_squared = torch.stack(lengths).double().square().sum()
+    v, status, residual = torch.ops.gem_fast._project_dual(P, q, g_squared, float(margin), float(ridge), in_float64)
+    return Projection(v, q, status, residual)

@@ -37,6 +37,10 @@ class TaskGradients(Protocol):
     def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
         """g <- g + G^T v (Eq. 8), written into `grads`; v is (t,) float64."""
 
+    # Optional, for `project_`:
+    #   in_float64() -> TaskGradients       the same G, whose gram and combine_ take products and sums in float64
+    #   squared_length(grads) -> Tensor     |g|^2, () float64, where `grads` is only a part of g
+
 
 class Batch(NamedTuple):
     """Examples of one task from the memory."""

@@ -12,6 +12,7 @@ that layer, which one pass over all tasks' examples leaves behind, in two ways, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,7 +23,6 @@ from torch.nn import Parameter
 from gem_fast import ops
 from gem_fast.gradients.fused.recorder import WHOLE, Contribution
 from gem_fast.gradients.fused.task_batch import TaskSizes
-from gem_fast.gradients.interface import TaskGradients
 
 # What a block of columns, or of inner products, may take: enough that most layers are one block for a few tasks.
 _BLOCK_BYTES = 2**24
@@ -36,7 +36,7 @@ class LayerwiseGradients:
         t: the number of past tasks.
     """
 
-    def __init__(self, parts: Sequence[TaskGradients | None], t: int) -> None:
+    def __init__(self, parts: Sequence[ColumnBlocks | InnerProducts | None], t: int) -> None:
         self.depends = [part is not None for part in parts]
         self._parts = list(parts)
         self._t = t
@@ -65,6 +65,10 @@ class LayerwiseGradients:
             if part is not None:
                 part.combine_([grad], v)
 
+    def in_float64(self) -> LayerwiseGradients:
+        """The same gradients, with products and sums in float64."""
+        return LayerwiseGradients([None if part is None else part.in_float64() for part in self._parts], self._t)
+
 
 class ColumnBlocks:
     """The columns of one parameter, formed some of its rows at a time.
@@ -73,10 +77,14 @@ class ColumnBlocks:
         parameter: the parameter.
         contributions: its uses in the pass.
         t: the number of past tasks.
+        in_float64: whether products of the columns are taken in float64, whatever their dtype.
     """
 
-    def __init__(self, parameter: Parameter, contributions: Sequence[Contribution], t: int) -> None:
+    def __init__(
+        self, parameter: Parameter, contributions: Sequence[Contribution], t: int, in_float64: bool = False
+    ) -> None:
         self.depends = [True]
+        self._in_float64 = in_float64
         self._parameter = parameter
         self._contributions = contributions
         self._t = t
@@ -88,7 +96,7 @@ class ColumnBlocks:
         P = torch.zeros(self._t, self._t, dtype=torch.float64, device=grad.device)
         q = torch.zeros_like(P[0])
         for rows, block in self._blocks(self._contributions, self._t):
-            P_block, q_block = ops.gram(block.flatten(1), [_at_least_1d(grad)[rows]])
+            P_block, q_block = ops.gram(block.flatten(1), [_at_least_1d(grad)[rows]], self._in_float64)
             P += P_block
             q += q_block
         return P, q
@@ -97,10 +105,19 @@ class ColumnBlocks:
     def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
         """As `TaskGradients.combine_`: with its gradients at the layers' outputs weighted by v, all tasks are one."""
         [grad] = grads
+        if self._in_float64:
+            # Large multipliers: what `gram` has read is added, row by row.
+            for rows, block in self._blocks(self._contributions, self._t):
+                ops.combine_([_at_least_1d(grad)[rows]], block.flatten(1), v)
+            return
         as_one_task = [_weighted(contribution, v) for contribution in self._contributions]
         for rows, block in self._blocks(as_one_task, 1):
             # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.
             _at_least_1d(grad)[rows] += torch.where(v.any(), block[0], 0)
+
+    def in_float64(self) -> ColumnBlocks:
+        """The same columns, with products and sums in float64."""
+        return ColumnBlocks(self._parameter, self._contributions, self._t, in_float64=True)
 
     def _blocks(self, contributions: Sequence[Contribution], t: int) -> Iterator[tuple[slice, Tensor]]:
         """Blocks (t, rows, ...) of some of the parameter's rows at a time."""
@@ -163,7 +180,13 @@ class InnerProducts:
         [grad] = grads
         weights = (self._is_of_task @ v).to(self._B.dtype)
         step = (self._B * weights[:, None]).mT @ self._A
-        grad += torch.where(v.any(), step, 0).to(grad.dtype)
+        grad.copy_(torch.where(v.any(), grad + step, grad))
+
+    def in_float64(self) -> InnerProducts:
+        """The same columns, with products and sums in float64."""
+        twin = copy.copy(self)
+        twin._A, twin._B = self._A.double(), self._B.double()
+        return twin
 
 
 def layerwise(contributions: Sequence[Contribution], parameters: Sequence[Parameter], t: int) -> LayerwiseGradients:
@@ -213,7 +236,7 @@ def write_columns(contributions: Sequence[Contribution], out: Tensor) -> None:
             target += addend
 
 
-def _columns_of(parameter: Parameter, contributions: Sequence[Contribution], t: int) -> TaskGradients:
+def _columns_of(parameter: Parameter, contributions: Sequence[Contribution], t: int) -> ColumnBlocks | InnerProducts:
     """Inner products where linear layers alone use the parameter, as a whole, and that is cheaper; else blocks."""
     factors = [(c.inputs, c.grad) for c in contributions if c.inputs is not None and c.part == WHOLE]
     inputs = [(x.reshape(len(x), -1, x.shape[-1]), b.reshape(len(b), -1, b.shape[-1])) for x, b in factors]

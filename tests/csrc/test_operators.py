@@ -23,12 +23,14 @@ def cases() -> list[tuple[str, Callable[..., object], tuple[object, ...]]]:
             (f"gram {dtype}", OPS.gram.default, (G, grads)),
             (f"combine_ {dtype}", OPS.combine_.default, (grads, G, v)),
             (f"pack_ {dtype}", OPS.pack_.default, (torch.zeros(21).to(dtype), [*grads, None], [12, 8, 1])),
+            (f"gram in float64 {dtype}", OPS.gram.default, (G, grads, True)),
             (f"project_ {dtype}", OPS.project_.default, (grads, G, 0.5, 0.0)),
             (f"project_ strided {dtype}", OPS.project_.default, ([grads[0].T, grads[1]], G[:, :20], 0.0, 1e-3)),
         ]
     P = torch.eye(3).double()
     out += [
         ("nnqp", OPS.nnqp.default, (P, torch.randn(3).double(), 0.5, 1e-3)),
+        ("_project_dual", OPS._project_dual.default, (P, -torch.ones(3).double(), P[0, 0] * 4, 0.5, 0.0, False)),
         ("nnqp batched", OPS.nnqp.default, (P.repeat(2, 1, 1), torch.randn(2, 3).double())),
         ("nnqp shared", OPS.nnqp.default, (P, torch.randn(2, 4, 3).double())),
     ]
@@ -96,7 +98,7 @@ def test_opcheck(op: Callable[..., object], args: tuple[object, ...]) -> None:
 def test_every_operator_is_checked() -> None:
     schemas = torch._C._jit_get_all_schemas()
     registered = {schema.name for schema in schemas if schema.name.startswith("gem_fast::")}
-    assert len(registered) == 12
+    assert len(registered) == 13
     assert {op._schema.name for _, op, _ in cases()} == registered
 
 
