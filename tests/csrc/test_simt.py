@@ -129,8 +129,24 @@ MISTAKES = {
         "const double x = z_[c] * inverse_diagonal_[c];",
         "data race",
     ),
+    "a missing barrier of a warp": Mistake(
+        "thread",
+        "solve.cu",
+        "cuda/solve.cu",
+        "P[i] = problem.P[i];\n    team.barrier();",
+        "P[i] = problem.P[i];",
+        "data race",
+    ),
+    "a missing fence before the last block": Mistake(
+        "thread", "project.cu", "cuda/block.h", "  __threadfence();\n  __syncthreads();", "  __syncthreads();", "data race"
+    ),
     "two blocks that write one place": Mistake(
-        "thread", "gram.cu", "cuda/gram.cu", "in.first_slab + slab]", "in.first_slab]", "data race"
+        "thread",
+        "gram.cu",
+        "cuda/gram_tiling.h",
+        "first_slab + slab_of_list]",
+        "first_slab]",
+        "data race",
     ),
     "a barrier that some threads pass by": Mistake(
         "address",
