@@ -66,9 +66,9 @@ class AGEM(GEM):
         past = self.past_tasks
         examples = [self.memory.examples(task) for task in past]
         assert self.memory_batch is not None
-        drawn = sample_all([len(x) for x, _ in examples], self.memory_batch, self.generator)
+        drawn = sample_all([len(x) for x, _ in examples], self.memory_batch, self.generators.cpu)
         batches = [
-            Batch(task, x[index.to(x.device)], y[index.to(y.device)])
+            Batch(task, *(part[index.to(part.device, non_blocking=True)] for part in (x, y)))
             for task, (x, y), index in zip(past, examples, drawn, strict=True)
             if len(index)
         ]

@@ -20,8 +20,8 @@ from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Samp
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
-from gem_fast.sampling import sample_each
-from gem_fast.state import check_generator, check_keys, check_plain_task
+from gem_fast.sampling import Generators, sample_each
+from gem_fast.state import check_keys, check_plain_task
 
 _log = logging.getLogger("gem_fast")
 
@@ -71,7 +71,8 @@ class GEM:
         engine: what computes G, the past tasks' gradients: "auto", which is `gem_fast.Fused()`; `gem_fast.Fused(...)`
             or `gem_fast.Loop(...)` with options; or an `Engine` of your own.
         pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
-        seed: of the generator that draws the subsets; part of the hook's state, and the only one it touches.
+        seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
+            hook's state, and the only ones it touches.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
 
@@ -129,7 +130,7 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self.objective = Objective(model, loss_fn, pass_task)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generators = Generators(seed)
         self._engine = engine
         self._said_inaccurate = False
         self._current: Hashable = None
@@ -210,7 +211,7 @@ class GEM:
             "memory": self.memory.state_dict(),
             "current": self._current,
             "engine": self._engine.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self.generators.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,7 +222,7 @@ class GEM:
         """
         check_keys("state", state, ("memory", "current", "engine", "generator"))
         check_plain_task("current", state["current"])
-        check_generator(state["generator"])
+        generators = self.generators.restored(state["generator"])
         before = self._engine.state_dict()
         self._engine.load_state_dict(state["engine"])
         try:
@@ -229,7 +230,7 @@ class GEM:
         except ValueError:
             self._engine.load_state_dict(before)
             raise
-        self.generator.set_state(state["generator"])
+        self.generators = generators
         self._current = state["current"]
         self.last = None
 
@@ -241,7 +242,9 @@ class GEM:
         constraints: list[Constraint] = [[batch] for batch in batches]
         if self.memory_batch is None or not batches:
             return constraints, None
-        return constraints, sample_each([len(batch.x) for batch in batches], self.memory_batch, self.generator)
+        device = batches[0].x.device
+        counts = [len(batch.x) for batch in batches]
+        return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
 
     def _say_if_inaccurate(self, projection: Projection) -> None:
         # Once, and not on a GPU, which would have to be waited for.
@@ -285,7 +288,7 @@ def _takes_task(model: nn.Module) -> bool:
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     # In float16 without a loss scale, small gradients would become zeros and their constraints be lost.
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

@@ -76,36 +76,40 @@ __device__ inline void add_tile(const Operand<T>& top, const Operand<T>& bottom,
   for (int i = 0; i < 4; ++i) sum[i] += chain[i];
 }
 
-// What a lane reads of one panel: row `lane / 4` of each of its blocks of eight.
+// What a lane reads of one panel: row `lane / 4` of each of its blocks of eight. Columns count from the slab's first one.
 template <class T>
 struct Reader {
-  const T* from[kBlocksOfRows];  // null for rows that do not exist, and for g
-  bool is_aligned[kBlocksOfRows];
-  int gradient = -1;  // the block of rows whose row of this lane is g
-  int s = -1;         // the tensor of g that was read last
+  static constexpr int kV = kPerVector<T>;
 
-  __device__ Reader(const GramInput<T>& in, int panel, int64_t begin) {
+  const T* from[kBlocksOfRows];  // null for rows that do not exist, and for g
+  unsigned aligned = 0;          // a bit for each block of rows
+  int gradient = -1;             // the block of rows whose row of this lane is g
+  int s = -1;                    // the tensor of g that was read last
+  int64_t begin;
+  int count;
+
+  __device__ Reader(const GramInput<T>& in, int panel, int64_t begin, int count) : begin(begin), count(count) {
 #pragma unroll
     for (int j = 0; j < kBlocksOfRows; ++j) {
       const int row = panel * kPanel + j * kRows + lane() / 4;
-      from[j] = row < in.t ? in.G + row * in.stride : nullptr;
-      is_aligned[j] = row < in.t && cuda::is_aligned(from[j] + begin);
+      from[j] = row < in.t ? in.G + row * in.stride + begin : nullptr;
+      aligned |= static_cast<unsigned>(is_aligned(from[j])) << j;
       if (row == in.t) gradient = j;
     }
   }
 
-  // Columns [c, c + kPerVector) of row block j, zeros from `end` on; c - begin is a multiple of a vector.
-  __device__ uint4 load(const KernelTensorList& list, int j, int64_t c, int64_t end) {
+  // Columns [c, c + kV) of row block j, zeros from `count` on; c is a multiple of kV.
+  __device__ uint4 load(const KernelTensorList& list, int j, int c) {
     Vector<T> x{};
     if (j == gradient) {
-      load_gradient(list, c, end, x);
+      load_gradient(list, c, x);
     } else if (from[j] != nullptr) {
-      if (is_aligned[j] && c + kPerVector<T> <= end) {
+      if ((aligned >> j & 1) != 0 && c + kV <= count) {
         x = *reinterpret_cast<const Vector<T>*>(from[j] + c);
       } else {
 #pragma unroll
-        for (int i = 0; i < kPerVector<T>; ++i) {
-          if (c + i < end) x.x[i] = from[j][c + i];
+        for (int i = 0; i < kV; ++i) {
+          if (c + i < count) x.x[i] = from[j][c + i];
         }
       }
     }
@@ -116,19 +120,20 @@ struct Reader {
 
  private:
   // The same of g, whose columns lie in several tensors.
-  __device__ void load_gradient(const KernelTensorList& list, int64_t c, int64_t end, Vector<T>& x) {
-    if (c >= end) return;
-    if (s < 0 || c >= list.offset[s + 1]) s = list.of_column(c);
-    const T* at = static_cast<const T*>(list.data[s]) + (c - list.offset[s]);
-    if (c + kPerVector<T> <= end && c + kPerVector<T> <= list.offset[s + 1] && cuda::is_aligned(at)) {
+  __device__ void load_gradient(const KernelTensorList& list, int c, Vector<T>& x) {
+    if (c >= count) return;
+    const int64_t column = begin + c;
+    if (s < 0 || column >= list.offset[s + 1]) s = list.of_column(column);
+    const T* at = static_cast<const T*>(list.data[s]) + (column - list.offset[s]);
+    if (c + kV <= count && column + kV <= list.offset[s + 1] && is_aligned(at)) {
       x = *reinterpret_cast<const Vector<T>*>(at);
       return;
     }
 #pragma unroll
-    for (int i = 0; i < kPerVector<T>; ++i) {
-      if (c + i >= end) break;
-      if (c + i >= list.offset[s + 1]) s = list.of_column(c + i);
-      x.x[i] = static_cast<const T*>(list.data[s])[c + i - list.offset[s]];
+    for (int i = 0; i < kV; ++i) {
+      if (c + i >= count) break;
+      if (column + i >= list.offset[s + 1]) s = list.of_column(column + i);
+      x.x[i] = static_cast<const T*>(list.data[s])[column + i - list.offset[s]];
     }
   }
 };
@@ -139,13 +144,17 @@ __device__ constexpr int tile_i(int x) { return kSame ? (x < 2 ? 0 : 1) : x / kB
 template <bool kSame>
 __device__ constexpr int tile_j(int x) { return kSame ? (x < 2 ? x : x - 2) : x % kBlocksOfRows; }
 
+// Whether number i of a lane's part of tile x counts: in the upper half of these tiles all are above the diagonal.
+template <bool kSame>
+__device__ constexpr bool counts(int x, int i) { return !kSame || i >= 2 || (x != 1 && x != kTiles<true> - 1); }
+
 template <bool kSame, class T>
 __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>& in, const Pair& panel, int64_t slab) {
   constexpr int kCount = kTiles<kSame>;
   const int64_t begin = in.begin(list, slab);
-  const int64_t end = in.end(list, slab);
-  Reader<T> a(in, panel.i, begin);
-  Reader<T> b(in, panel.j, begin);
+  const auto count = static_cast<int>(in.end(list, slab) - begin);
+  Reader<T> a(in, panel.i, begin, count);
+  Reader<T> b(in, panel.j, begin, count);
   double total[kCount][4] = {};
   float sum[kCount][4] = {};
   const auto flush = [&] {
@@ -153,26 +162,26 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
     for (int x = 0; x < kCount; ++x) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        total[x][i] += static_cast<double>(sum[x][i]);
+        if (counts<kSame>(x, i)) total[x][i] += static_cast<double>(sum[x][i]);
         sum[x][i] = 0.0f;
       }
     }
   };
   int products = 0;
-  const int64_t mine = lane() % 4 * kPerVector<T>;
+  const int mine = lane() % 4 * kPerVector<T>;
   // The next columns are on their way while these are multiplied.
   uint4 next[kBlocksOfRows];
-  const auto fetch = [&](int64_t c) {
+  const auto fetch = [&](int c) {
 #pragma unroll
-    for (int j = 0; j < kBlocksOfRows; ++j) next[j] = b.load(list, j, c + mine, end);
+    for (int j = 0; j < kBlocksOfRows; ++j) next[j] = b.load(list, j, c + mine);
   };
-  int64_t c = begin + warp() * kColumnsOfWarp<T>;
+  int c = warp() * kColumnsOfWarp<T>;
   fetch(c);
-  for (; c < end; c += in.columns) {
+  for (; c < count; c += in.columns) {
     uint4 words_a[kBlocksOfRows];
     if constexpr (!kSame) {
 #pragma unroll
-      for (int j = 0; j < kBlocksOfRows; ++j) words_a[j] = a.load(list, j, c + mine, end);
+      for (int j = 0; j < kBlocksOfRows; ++j) words_a[j] = a.load(list, j, c + mine);
     }
     const Operand<T> of_b[kBlocksOfRows] = {Operand<T>(next[0]), Operand<T>(next[1]), Operand<T>(next[2]),
                                             Operand<T>(next[3])};
