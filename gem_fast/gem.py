@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gem_fast import amp
 from gem_fast.checks import check_attachable, check_no_closure, check_parameters, trained_parameters
+from gem_fast.cuda_graph import GraphedPass, kind_of
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.ops import Status
@@ -75,6 +76,9 @@ class GEM:
             hook's state, and the only ones it touches.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
+        cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
+            were made, and capture another where a task joins or the model changes. `last` then holds the same tensors
+            in each step. A pass that cannot be captured stays as it is, with one line in the log "gem_fast".
 
     Attributes:
         last: what the last step's projection did (violations, v, q, status and residual, as tensors on the device: to
@@ -102,6 +106,7 @@ class GEM:
         pass_task: bool | None = None,
         seed: int = 0,
         check: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         for name, value in (("margin", margin), ("ridge", ridge)):
             if not 0.0 <= value < float("inf"):
@@ -133,6 +138,7 @@ class GEM:
         self.generators = Generators(seed)
         self._engine = engine
         self._said_inaccurate = False
+        self._graphed = GraphedPass() if cuda_graph else None
         self._current: Hashable = None
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
@@ -267,13 +273,26 @@ class GEM:
         check_parameters(parameters)
         amp.unscale_(optimizer)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
-        constraints, sample = self.constraints()
-        with _no_autocast(parameters[0].device.type):
-            with _explained(constraints, parameters[0]):
-                G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
-            self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+
+        def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
+            constraints, sample = self.constraints()
+            with _no_autocast(parameters[0].device.type):
+                with _explained(constraints, parameters[0]):
+                    G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
+                return project_(grads, G, self.margin, self.ridge), G.depends  # g~ (Eq. 8 and 11)
+
+        if self._graphed is None:
+            self.last, depends = project(grads)
+        else:
+            batches = [Batch(task, *self.memory.examples(task)) for task in self.past_tasks]
+            options = self.margin, self.ridge, self.memory_batch
+            kind = kind_of(self.objective.model, batches, parameters, options)
+            engine, generators = self._engine, self.generators.of_gpus
+            self.last, depends = self._graphed(
+                project, grads, kind, parameters=parameters, engine=engine, generators=generators
+            )
         self._say_if_inaccurate(self.last)
-        _keep_created(parameters, grads, G.depends, self.last)
+        _keep_created(parameters, grads, depends, self.last)
         if self.check and int(self.last.status) != Status.SOLVED:
             raise RuntimeError(
                 f"the projection must be solved, got status {Status(int(self.last.status)).name} with a residual of "

@@ -31,6 +31,11 @@ class Generators:
             self._others[name] = new_generator(device).manual_seed(self._seed)
         return self._others[name]
 
+    @property
+    def of_gpus(self) -> list[torch.Generator]:
+        """Those that are not the CPU's."""
+        return list(self._others.values())
+
     def state_dict(self) -> dict[str, Tensor]:
         """The state of each by its device; a generator of a GPU keeps it on the host, so nothing waits."""
         return {"cpu": self.cpu.get_state()} | {name: other.get_state() for name, other in self._others.items()}

@@ -110,7 +110,14 @@ class Objective:
 
 
 class Engine(abc.ABC):
-    """Computes the past tasks' gradients in each step. `Fused` and `Loop` are two; a subclass of yours is a third."""
+    """Computes the past tasks' gradients in each step. `Fused` and `Loop` are two; a subclass of yours is a third.
+
+    Attributes:
+        repeats: whether it does the same work in each step as long as its arguments are of one kind, so that a CUDA
+            graph of one step may stand for the others.
+    """
+
+    repeats: bool = True
 
     @abc.abstractmethod
     def __call__(

@@ -18,6 +18,7 @@ class RowEngine(Engine):
 
     def __init__(self, refresh_every: int) -> None:
         self._rows = RowGradients(refresh_every)
+        self.repeats = refresh_every == 1
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew."""
