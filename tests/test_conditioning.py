@@ -1,6 +1,6 @@
 """Projections of gradients that depend on each other: many tasks, few parameters, few digits.
 
-Float32 products of such gradients once gave steps of 1e3 to 1e5 times the length of g where the answer is 0.
+Float32 products of such gradients once gave steps many times as long as g where the answer is 0.
 """
 
 import logging
