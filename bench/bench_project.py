@@ -9,7 +9,7 @@ from interleave import THREADS_ASLEEP, interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torchjd.aggregation import DualProj
-from training import DEVICE, MARGIN, RIDGE
+from training import DEVICE, MARGIN, RIDGE, new_model
 
 import gem_fast
 from gem_fast import reference
@@ -48,6 +48,28 @@ def bench_project(benchmark: BenchmarkFixture, t: int, kind: str) -> None:
         methods[name]()
         np.testing.assert_allclose(flat(grads).cpu().numpy(), exact, atol=1e-4 * np.abs(exact).max())
     interleave(benchmark, methods.pop("ours"), methods, rounds=100, pause=THREADS_ASLEEP)
+
+
+@pytest.mark.parametrize("rows", ["independent", "dependent"])
+@pytest.mark.parametrize("t", [19, 100])
+def bench_products(benchmark: BenchmarkFixture, t: int, rows: str) -> None:
+    """What float64 products cost where gradients depend on each other (rank 5 but for 0.1 %), and where not."""
+    p = sum(x.numel() for x in new_model().parameters())
+    generator = torch.Generator().manual_seed(0)
+    G = torch.randn(t, p, generator=generator)
+    if rows == "dependent":
+        G = torch.randn(t, 5, generator=generator) @ G[:5] + 1e-3 * G
+    g = torch.randn(p, generator=generator) - 0.1 * G.sum(0)
+    G, g, grad = G.to(DEVICE), g.to(DEVICE), g.to(DEVICE, copy=True)
+
+    def project() -> None:
+        gem_fast.project_([grad.copy_(g)], G, 0.0)
+
+    def stages() -> None:
+        P, q = gem_fast.ops.gram(G, [grad.copy_(g)])
+        gem_fast.ops.combine_([grad], G, gem_fast.ops.nnqp(P, q).v)
+
+    interleave(benchmark, project, {"stages, float32 products": stages}, rounds=30, pause=THREADS_ASLEEP)
 
 
 def project_with_torch_and_quadprog_(grads: list[Tensor], problem: Problem) -> None:

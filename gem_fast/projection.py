@@ -85,13 +85,17 @@ def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float =
     for name, value in (("margin", margin), ("ridge", ridge)):
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
+    is_float64 = grads[0].dtype == torch.float64
+    in_float64 = None if is_float64 else getattr(G, "in_float64", None)
+    if in_float64 and grads[0].device.type != "cpu":
+        # To find out whether float32 is enough would be to wait for the device.
+        projection = _solve(grads, in_float64(), margin, ridge, in_float64=True)
+        G.combine_(grads, projection.v)
+        return projection
     form: TaskGradients = G
-    in_float64 = grads[0].dtype == torch.float64
-    projection = _solve(grads, form, margin, ridge, in_float64)
-    in_more_digits = None if in_float64 else getattr(form, "in_float64", None)
-    # Not on a GPU, which would have to be waited for.
-    if in_more_digits and projection.v.device.type == "cpu" and projection.status == Status.INACCURATE:
-        form = in_more_digits()
+    projection = _solve(grads, form, margin, ridge, is_float64)
+    if in_float64 and projection.status == Status.INACCURATE:
+        form = in_float64()
         projection = _solve(grads, form, margin, ridge, in_float64=True)
     form.combine_(grads, projection.v)
     return projection
@@ -105,5 +109,8 @@ def _solve(grads: Sequence[Tensor], G: TaskGradients, margin: float, ridge: floa
     else:
         lengths = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
         g_squared = torch.stack(lengths).double().square().sum()
-    v, status, residual = torch.ops.gem_fast._project_dual(P, q, g_squared, float(margin), float(ridge), in_float64)
+    cancellation = getattr(G, "cancellation", lambda P: None)(P)
+    v, status, residual = torch.ops.gem_fast._project_dual(
+        P, q, g_squared, cancellation, float(margin), float(ridge), in_float64
+    )
     return Projection(v, q, status, residual)

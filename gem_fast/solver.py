@@ -22,7 +22,10 @@ class Status(IntEnum):
     SOLVED = 0
     """The KKT conditions hold, to a residual of at most 1e-6: near 1e-15 in general, see csrc/core/tolerances.h."""
     INACCURATE = 1
-    """They do not: P is not positive semidefinite, or the problem is unbounded below."""
+    """They do not: P is not positive semidefinite, or the problem is unbounded below.
+
+    Of a projection: float64 has too few digits for it. The gradient was moved as far as that is safe.
+    """
     NON_FINITE = 2
     """The input has a NaN or an infinity; nothing was solved."""
 

@@ -27,7 +27,8 @@ class ProjectionDual {
         in_(problem.dual),
         t_(problem.dual.t),
         in_float32_(problem.products == Products::kFloat32),
-        rounding_(in_float32_ ? kFloat32Rounding : kFloat64Rounding),
+        rounding_((in_float32_ ? kFloat32Rounding : kFloat64Rounding) *
+                  (problem.cancellation == nullptr ? 1.0 : *problem.cancellation)),
         g_squared_(*problem.g_squared),
         nnqp_(team, problem.dual, doubles, ints) {}
 

@@ -65,12 +65,14 @@ std::tuple<Tensor, Tensor> gram_cuda(const Tensor& G, const Tensors& grads, bool
 }
 
 std::tuple<Tensor, Tensor, Tensor> project_dual_cuda(const Tensor& P, const Tensor& q, const Tensor& g_squared,
-                                                     double margin, double ridge, bool in_float64) {
+                                                     const std::optional<Tensor>& cancellation, double margin,
+                                                     double ridge, bool in_float64) {
   check_device(P, q, "P");
   check_device(q, P, "q");
   check_device(g_squared, P, "g_squared");
+  if (cancellation.has_value()) check_device(*cancellation, P, "cancellation");
   const OnDeviceOf device(q);
-  const DualCall call(P, q, g_squared, margin, ridge, in_float64);
+  const DualCall call(P, q, g_squared, cancellation, margin, ridge, in_float64);
   const Tensor workspace = new_doubles(q, {cuda::nnqp_workspace(1, call.problem.dual.t)});
   cuda::project_dual({}, call.problem, cuda::When::kAlways, doubles(call.v), ints(call.status), doubles(call.residual),
                      doubles(workspace), device.stream);

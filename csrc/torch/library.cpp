@@ -16,7 +16,8 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
 
   // A private one for a G that is no matrix: the dual alone.
   m.def(
-      "_project_dual(Tensor P, Tensor q, Tensor g_squared, float margin, float ridge, bool in_float64) -> "
+      "_project_dual(Tensor P, Tensor q, Tensor g_squared, Tensor? cancellation, float margin, float ridge, bool "
+      "in_float64) -> "
       "(Tensor v, Tensor status, Tensor residual)");
 
   // Private ones for linear layers, on the CPU, in float32 and float64. The sparse entries that they take come from

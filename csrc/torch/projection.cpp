@@ -43,8 +43,9 @@ std::tuple<Tensor, Tensor> gram_cpu(const Tensor& G, const Tensors& grads, bool 
 }
 
 std::tuple<Tensor, Tensor, Tensor> project_dual_cpu(const Tensor& P, const Tensor& q, const Tensor& g_squared,
-                                                    double margin, double ridge, bool in_float64) {
-  const DualCall call(P, q, g_squared, margin, ridge, in_float64);
+                                                    const std::optional<Tensor>& cancellation, double margin,
+                                                    double ridge, bool in_float64) {
+  const DualCall call(P, q, g_squared, cancellation, margin, ridge, in_float64);
   const NnqpAnswer answer = cpu::project_dual(call.problem, doubles(call.v));
   *ints(call.status) = answer.status;
   *doubles(call.residual) = answer.residual;

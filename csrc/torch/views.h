@@ -187,10 +187,12 @@ struct ProjectCall : CombineCall {
 // The dual of one projection, from products of G that the caller has.
 struct DualCall {
   Tensor P, q, g_squared, v, status, residual;
+  std::optional<Tensor> cancellation;
   ProjectionProblem problem;
 
-  DualCall(const Tensor& P_in, const Tensor& q_in, const Tensor& g_squared_in, double margin, double ridge,
-           bool in_float64) {
+  DualCall(const Tensor& P_in, const Tensor& q_in, const Tensor& g_squared_in,
+           const std::optional<Tensor>& cancellation_in, double margin, double ridge, bool in_float64)
+      : cancellation(cancellation_in) {
     check_not_negative(margin, "margin");
     check_not_negative(ridge, "ridge");
     check_double(P_in, "P");
@@ -201,6 +203,10 @@ struct DualCall {
     check(P_in.dim() == 2 && P_in.size(0) == t && P_in.size(1) == t, "P must have shape (t, t) with t = ", t,
           " to match q, got ", shape_of(P_in));
     check(g_squared_in.numel() == 1, "g_squared must have one element, got ", g_squared_in.numel());
+    if (cancellation.has_value()) {
+      check_double(*cancellation, "cancellation");
+      check(cancellation->numel() == 1, "cancellation must have one element, got ", cancellation->numel());
+    }
     P = as_contiguous(P_in);
     q = as_contiguous(q_in);
     g_squared = g_squared_in;
@@ -210,7 +216,8 @@ struct DualCall {
     problem = {{static_cast<const double*>(P.const_data_ptr()), static_cast<const double*>(q.const_data_ptr()),
                 static_cast<int>(t), margin, ridge},
                static_cast<const double*>(g_squared.const_data_ptr()),
-               in_float64 ? Products::kFloat64 : Products::kFloat32};
+               in_float64 ? Products::kFloat64 : Products::kFloat32,
+               cancellation.has_value() ? static_cast<const double*>(cancellation->const_data_ptr()) : nullptr};
   }
 
   std::tuple<Tensor, Tensor, Tensor> result() const { return {v, status, residual}; }

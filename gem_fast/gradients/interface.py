@@ -39,6 +39,8 @@ class TaskGradients(Protocol):
 
     # Optional, for `project_`:
     #   in_float64() -> TaskGradients       the same G, whose gram and combine_ take products and sums in float64
+    #   cancellation(P) -> Tensor           by what factor the rounding of P and q is larger than that of inner products
+    #                                       of rows: () float64, at least 1
     #   squared_length(grads) -> Tensor     |g|^2, () float64, where `grads` is only a part of g
 
 

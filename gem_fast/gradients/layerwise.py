@@ -64,6 +64,15 @@ class LayerwiseGradients:
             if part is not None:
                 part.combine_([grad], v)
 
+    def cancellation(self, P: Tensor) -> Tensor:
+        """() float64: how much larger the rounding of P is than if it came from rows, because examples cancel out."""
+        terms = torch.zeros_like(P.diagonal())
+        for part in self._parts:
+            if isinstance(part, InnerProducts):
+                terms += part.squared_terms()
+        factors = terms / P.diagonal().clamp_min(1e-300)
+        return 1 + (factors.max() if self._t else factors.sum())
+
     def in_float64(self) -> LayerwiseGradients:
         """The same gradients, with products and sums in float64."""
         return LayerwiseGradients([None if part is None else part.in_float64() for part in self._parts], self._t)
@@ -181,6 +190,12 @@ class InnerProducts:
         weights = (self._is_of_task @ v).to(self._B.dtype)
         step = (self._B * weights[:, None]).mT @ self._A
         grad.copy_(torch.where(v.any(), grad + step, grad))
+
+    @torch.no_grad()
+    def squared_terms(self) -> Tensor:
+        """(t,) float64: of each task, the sum of the squared lengths of its examples' gradients."""
+        lengths = self._A.square().sum(1, dtype=torch.float64) * self._B.square().sum(1, dtype=torch.float64)
+        return lengths @ self._is_of_task
 
     def in_float64(self) -> InnerProducts:
         """The same columns, with products and sums in float64."""

@@ -30,7 +30,7 @@ def cases() -> list[tuple[str, Callable[..., object], tuple[object, ...]]]:
     P = torch.eye(3).double()
     out += [
         ("nnqp", OPS.nnqp.default, (P, torch.randn(3).double(), 0.5, 1e-3)),
-        ("_project_dual", OPS._project_dual.default, (P, -torch.ones(3).double(), P[0, 0] * 4, 0.5, 0.0, False)),
+        ("_project_dual", OPS._project_dual.default, (P, -torch.ones(3).double(), P[0, 0] * 4, None, 0.5, 0.0, False)),
         ("nnqp batched", OPS.nnqp.default, (P.repeat(2, 1, 1), torch.randn(2, 3).double())),
         ("nnqp shared", OPS.nnqp.default, (P, torch.randn(2, 4, 3).double())),
     ]
