@@ -44,7 +44,7 @@ class AGEM(GEM):
         memory: Memory | None = None,
         memory_batch: int = 256,
         margin: float = 0.0,
-        pass_task: bool | None = None,
+        pass_task: bool | str | None = None,
         seed: int = 0,
         check: bool = False,
     ) -> None:

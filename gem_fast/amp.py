@@ -1,11 +1,20 @@
-"""What torch.amp.GradScaler leaves to optimizers with fused=True, and so to the hook that runs before their step.
+"""Mixed precision: what torch.amp.GradScaler leaves to the hook, and autocast in the pass over the memory.
 
-Other optimizers get unscaled gradients from the scaler, and no step at all where one of them is infinite. Fused ones
-are called in any case, with the scale and the finding as their attributes `grad_scale` and `found_inf`.
+Optimizers get unscaled gradients from the scaler, and no step at all where one of them is infinite. But those with
+fused=True are called in any case, with the scale and the finding as their attributes `grad_scale` and `found_inf`.
 """
 
+import contextlib
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from gem_fast.gradients import Constraint, Engine, Objective, Sample, TaskGradients
+from gem_fast.gradients.restore import buffers_restored
 
 
 def is_skipped(optimizer: Optimizer, wait: bool) -> bool:
@@ -30,3 +39,57 @@ def unscale_(optimizer: Optimizer) -> None:
         if p.grad is not None:
             p.grad.div_(scale)
     optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def disabled(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A block outside of autocast: in float16 without a loss scale small gradients, and their constraints, are lost."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+class PassAutocast:
+    """Has passes over the memory run outside of autocast, but under it where the model cannot do without.
+
+    Parameters in half precision take inputs of another floating-point type only under autocast of their own type,
+    unless the model converts its inputs itself. So where they meet, and a pass outside of autocast fails, it is run
+    under it; and so are all later ones.
+    """
+
+    def __init__(self) -> None:
+        self._is_needed = False
+
+    def context(
+        self, constraints: Sequence[Constraint], parameter: Parameter
+    ) -> contextlib.AbstractContextManager[None]:
+        """The block that a pass runs in, which is outside of autocast so far; parameter: any of them."""
+        if self._is_needed and _half_meets_another(constraints, parameter):
+            return torch.autocast(parameter.device.type, dtype=parameter.dtype)
+        return contextlib.nullcontext()
+
+    def run(
+        self,
+        engine: Engine,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None,
+    ) -> TaskGradients:
+        """What the engine makes of these arguments."""
+        if self._is_needed or not _half_meets_another(constraints, parameters[0]):
+            with self.context(constraints, parameters[0]):
+                return engine(objective, constraints, parameters, sample)
+        modules = objective.model.modules()
+        with contextlib.suppress(RuntimeError), buffers_restored(modules, only_on_failure=True):
+            return engine(objective, constraints, parameters, sample)
+        with torch.autocast(parameters[0].device.type, dtype=parameters[0].dtype):
+            G = engine(objective, constraints, parameters, sample)
+        self._is_needed = True
+        return G
+
+
+def _half_meets_another(constraints: Sequence[Constraint], parameter: Parameter) -> bool:
+    if parameter.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    inputs = (x for batches in constraints for batch in batches for x in tree_leaves(batch.x))
+    return any(isinstance(x, Tensor) and x.is_floating_point() and x.dtype != parameter.dtype for x in inputs)

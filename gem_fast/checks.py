@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from gem_fast.ops import Status
+from gem_fast.projection import Projection
 
 
 def trained_parameters(optimizer: Optimizer) -> list[Parameter]:
@@ -19,8 +21,6 @@ def check_attachable(model: nn.Module, optimizer: Optimizer) -> None:
     """Raises unless a hook on `optimizer` can project the gradients of `model`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
@@ -37,9 +37,14 @@ def check_attachable(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def check_parameters(parameters: Sequence[Parameter]) -> None:
-    """Raises unless the parameters share one dtype and device, as G's rows do, and their gradients are dense."""
+    """Raises unless the parameters are real and share a dtype and device, as G's rows do, with dense gradients."""
     first = parameters[0]
     for p in parameters:
+        if p.is_complex():
+            raise ValueError(
+                f"the optimizer's parameters must be real numbers, got {p.dtype} for shape {tuple(p.shape)}; keep real "
+                "and imaginary parts as two parameters"
+            )
         if p.dtype != first.dtype or p.device != first.device:
             raise ValueError(
                 f"the optimizer's parameters must all have one dtype and device, got {first.dtype} on {first.device} "
@@ -52,12 +57,10 @@ def check_parameters(parameters: Sequence[Parameter]) -> None:
             )
 
 
-def check_no_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raises where step was called with a closure: it computes new gradients after they could have been projected.
-
-    Args:
-        args: the positional arguments of step, the optimizer first.
-        kwargs: its keyword arguments.
-    """
-    if any(argument is not None for argument in args[1:]) or kwargs.get("closure") is not None:
-        raise RuntimeError("optimizer.step must be called without a closure when GEM is attached, got one")
+def check_solved(projection: Projection) -> None:
+    """Raises RuntimeError unless the projection's status is `Status.SOLVED`; waits for a GPU."""
+    if int(projection.status) != Status.SOLVED:
+        raise RuntimeError(
+            f"the projection must be solved, got status {Status(int(projection.status)).name} with a residual of "
+            f"{float(projection.residual):.1e}"
+        )

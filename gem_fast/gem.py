@@ -1,10 +1,8 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
-import contextlib
-import inspect
 import logging
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -15,14 +13,18 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast import amp
-from gem_fast.checks import check_attachable, check_no_closure, check_parameters, trained_parameters
+from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.cuda_graph import GraphedPass, kind_of
+from gem_fast.explain import pass_explained, values_explained
+from gem_fast.first_memory import FirstMemoryCheck
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
-from gem_fast.ops import Status
+from gem_fast.one_projection import OneProjection
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
 from gem_fast.state import check_keys, check_plain_task
+from gem_fast.step_watch import StepWatch
+from gem_fast.wrappers import inner_optimizer, task_parameter
 
 _log = logging.getLogger("gem_fast")
 
@@ -43,24 +45,48 @@ class GEM:
             optimizer.step()
     ```
 
-    There is one constraint per task seen so far except the current one (a task may come back later). The pass over the
-    memory leaves no trace: `.grad`, random number generators and the train/eval mode are as they were. A `.grad` that
-    is None counts as zeros, and is created where the projection has a part for it (the heads of old tasks).
+    There is one constraint per task seen so far except the current one (a task may come back later), which is the one
+    observed last, or what `current_task` is set to. The pass over the memory leaves no trace: `.grad`, random number
+    generators and the train/eval mode are as they were. A `.grad` that is None counts as zeros, and is created where
+    the projection has a part for it (the heads of old tasks).
 
     What is projected is what the optimizer would have read: gradients accumulated over several backward passes (the
     current task is then the one observed last), clipped before the step or unscaled by torch.amp.GradScaler. A step
     pre-hook registered on the optimizer after this one sees the projected gradient, and can clip that instead. Weight
     decay, momentum and the like are the optimizer's own, and come after. The parameters are looked up in each step:
     layers may be frozen and thawed, and parameter groups added, at any time. The pass over the memory runs outside of
-    autocast, in the parameters' own dtype, because float16 gradients without a loss scale lose small values.
+    autocast, in the parameters' own dtype, because float16 gradients without a loss scale lose small values; under it
+    only where parameters in half precision could not take the memory's inputs otherwise. In a step with a closure, the
+    projection comes after the closure.
+
+    What a model keeps from one call to the next outside of buffers, a hidden state say, each pass over the memory uses
+    and changes; this is found in the first of them and said in the log "gem_fast". A module that resets it and puts it
+    back leaves no trace:
+
+    ```python
+    class FromReset(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            kept, self.model.state = self.model.state, None
+            try:
+                return self.model(x)
+            finally:
+                self.model.state = kept
+
+    gem = gem_fast.GEM(FromReset(model), optimizer)
+    ```
 
     An optimizer has at most one hook. `detach()` ends it, as does leaving a `with gem_fast.GEM(...) as gem:` block, and
     the hook goes when the optimizer does. Models may train in several threads, each with a hook of its own; as always
     in torch, threads share the global random number generator.
 
     Args:
-        model: called as model(x), or as model(x, task).
-        optimizer: any torch optimizer whose step needs no closure (not LBFGS); its parameters are the ones projected.
+        model: called as model(x), or as model(x, task=task).
+        optimizer: any torch optimizer whose step calls a closure at most once (not LBFGS); its parameters are the ones
+            projected. Of a wrapper, as `accelerate` makes them, the optimizer inside is taken.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
         memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper
             (`n_memories` in the published code, `patterns_per_experience` in Avalanche).
@@ -71,7 +97,9 @@ class GEM:
             time; default all of them, which is exact.
         engine: what computes G, the past tasks' gradients: "auto", which is `gem_fast.Fused()`; `gem_fast.Fused(...)`
             or `gem_fast.Loop(...)` with options; or an `Engine` of your own.
-        pass_task: whether the model is called as model(x, task). Default: whether its forward has a parameter `task`.
+        pass_task: whether the model is called with the task; or, as a string, the name of the parameter that takes it.
+            Default: whether its forward, or that of a model inside of wrappers, has a parameter `task` or
+            `task_labels`.
         seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
             hook's state, and the only ones it touches.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
@@ -86,9 +114,11 @@ class GEM:
             skips leaves it as it was.
 
     Raises:
-        TypeError: model is no module, optimizer no torch optimizer, or engine no engine.
-        ValueError: the model has no parameters, the optimizer holds none of them, they differ in dtype or device, its
-            step needs a closure, margin or ridge is negative, or memory_batch is smaller than 1.
+        TypeError: model is no module, engine no engine, or optimizer neither a torch optimizer nor a wrapper with one
+            that can be found.
+        ValueError: the model has no parameters, the optimizer holds none of them, they are complex or differ in dtype
+            or device, its step needs a closure, margin or ridge is negative, or memory_batch is smaller than 1. In the
+            first step with a constraint: the gradient of loss_fn is zero whatever the parameters are.
         RuntimeError: the optimizer has a hook already.
     """
 
@@ -103,7 +133,7 @@ class GEM:
         ridge: float = 0.0,
         memory_batch: int | None = None,
         engine: Engine | Literal["auto"] = "auto",
-        pass_task: bool | None = None,
+        pass_task: bool | str | None = None,
         seed: int = 0,
         check: bool = False,
         cuda_graph: bool = False,
@@ -120,36 +150,59 @@ class GEM:
                 'engine must be "auto", gem_fast.Fused(...), gem_fast.Loop(...) or another gem_fast.Engine, '
                 f"got {engine!r:.50}"
             )
+        optimizer = inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         if optimizer in _hooked:
             raise RuntimeError(
                 "optimizer must have no hook of gem_fast yet, got one that has: it would be projected twice; call "
                 "detach() on the first hook"
             )
-        if pass_task is None:
-            pass_task = _takes_task(model)
+        takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
         self.ridge = ridge
         self.memory_batch = memory_batch
         self.check = check
         self.last: Projection | None = None
-        self.objective = Objective(model, loss_fn, pass_task)
+        self.objective = Objective(model, loss_fn, takes_task)
         self.generators = Generators(seed)
         self._engine = engine
         self._said_inaccurate = False
         self._graphed = GraphedPass() if cuda_graph else None
         self._current: Hashable = None
+        self._one_projection = OneProjection()
+        self._watch = StepWatch()
+        self._first_memory = FirstMemoryCheck()
+        self._autocast = amp.PassAutocast()
         # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
         self._optimizer = weakref.ref(optimizer)
         self._attached = True
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self._handles = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
         _hooked.add(optimizer)
 
     @property
     def past_tasks(self) -> list[Hashable]:
         """The tasks whose losses are not to rise: all seen so far except the current one, in the order of `last.v`."""
-        return [task for task in self.memory.tasks if task != self._current]
+        return [task for task in self.memory.tasks if self._current is None or task != self._current]
+
+    @property
+    def current_task(self) -> Hashable:
+        """The task whose loss may rise: the one observed last, or what it was set to since.
+
+        Set it when a task begins whose batches are observed later or never, as where the memory is filled at a task's
+        end. None: all stored tasks are constraints. Raises TypeError where it is no task's id.
+        """
+        return self._current
+
+    @current_task.setter
+    def current_task(self, task: Hashable) -> None:
+        if task is not None:
+            check_task(task)
+        self._current = task
+        self._watch.current_is_set()
 
     def observe(self, x: Tensor, y: Tensor, task: Hashable) -> None:
         """Stores a mini-batch in the memory and makes `task` the current one.
@@ -160,7 +213,7 @@ class GEM:
             task: any hashable id: a number, a string, a tuple of these.
 
         Raises:
-            TypeError: x or y is not a dense tensor, or the id cannot be hashed or is a tensor.
+            TypeError: x or y is not a dense tensor, or the id is None, a tensor or cannot be hashed.
             ValueError: x and y differ in length, are empty or do not fit the task's earlier examples. The memory is
                 then as it was.
         """
@@ -168,6 +221,8 @@ class GEM:
         check_task(task)
         self.memory.observe(x, y, task)
         self._current = task
+        self._one_projection.new_step()
+        self._watch.observed(self._optimizer() if self._attached else None)
 
     @property
     def attached(self) -> bool:
@@ -181,7 +236,8 @@ class GEM:
         """
         optimizer = self._optimizer()
         if self._attached and optimizer is not None:
-            self._handle.remove()
+            for handle in self._handles:
+                handle.remove()
             _hooked.discard(optimizer)
         self._attached = False
 
@@ -238,6 +294,7 @@ class GEM:
             raise
         self.generators = generators
         self._current = state["current"]
+        self._watch.loaded()
         self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
@@ -262,10 +319,16 @@ class GEM:
             "INACCURATE) the gradient was moved as far as could be relied on, and some past task's loss may rise"
         )
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check_no_closure(args, kwargs)
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._one_projection.before_step(self._project, optimizer, args, kwargs)
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._one_projection.new_step()
+
+    def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
             return
+        self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
         if not parameters or not self.past_tasks:
             self.last = None
@@ -276,10 +339,14 @@ class GEM:
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
             constraints, sample = self.constraints()
-            with _no_autocast(parameters[0].device.type):
-                with _explained(constraints, parameters[0]):
-                    G = self._engine(self.objective, constraints, parameters, sample)  # rows g_k (Eq. 5)
-                return project_(grads, G, self.margin, self.ridge), G.depends  # g~ (Eq. 8 and 11)
+            with amp.disabled(parameters[0].device):
+                with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
+                    G = self._autocast.run(self._engine, self.objective, constraints, parameters, sample)  # g_k (Eq. 5)
+                with values_explained(self.memory, grads):
+                    projection = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+                with self._autocast.context(constraints, parameters[0]):
+                    self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
+            return projection, G.depends
 
         if self._graphed is None:
             self.last, depends = project(grads)
@@ -292,41 +359,10 @@ class GEM:
                 project, grads, kind, parameters=parameters, engine=engine, generators=generators
             )
         self._say_if_inaccurate(self.last)
+        if self.check:
+            with values_explained(self.memory, grads):
+                check_solved(self.last)
         _keep_created(parameters, grads, depends, self.last)
-        if self.check and int(self.last.status) != Status.SOLVED:
-            raise RuntimeError(
-                f"the projection must be solved, got status {Status(int(self.last.status)).name} with a residual of "
-                f"{float(self.last.residual):.1e}"
-            )
-
-
-def _takes_task(model: nn.Module) -> bool:
-    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    return "task" in inspect.signature(inner.forward).parameters
-
-
-def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    # In float16 without a loss scale, small gradients would become zeros and their constraints be lost.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _explained(constraints: Sequence[Constraint], parameter: Parameter) -> Iterator[None]:
-    """Names the memory's dtype or device as the cause, where it is another one than the model's and a pass failed."""
-    try:
-        yield
-    except RuntimeError as error:
-        for batch in (batch for batches in constraints for batch in batches):
-            dtype = batch.x.dtype if batch.x.is_floating_point() else parameter.dtype
-            if (dtype, batch.x.device) != (parameter.dtype, parameter.device):
-                raise RuntimeError(
-                    f"the model must take the memory's examples, {dtype} on {batch.x.device}, got an error from it "
-                    f"with parameters of {parameter.dtype} on {parameter.device}; after model.to(...) call "
-                    "memory.to(...), too"
-                ) from error
-        raise
 
 
 def _keep_created(

@@ -203,15 +203,6 @@ def test_non_finite_gradient_is_refused_before_the_step(bad: float) -> None:
         assert_same_bits(a, b)
 
 
-def test_closure_is_refused() -> None:
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    GEM(model, optimizer)
-    for call in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
-        with pytest.raises(RuntimeError, match=r"optimizer\.step must be called without a closure"):
-            call()
-
-
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -2,7 +2,6 @@
 
 import copy
 import enum
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from utils.asserts import assert_same_bits
 from utils.models import mlp, stream
+from utils.states import through_a_file
 
 from gem_fast import AGEM, GEM, EpisodicMemory
 from gem_fast.paper.learners import LEARNERS
@@ -21,13 +21,6 @@ HYPER = {name: PRESETS["split", name] | {"lr": 0.1} for name in LEARNERS}
 HYPER["gem"] |= {"memory_per_task": 8}
 HYPER["agem"] |= {"memory_per_task": 8, "memory_batch": 4}
 HYPER["icarl"] |= {"memory": 20}
-
-
-def through_a_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -197,19 +190,22 @@ def test_bad_states_leave_memory_hook_and_learner(reason: str) -> None:
         assert same(gem.state_dict(), before)
 
 
+SCHEDULE = {"schedule": {"passes": 0, "tasks": []}, "reason": None}
+
+
 @pytest.mark.parametrize(
     ("rule", "change", "sentence"),
     [
         (GEM, {"more": 1}, "state must have the keys memory, current, engine, generator, got current, eng"),
-        (GEM, {"engine": {}}, "engine must have the keys rows, got none"),
+        (GEM, {"engine": {}}, "engine must have the keys rows, schedule, reason, got none"),
         (
             GEM,
-            {"engine": {"rows": {}}},
+            {"engine": {"rows": {}, **SCHEDULE}},
             "rows of the state must have the keys refresh_every, G, past, depends, step, got none",
         ),
         (
             GEM,
-            {"engine": {"rows": {"refresh_every": 2, "G": None, "past": [], "depends": [], "step": 0}}},
+            {"engine": {"rows": {"refresh_every": 2, "G": None, "past": [], "depends": [], "step": 0}, **SCHEDULE}},
             "state must be of an engine with refresh_every = 1, got 2",
         ),
         (AGEM, {"generator": {"cpu": torch.zeros(3)}}, r"generator must be the state of a torch\.Generator on the CPU"),

@@ -1,12 +1,10 @@
-"""What real training loops do around a step: mixed precision, accumulation, clipping, groups, freezing, conversion.
+"""What real training loops do around a step: accumulation, clipping, groups, freezing, conversion.
 
 Each works or is refused with one sentence.
 """
 
 import copy
-import math
 import warnings
-from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -15,146 +13,14 @@ from torch import Tensor, nn
 from utils.asserts import assert_same_bits
 from utils.engines import loop
 from utils.models import MultiHead, mlp, stream
+from utils.training import at_a_conflict, flat_grad, learn, sgd, weights
 
 from gem_fast import GEM, EpisodicMemory
-
-Batches = Iterable[tuple[Tensor, Tensor, object]]
-
-
-def sgd(model: nn.Module, **options) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1, **options)
-
-
-def learn(model: nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, batches: Batches) -> None:
-    for x, y, task in batches:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        gem.observe(x, y, task)
-        optimizer.step()
-
-
-def flat_grad(model: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def weights(model: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def at_a_conflict(
-    dtype: torch.dtype = torch.float32,
-) -> tuple[nn.Module, torch.optim.Optimizer, GEM, Callable[[], Tensor]]:
-    """A model, its optimizer and hook, and a loss whose gradient raises the loss of the one past task."""
-    model = mlp(dtype)
-    optimizer = sgd(model)
-    gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=8))
-    x, y = torch.randn(8, 6, dtype=dtype), torch.zeros(8, dtype=torch.long)
-    gem.observe(x, y, "past")
-    gem.observe(x, y + 1, "now")
-    return model, optimizer, gem, lambda: F.cross_entropy(model(x), y + 1)
 
 
 def past_gradient(model: nn.Module, gem: GEM) -> Tensor:
     batches, _ = gem.constraints()
     return loop(model)(batches, list(model.parameters())).G[0].clone()
-
-
-# ---- mixed precision -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("fused", [False, True])
-def test_autocast_with_grad_scaler(dtype: torch.dtype, fused: bool) -> None:
-    model = mlp()
-    optimizer = sgd(model, momentum=0.9, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    projected = 0
-    with GEM(model, optimizer, memory=EpisodicMemory(per_task=16), margin=0.5) as gem:
-        for x, y, task in stream(4):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=dtype):
-                output = model(x)
-                assert output.dtype == dtype
-                loss = F.cross_entropy(output, y)
-            scaler.scale(loss).backward()
-            unprojected = flat_grad(model) / 1024
-            gem.observe(x, y, task)
-            engine = loop(model)
-            G = engine(gem.constraints()[0], list(model.parameters())).G.double() if task else None
-            scaler.step(optimizer)
-            scaler.update()
-            if G is None:
-                continue
-            # The gradient that came in was the true one: the margin is in its units.
-            assert gem.last is not None
-            assert torch.allclose(gem.last.q, G @ unprojected.double(), rtol=1e-4, atol=1e-5)
-            expected = unprojected.double() + G.T @ gem.last.v
-            assert torch.allclose(flat_grad(model).double(), expected, rtol=1e-4, atol=1e-5)
-            projected += bool(gem.last.violations.any())
-    assert projected > 2
-
-
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("unscale_first", [False, True])
-def test_a_step_with_infinite_gradients_is_skipped(fused: bool, unscale_first: bool) -> None:
-    model = mlp()
-    optimizer = sgd(model, momentum=0.9, fused=fused)
-    gem = GEM(model, optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-
-    def step(x: Tensor, y: Tensor, task: int, spoil: bool) -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.float16):
-            loss = F.cross_entropy(model(x), y)
-        scaler.scale(loss).backward()
-        if spoil:
-            next(model.parameters()).grad[0, 0] = math.inf
-        gem.observe(x, y, task)
-        if unscale_first:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-
-    batches = list(stream(3))
-    for batch in batches[:-1]:
-        step(*batch, spoil=False)
-    before, last = weights(model), gem.last
-    momentum = copy.deepcopy(optimizer.state_dict()["state"])
-    step(*batches[-1], spoil=True)
-    assert scaler.get_scale() == 512.0
-    for a, b in zip(weights(model), before, strict=True):
-        assert_same_bits(a, b)
-    for name, state in optimizer.state_dict()["state"].items():
-        assert_same_bits(state["momentum_buffer"], momentum[name]["momentum_buffer"])
-    assert gem.last is last
-    # What was seen was seen: the batch is in the memory, at the end.
-    x, _ = gem.memory.examples(2)
-    assert x[-len(batches[-1][0]) :].equal(batches[-1][0])
-    step(*batches[-1], spoil=False)
-    assert gem.last is not last
-
-
-def test_a_step_inside_of_autocast_takes_the_memory_pass_out_of_it() -> None:
-    rows = []
-    for enabled in (False, True):
-        torch.manual_seed(0)
-        model, optimizer, gem, loss = at_a_conflict()
-        loss().backward()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            optimizer.step()
-        assert gem.last is not None
-        rows.append(flat_grad(model))
-    assert_same_bits(*rows)
-
-
-def test_a_model_in_bfloat16() -> None:
-    model, optimizer, gem, loss = at_a_conflict(torch.bfloat16)
-    loss().backward()
-    optimizer.step()
-    assert gem.last is not None
-    assert gem.last.violations.all()
-    assert gem.last.status == 0
-    assert flat_grad(model).isfinite().all()
 
 
 # ---- what happens to the gradient before and after -------------------------------------------------------------------
@@ -366,3 +232,14 @@ def test_no_warnings_in_an_ordinary_loop() -> None:
 def test_bad_types(model, optimizer, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         GEM(model, optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_are_refused_when_attached(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, dtype=dtype))
+    message = rf"parameters must be real numbers, got {dtype} for shape \(3, 8\); keep real and imaginary parts as two"
+    for parameters in (model.parameters(), model[1].parameters()):
+        with pytest.raises(ValueError, match=message):
+            GEM(model, torch.optim.SGD(parameters, lr=0.1))
+    real = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    assert GEM(model, real).attached

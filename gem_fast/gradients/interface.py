@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.state import check_keys
+from gem_fast.wrappers import task_parameter
 
 
 class TaskGradients(Protocol):
@@ -82,18 +84,24 @@ class Objective:
     """The loss of the model on a batch.
 
     Attributes:
-        model: called as model(x), or as model(x, task) with `pass_task`.
+        model: called as model(x), or as model(x, task=task) with `pass_task`.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
-        pass_task: whether the model takes the task as its second argument.
+        pass_task: whether the model takes the task; or the name of the parameter that takes it, where it is another one
+            than `task` or `task_labels`.
     """
 
     model: nn.Module
     loss_fn: Callable[[Tensor, Tensor], Tensor]
-    pass_task: bool = False
+    pass_task: bool | str = False
+
+    @cached_property
+    def task_name(self) -> str:
+        """The name under which the model takes the task."""
+        return self.pass_task if isinstance(self.pass_task, str) else task_parameter(self.model) or "task"
 
     def output(self, x: Tensor, task: Hashable) -> Any:
         """What the model makes of x."""
-        return self.model(x, task) if self.pass_task else self.model(x)
+        return self.model(x, **{self.task_name: task}) if self.pass_task else self.model(x)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss over the batch's examples, a scalar.
@@ -117,9 +125,11 @@ class Engine(abc.ABC):
     Attributes:
         repeats: whether it does the same work in each step as long as its arguments are of one kind, so that a CUDA
             graph of one step may stand for the others.
+        compares_next: whether the coming step compares its results with other ones, which waits for a GPU.
     """
 
     repeats: bool = True
+    compares_next: bool = False
 
     @abc.abstractmethod
     def __call__(
@@ -153,4 +163,9 @@ class Engine(abc.ABC):
 def random_devices(parameters: Sequence[Parameter]) -> list[int]:
     """The GPUs whose random numbers a pass may use up; none while a graph is captured, which brings its own."""
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    return [] if devices and torch.cuda.is_current_stream_capturing() else devices
+    return [] if is_captured(parameters) else devices
+
+
+def is_captured(parameters: Sequence[Parameter]) -> bool:
+    """Whether what runs is captured as a CUDA graph, during which nothing can be read from the GPU."""
+    return any(p.device.type == "cuda" for p in parameters) and torch.cuda.is_current_stream_capturing()

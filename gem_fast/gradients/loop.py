@@ -1,5 +1,6 @@
 """One forward and one backward per past task: the reference that every other engine must agree with."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,10 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gem_fast.gradients.interface import Batch, Constraint, Engine, Objective, Sample, random_devices
+from gem_fast.gradients import reentrant
+from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, random_devices
+from gem_fast.gradients.restore import buffers_restored
 from gem_fast.gradients.rows import RowGradients
 from gem_fast.ops import pack_
 from gem_fast.state import check_keys
+
+_log = logging.getLogger("gem_fast")
 
 
 class RowEngine(Engine):
@@ -36,6 +41,9 @@ class Loop(RowEngine):
     A model in training mode sees each task's memory on its own, in order: batch normalisation normalises and updates
     its running statistics as if each memory were a mini-batch.
 
+    Where torch.utils.checkpoint runs with use_reentrant=True, torch.autograd.grad is not possible: the backward then
+    goes to copies of the parameters. `.grad` stays as it is, and hooks that see a gradient accumulated do not run.
+
     Args:
         refresh_every: r, the number of steps in which each row of G is computed anew once, in turns; 1 is exact.
 
@@ -45,6 +53,7 @@ class Loop(RowEngine):
 
     def __init__(self, *, refresh_every: int = 1) -> None:
         super().__init__(refresh_every)
+        self._has_said_why = False
 
     def __call__(
         self,
@@ -57,6 +66,9 @@ class Loop(RowEngine):
         rows = self._rows
         rows.begin_step([batches[0].task for batches in constraints], parameters)
         rows.computed(fill_rows(objective, constraints, parameters, rows.G, rows.stale, sample))
+        if reentrant.is_used_by(objective.model) and not self._has_said_why:
+            self._has_said_why = True
+            _log.warning("the backward of each past task goes to copies of the parameters: %s", reentrant.REASON)
         return rows
 
 
@@ -69,19 +81,58 @@ def fill_rows(
     sample: Sample | None = None,
 ) -> list[bool]:
     """Writes some rows of G (t, p), one backward each; returns, per parameter, whether any of them depends on it."""
-    sizes = [parameter.numel() for parameter in parameters]
-    depends = [False] * len(parameters)
     if sample is not None:
         constraints = sample.of(constraints)
-    with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
-        for row, batches in zip(G[rows], constraints[rows], strict=True):
-            grads = torch.autograd.grad(_mean_loss(objective, batches), parameters, allow_unused=True)
-            pack_(row, grads, sizes)
-            depends = [either or grad is not None for either, grad in zip(depends, grads, strict=True)]
+    model, wanted = objective.model, (G[rows], constraints[rows])
+    with torch.enable_grad():
+        if not reentrant.is_used_by(model):
+            try:
+                with (
+                    torch.random.fork_rng(random_devices(parameters)),
+                    buffers_restored(model.modules(), only_on_failure=True),
+                ):
+                    return _fill(objective, *wanted, parameters, by_backward=False)
+            except RuntimeError as error:
+                if not reentrant.is_reason_of(error):
+                    raise
+                reentrant.found_in(model)
+        with torch.random.fork_rng(random_devices(parameters)):
+            return _fill(objective, *wanted, parameters, by_backward=True)
+
+
+def _fill(
+    objective: Objective,
+    G: Tensor,
+    constraints: Sequence[Constraint],
+    parameters: Sequence[Parameter],
+    *,
+    by_backward: bool,
+) -> list[bool]:
+    sizes = [parameter.numel() for parameter in parameters]
+    depends = [False] * len(parameters)
+    for row, batches in zip(G, constraints, strict=True):
+        grads: Sequence[Tensor | None]
+        if by_backward:
+            with reentrant.copies_in_place(objective, parameters) as copies:
+                loss = _mean_loss(objective, batches)
+                if loss.requires_grad:
+                    loss.backward()
+                grads = [copy.grad for copy in copies]
+        else:
+            grads = _gradients(_mean_loss(objective, batches), parameters)
+        pack_(row, grads, sizes)
+        depends = [either or grad is not None for either, grad in zip(depends, grads, strict=True)]
     return depends
 
 
-def _mean_loss(objective: Objective, batches: Sequence[Batch]) -> Tensor:
+def _gradients(loss: Tensor, parameters: Sequence[Parameter]) -> Sequence[Tensor | None]:
+    """The loss's gradient for each parameter; None where the loss does not depend on it."""
+    if not loss.requires_grad:  # on none of them, because all that it depends on is frozen
+        return [None] * len(parameters)
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _mean_loss(objective: Objective, batches: Constraint) -> Tensor:
     if len(batches) == 1:
         return objective.loss(batches[0])
     examples = sum(len(batch.x) for batch in batches)

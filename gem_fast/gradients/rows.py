@@ -49,12 +49,15 @@ class RowGradients:
         assert self._buffer is not None
         return self._buffer[: len(self._past)]
 
-    def begin_step(self, past: list[Hashable], parameters: Sequence[Parameter]) -> None:
-        """Says which tasks and parameters the rows are of in this step, and finds out which of them are stale."""
+    def begin_step(self, past: list[Hashable], parameters: Sequence[Parameter], *, anew: bool = False) -> None:
+        """Says which tasks and parameters the rows are of in this step, and finds out which of them are stale.
+
+        With `anew` all of them are.
+        """
         t, buffer = len(past), rows_for(len(past), parameters, reuse=self._buffer)
         if buffer is not self._buffer:
             self._buffer = buffer
-        elif self.refresh_every > 1 and past == self._past and self._has_rows_of(parameters):
+        elif not anew and self.refresh_every > 1 and past == self._past and self._has_rows_of(parameters):
             turn = self._step % self.refresh_every
             self._step += 1
             self.stale = slice(turn * t // self.refresh_every, (turn + 1) * t // self.refresh_every)

@@ -27,6 +27,8 @@ def check_classes(y: Tensor) -> None:
 
 def check_task(task: Hashable) -> None:
     """Raises unless `task` can serve as an id. Tensors hash by identity: equal ones would be different tasks."""
+    if task is None:
+        raise TypeError("task must be a hashable id such as an int or a string, got None, which stands for no task")
     if isinstance(task, Tensor):
         raise TypeError("task must be a hashable id such as an int or a string, got a tensor; use task.item()")
     try:

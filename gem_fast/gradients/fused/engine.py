@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import Parameter
@@ -13,13 +13,17 @@ from torch.nn import Parameter
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
+from gem_fast.gradients.fused.schedule import Schedule
 from gem_fast.gradients.fused.task_batch import TaskBatch
-from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, buffers_restored, failures_as_reasons
-from gem_fast.gradients.interface import Constraint, Objective, Sample, TaskGradients, random_devices
+from gem_fast.gradients.fused.verifier import RowsDiffer, Verifier, batch_of_task, failures_as_reasons
+from gem_fast.gradients.interface import Constraint, Objective, Sample, TaskGradients, is_captured, random_devices
 from gem_fast.gradients.layerwise import layerwise
 from gem_fast.gradients.loop import RowEngine, fill_rows
+from gem_fast.gradients.restore import buffers_restored
+from gem_fast.state import check_keys
 
 _log = logging.getLogger("gem_fast")
+_LEFT = "one backward per past task instead of one for all: %s"
 
 Form = Literal["auto", "rows", "layerwise"]
 
@@ -32,9 +36,11 @@ class Fused(RowEngine):
     and those that look at a mini-batch as a whole (batch normalisation), run once per task.
 
     The first pass through a model, and each one that is of a new kind, is compared with one backward per task (`Loop`)
-    on two tasks. A model that cannot be handled, or whose gradients differ, is left to the loop; a line in the log
-    "gem_fast" names the reason. So is a convolutional net on a CPU, where the loop is as fast or faster, unless
-    `tasks_per_pass` is given.
+    on two tasks. From then on some rows of a pass are compared before they are used: those of tasks that have joined
+    the past, together with one other, and one in pass 1, 2, 4, 8 and so on. On a GPU such a pass waits for the result;
+    one that is captured as a CUDA graph is not compared. A model that cannot be handled, or whose gradients differ, is
+    left to the loop, from that very step on; a line in the log "gem_fast" names the reason. So is a convolutional net
+    on a CPU, where the loop is as fast or faster, unless `tasks_per_pass` is given.
 
     Args:
         form: what G is kept as. "rows" is a matrix of t rows. "layerwise" never has t rows in memory: G's products
@@ -86,7 +92,9 @@ class Fused(RowEngine):
         self._cache: BatchCache | None = None
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
-        self._is_left_to_the_loop = False
+        self._schedule = Schedule()
+        self._reason: str | None = None  # why the model is left to the loop
+        self._has_said_several = False
 
     def __call__(
         self,
@@ -106,9 +114,12 @@ class Fused(RowEngine):
         if not is_layerwise:
             rows.begin_step(tasks, parameters)
         stale = slice(0, t) if is_layerwise else rows.stale
-        reason = None
+        reason: CannotFuse | None = None
         if any(len(batches) != 1 for batches in constraints):
-            reason = CannotFuse("a constraint has several batches")
+            reason = CannotVerify("a constraint has several batches")
+            if t > 1 and not self._has_said_several:
+                self._has_said_several = True
+                _log.warning(_LEFT, reason)
         # One task is one backward in any case.
         elif stale.stop - stale.start > 1 or is_layerwise:
             try:
@@ -119,15 +130,38 @@ class Fused(RowEngine):
                 reason = error
         if self._form == "layerwise":
             raise RuntimeError(
-                f'form="layerwise" takes a model that one pass can handle, got one where {reason}; take "rows"'
+                f'form="layerwise" takes a model that one pass can handle, got one where {reason or self._reason}; '
+                'take "rows"'
             ) from reason
-        if is_layerwise:
-            rows.begin_step(tasks, parameters)
+        is_given_up = reason is not None and not isinstance(reason, CannotVerify) and t > 1
+        if is_layerwise or is_given_up:
+            # Rows that earlier passes have left are not to be trusted, either.
+            rows.begin_step(tasks, parameters, anew=is_given_up)
         rows.computed(fill_rows(objective, constraints, parameters, rows.G, rows.stale, sample))
-        if reason is not None and t > 1 and not isinstance(reason, CannotVerify):  # and the loop has not failed, too
-            self._is_left_to_the_loop = True
-            _log.warning("one backward per past task instead of one for all: %s", reason)
+        if is_given_up:  # and the loop has not failed, too
+            self._leave_to_the_loop(str(reason))
         return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
+        return {**super().state_dict(), "schedule": self._schedule.state_dict(), "reason": self._reason}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Engine.load_state_dict`: a model that was left to the loop still is."""
+        check_keys("engine", state, ("rows", "schedule", "reason"))
+        if not isinstance(state["reason"], str | None):
+            raise ValueError(f"reason of the state must be a string or None, got {type(state['reason']).__name__}")
+        schedule = Schedule.from_state(state["schedule"])
+        super().load_state_dict({"rows": state["rows"]})
+        self._schedule, self._reason = schedule, state["reason"]
+
+    def _leave_to_the_loop(self, reason: str) -> None:
+        self._reason = reason
+        _log.warning(_LEFT, reason)
+
+    def _with_unchecked(self, error: RowsDiffer) -> str:
+        passes = self._schedule.unchecked + 1
+        return f"{error}; the last comparison, {passes} passes ago, found no difference" if passes > 1 else str(error)
 
     def _is_layerwise(self, t: int, parameters: Sequence[Parameter]) -> bool:
         if self._form != "auto" or self._rows.refresh_every > 1 or self._tasks_per_pass is not None:
@@ -146,44 +180,73 @@ class Fused(RowEngine):
         """G by one pass, or by a few where not all activations fit; None where the loop is as fast."""
         model, verifier = self._current(objective, parameters)
         may_be_slower = not is_layerwise and self._tasks_per_pass is None
-        if self._is_left_to_the_loop or (may_be_slower and model.is_faster_one_by_one()):
+        if self._reason is not None or (may_be_slower and model.is_faster_one_by_one()):
             return None
-        pass_task, shortcuts = model.objective.pass_task, self._shortcuts and not is_layerwise
+        shortcuts = self._shortcuts and not is_layerwise
+        tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
             batches = self._task_batches(model.objective, constraints, sample, stale)
+            is_new = False
             try:
-                is_mlp = shortcuts and not pass_task and model.is_mlp(batches[0])
-                verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
+                is_mlp = shortcuts and not model.objective.pass_task and model.is_mlp(batches[0])
+                is_new = verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
             except CannotVerify:
                 if not is_layerwise:  # else what is not finite is found in P and q
                     raise
-            # Where a pass fails, the loop is to start from the running statistics of before.
-            with buffers_restored(model.statistics(), only_on_failure=True), failures_as_reasons():
+
+            def run() -> TaskGradients:
                 if is_layerwise:
                     done = model.run(batches, shortcuts=shortcuts)
                     assert isinstance(done, LayerPass)
                     return layerwise(done.contributions, parameters, len(constraints))
-                sizes = [size for batch in batches for size in batch.tasks.sizes]
-                step = self._tasks_per_pass or max(
-                    1, self._activation_bytes // (verifier.bytes_per_example * max(sizes))
-                )
-                rows = self._rows
-                for first in range(0, len(sizes), step):
-                    some = slice(first, min(first + step, len(sizes)))
-                    mine = batches[some] if pass_task else [batches[0].of_tasks(some)]
-                    done = model.run(mine, shortcuts=shortcuts)
-                    done.write(rows.G[stale][some], parameters)
-                    rows.computed(done.depends(parameters))
-                return rows
+                return self._rows_of_passes(model, batches, stale, shortcuts, verifier.bytes_per_example)
+
+            # Where a pass fails, the loop is to start from the running statistics of before.
+            with buffers_restored(model.stateful(), only_on_failure=True), failures_as_reasons():
+                due = [] if is_captured(parameters) else self._schedule.due(tasks, is_new=is_new)
+                if not due:
+                    G = run()
+                else:
+                    try:
+                        G = verifier.verified(run, constraints, sample, stale, due)
+                    except CannotVerify:
+                        if not is_layerwise:
+                            raise
+                        return run()
+                    except RowsDiffer as error:
+                        raise RowsDiffer(self._with_unchecked(error)) from error
+                self._schedule.passed(tasks, due)
+                return G
+
+    def _rows_of_passes(
+        self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int
+    ) -> TaskGradients:
+        """The stale rows, by as many passes as the activations need."""
+        rows, pass_task = self._rows, model.objective.pass_task
+        sizes = [size for batch in batches for size in batch.tasks.sizes]
+        step = self._tasks_per_pass or max(1, self._activation_bytes // (bytes_per_example * max(sizes)))
+        for first in range(0, len(sizes), step):
+            some = slice(first, min(first + step, len(sizes)))
+            done = model.run(batches[some] if pass_task else [batches[0].of_tasks(some)], shortcuts=shortcuts)
+            done.write(rows.G[stale][some], model.parameters)
+            rows.computed(done.depends(model.parameters))
+        return rows
 
     def _current(self, objective: Objective, parameters: Sequence[Parameter]) -> tuple[FusedModel, Verifier]:
         # A compiled model is run as it was: compiled code has no layers to look into.
         original = getattr(objective.model, "_orig_mod", None)
         objective = objective if original is None else replace(objective, model=original)
         if self._model is None or self._verifier is None or not self._model.serves(objective, parameters):
+            if self._model is None:
+                if self._reason is not None:  # in the run that is resumed
+                    self._leave_to_the_loop(self._reason)
+            else:
+                # What another model did, or this one where it was not to be trusted, says nothing about this pass.
+                if self._reason is not None or objective.model is not self._model.objective.model:
+                    self._schedule = Schedule()
+                self._reason = None
             self._model = FusedModel(objective, parameters)
             self._verifier = Verifier(self._model)
-            self._is_left_to_the_loop = False
         return self._model, self._verifier
 
     def _task_batches(

@@ -80,9 +80,9 @@ class FusedModel:
             and _hooked(parameters) == self._hooked
         )
 
-    def statistics(self) -> list[Tensor]:
-        """The buffers that a pass may change."""
-        return [buffer for module, rule in self.rules if rule is once_per_task for buffer in module.buffers()]
+    def stateful(self) -> list[nn.Module]:
+        """The modules whose buffers a pass may change."""
+        return [part for module, rule in self.rules if rule is once_per_task for part in module.modules()]
 
     def is_mlp(self, batch: TaskBatch) -> bool:
         """Whether a batch goes the way of `cpu_mlp.whole_pass`."""
@@ -167,8 +167,8 @@ def _check_every_use_is_known(
             raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
 
 
-def _states(modules: list[nn.Module]) -> list[tuple[bool, bool]]:
-    return [(module.training, cpu_mlp.has_hooks(module)) for module in modules]
+def _states(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool, bool]]:
+    return [(type(module), module.training, cpu_mlp.has_hooks(module)) for module in modules]
 
 
 def _hooked(parameters: Sequence[Parameter]) -> list[bool]:

@@ -26,7 +26,7 @@ class CannotFuse(Exception):
 
 
 class CannotVerify(CannotFuse):
-    """There is nothing to compare with this time, because the gradients are not finite."""
+    """This step alone is the loop's, because its gradients are not finite, say: there is nothing to compare."""
 
 
 TaskWriter = Callable[[Tensor, TaskSizes, Tensor], None]

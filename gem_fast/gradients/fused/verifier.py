@@ -1,9 +1,10 @@
-"""Compares a fused pass with one backward per task before anything relies on it."""
+"""Compares a fused pass with one backward per task: before anything relies on it, and now and then from then on."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,21 +12,36 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gem_fast.gradients import reentrant
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
-from gem_fast.gradients.interface import Batch, Constraint, random_devices
+from gem_fast.gradients.interface import Batch, Constraint, Sample, TaskGradients, random_devices
 from gem_fast.gradients.loop import fill_rows
-from gem_fast.gradients.rows import rows_for
+from gem_fast.gradients.restore import Buffers, buffers_restored, parameters_moved
+from gem_fast.gradients.rows import RowGradients, by_parameter, rows_for
+
+# How often a comparison is tried: with the parameters as they are, and twice with others close to them.
+_ATTEMPTS = 3
 
 
 class RowsDiffer(CannotFuse):
     """The gradients are others: by a mistake in principle, or because a ReLU's input was zero but for rounding."""
 
 
+class _UsesRandomNumbers(Exception):
+    """A pass has drawn some."""
+
+
 class Verifier:
-    """Compares passes through a model with the loop, on two tasks, whenever a pass is of a kind that is new.
+    """Compares passes through a model with the loop.
+
+    `verify_new` compares a small pass of two tasks when a pass is of a kind that is new. `verified` compares some tasks
+    of a pass that is about to be used: a model may come to mix examples in this batch that did not in those before. A
+    ReLU whose input is zero but for rounding is no mistake of the pass: where gradients differ in float32 or less,
+    passes at slightly other parameters decide. The parameters are put back, and so are buffers. On a GPU a comparison
+    waits for the result.
 
     Attributes:
         bytes_per_example: what a pass keeps in memory for each example, as the last comparison found.
@@ -37,7 +53,7 @@ class Verifier:
         self._shortcuts = True
         self._verified: set[tuple[Hashable, int, bool, bool]] = set()
 
-    def verify_new(self, constraints: Sequence[Constraint], *, shortcuts: bool, is_mlp: bool) -> None:
+    def verify_new(self, constraints: Sequence[Constraint], *, shortcuts: bool, is_mlp: bool) -> bool:
         """Verifies two tasks, and for a model that takes the task two of which one is new, until none is.
 
         Args:
@@ -45,31 +61,122 @@ class Verifier:
             shortcuts: as for `FusedModel.run`.
             is_mlp: whether the pass will be one of `cpu_mlp.whole_pass`.
 
+        Returns:
+            Whether there was anything new.
+
         Raises:
             CannotVerify: the gradients are not finite.
             CannotFuse: the fused pass does not do the same as the loop.
         """
         self._shortcuts = shortcuts
         pass_task = self._model.objective.pass_task
+        was_new = False
         for k, [batch] in enumerate(constraints if pass_task else constraints[:1]):
             kind = (batch.task if pass_task else None, min(2, len(constraints)), shortcuts, is_mlp)
             if kind in self._verified:
                 continue
             [other] = constraints[0 if k > 0 else -1]
-            self._check_up_to_rounding([batch, other][: len(constraints)])
+            batches = [batch, other][: len(constraints)]
+            self._up_to_rounding(partial(self._check_up_to_coincidence, batches))
             self._verified.add(kind)
+            was_new = True
+        return was_new
 
-    def _check_up_to_rounding(self, batches: Sequence[Batch]) -> None:
-        """Verifies one batch per task, or one half of each: a ReLU that rounding flips is in one half only."""
+    def verified(
+        self,
+        run: Callable[[], TaskGradients],
+        constraints: Sequence[Constraint],
+        sample: Sample | None,
+        rows: slice,
+        due: Sequence[int],
+    ) -> TaskGradients:
+        """What a pass gives, once the loop gives the same for some rows of it, and leaves the same buffers.
+
+        A pass that uses random numbers cannot be compared itself, but one with nothing dropped.
+
+        Args:
+            run: runs the pass.
+            constraints: as for `Engine.__call__`, of one batch each.
+            sample: as for `Engine.__call__`.
+            rows: the rows of G that the pass computes.
+            due: which of these rows to compare.
+
+        Raises:
+            CannotVerify: the gradients are not finite.
+            CannotFuse: the loop does not do the same. Buffers are then as they were.
+        """
+        devices, modules = random_devices(self._model.parameters), list(self._model.objective.model.modules())
+        batches = [batch for [batch] in (constraints if sample is None else sample.of(constraints))[rows]]
+
+        def compared(even_random: bool) -> TaskGradients:
+            with torch.random.fork_rng(devices), buffers_restored(modules, only_on_failure=True):
+                start, before = _random_states(devices), Buffers(modules)
+                G = run()
+                if not even_random and not all(map(torch.equal, _random_states(devices), start)):
+                    raise _UsesRandomNumbers
+                _set_random_states(devices, start)
+                with buffers_restored(modules):
+                    self._compare_with_loop(G, len(constraints), batches, rows.start, due, before)
+            return G
+
+        def check_with_nothing_dropped() -> None:
+            with buffers_restored(modules), _NothingDropped():
+                compared(even_random=True)
+
+        attempt = 0
         try:
-            return self._check_up_to_coincidence(batches)
+            return compared(even_random=False)
+        except _UsesRandomNumbers:
+            pass
         except RowsDiffer:
-            if self._model.parameters[0].dtype == torch.float64 or min(len(batch.x) for batch in batches) < 2:
+            if self._model.parameters[0].dtype == torch.float64:
                 raise
-            for half in (0, 1):
-                with suppress(RowsDiffer):
-                    return self._check_up_to_coincidence([_half(batch, half) for batch in batches])
-            raise
+            attempt = 1
+        self._up_to_rounding(check_with_nothing_dropped, attempt)
+        return run()
+
+    def _compare_with_loop(
+        self, G: TaskGradients, t: int, batches: Sequence[Batch], first: int, due: Sequence[int], before: Buffers
+    ) -> None:
+        """One row at a time, so that a form of G that has no rows does not need the memory for many.
+
+        Args:
+            G: what the pass gave.
+            t: the number of rows of G.
+            batches: what went through it, task by task.
+            first: which row of G is the first of these.
+            due: which of these rows to compare.
+            before: the buffers' values before the pass; those after it are in the model.
+        """
+        objective, parameters = self._model.objective, self._model.parameters
+        after = [buffer.clone() for buffer in objective.model.buffers()]
+        # A task's gradient may depend on what the tasks before it have left in the buffers.
+        has_changed = not before.are_unchanged()
+        before.restore()
+        expected = rows_for(1, parameters)
+        for k, batch in enumerate(batches):
+            if k in due:
+                fill_rows(objective, [[batch]], parameters, expected, slice(0, 1))
+                got = _row(G, first + k, t, parameters)
+                # Where there are no rows, one that is not finite spoils the others.
+                if not bool((expected if isinstance(G, RowGradients) else expected + got).isfinite().all()):
+                    raise CannotVerify("the gradients are not finite")
+                _compare(objective.model, parameters, expected, got)
+            elif has_changed:
+                objective.loss(batch)
+        _compare_buffers(objective.model, after)
+
+    def _up_to_rounding(self, check: Callable[[], None], first: int = 0) -> None:
+        """Runs a comparison; where gradients differ, at other parameters, where rounding flips other ReLUs if any."""
+        model, dtype = self._model.objective.model, self._model.parameters[0].dtype
+        last = 0 if dtype == torch.float64 else _ATTEMPTS - 1
+        for attempt in range(first, last + 1):
+            try:
+                with parameters_moved(list(model.parameters()), attempt) if attempt else nullcontext():
+                    return check()
+            except RowsDiffer:
+                if attempt == last:
+                    raise
 
     def _check_up_to_coincidence(self, batches: Sequence[Batch]) -> None:
         """Verifies; where that fails, once more with the dimensions that run over the examples found out otherwise.
@@ -95,10 +202,10 @@ class Verifier:
         t, constraints = len(batches), [[batch] for batch in batches]
         expected, got = rows_for(t, parameters), rows_for(t, parameters)
         with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
-            with buffers_restored(list(model.buffers())):
+            with buffers_restored(model.modules()):
                 depends = fill_rows(self._model.objective, constraints, parameters, expected, slice(0, t))
                 buffers = [buffer.clone() for buffer in model.buffers()]
-            with buffers_restored(list(model.buffers())), failures_as_reasons():
+            with buffers_restored(model.modules()), failures_as_reasons():
                 same = self._fill(batches, got, learn_dims) == depends
                 _compare_buffers(model, buffers)
         if not bool(expected.isfinite().all()):
@@ -131,6 +238,8 @@ def failures_as_reasons() -> Iterator[None]:
     except CannotFuse:
         raise
     except Exception as error:
+        if reentrant.is_reason_of(error):
+            raise CannotFuse(reentrant.REASON) from error
         raise CannotFuse(f"the fused pass failed: {type(error).__name__}: {error}") from error
 
 
@@ -139,10 +248,25 @@ def batch_of_task(batch: Batch) -> TaskBatch:
     return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([len(batch.x)]))
 
 
-def _half(batch: Batch, which: int) -> Batch:
-    middle = len(batch.x) // 2
-    some = slice(middle, None) if which else slice(middle)
-    return batch._replace(x=batch.x[some], y=batch.y[some])
+def _random_states(devices: Sequence[int]) -> list[Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+
+def _set_random_states(devices: Sequence[int], states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+
+
+def _row(G: TaskGradients, k: int, t: int, parameters: Sequence[Parameter]) -> Tensor:
+    """(1, p): row k of G (t, p), which need not be kept as rows."""
+    if isinstance(G, RowGradients):
+        return G.G[k : k + 1]
+    row = rows_for(1, parameters).zero_()
+    unit = torch.zeros(t, dtype=torch.float64, device=row.device)
+    unit[k] = 1.0
+    G.combine_([part.view_as(p) for part, p in zip(by_parameter(row, parameters), parameters, strict=True)], unit)
+    return row
 
 
 def _compare_buffers(model: nn.Module, expected: Sequence[Tensor]) -> None:
@@ -166,21 +290,6 @@ def _compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor
                 f"the gradients of {names.get(parameter, 'a parameter')} differ from those of one backward per task: "
                 "the model mixes the examples of a mini-batch, or uses a parameter in a way that no rule knows"
             )
-
-
-@contextmanager
-def buffers_restored(buffers: Sequence[Tensor], *, only_on_failure: bool = False) -> Iterator[None]:
-    """Puts buffers, running statistics say, back as they were before the block, or before a block that failed."""
-    before = [(buffer, buffer.clone()) for buffer in buffers]
-    has_failed = True
-    try:
-        yield
-        has_failed = False
-    finally:
-        if has_failed or not only_on_failure:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
 
 
 class _NothingDropped(TorchDispatchMode):

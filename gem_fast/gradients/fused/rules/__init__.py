@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -82,6 +83,8 @@ def rules_of(model: nn.Module) -> list[tuple[nn.Module, Rule]]:
     for module in model.modules():
         if module._compiled_call_impl is not None:
             raise CannotFuse(f"{type(module).__name__} is compiled")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CannotFuse(f"{type(module).__name__} is compiled by torch.jit")
     return list(found.items())
 
 
