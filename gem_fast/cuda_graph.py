@@ -103,7 +103,7 @@ class GraphedPass:
         if kind != self._kind:
             self._kind, self._steps, self._graph, self._result = kind, 0, None, None
         if self._graph is None:
-            if self._steps < EAGER_STEPS or engine.compares_next:
+            if self._steps < EAGER_STEPS:
                 self._steps += 1
                 return run(grads)
             reason = _obstacle(parameters, engine) or self._capture(run, grads, generators)

@@ -125,11 +125,9 @@ class Engine(abc.ABC):
     Attributes:
         repeats: whether it does the same work in each step as long as its arguments are of one kind, so that a CUDA
             graph of one step may stand for the others.
-        compares_next: whether the coming step compares its results with other ones, which waits for a GPU.
     """
 
     repeats: bool = True
-    compares_next: bool = False
 
     @abc.abstractmethod
     def __call__(

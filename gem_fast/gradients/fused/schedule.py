@@ -31,17 +31,12 @@ class Schedule:
             tasks: those whose gradients the pass computes.
             is_new: whether the pass is the first of its kind: one task is then compared in any case.
         """
+        number = self._passes + 1
         due = [k for k, task in enumerate(tasks) if task not in self._known]
-        if not (due or is_new or self.is_due_next):
+        if not (due or is_new or number & (number - 1) == 0):
             return []
         others = [k for k, task in enumerate(tasks) if task in self._known]
-        return [*due, random.Random(self._passes + 1).choice(others)] if others else due
-
-    @property
-    def is_due_next(self) -> bool:
-        """Whether the number of the coming pass alone makes a comparison due."""
-        number = self._passes + 1
-        return number & (number - 1) == 0
+        return [*due, random.Random(number).choice(others)] if others else due
 
     def passed(self, tasks: Sequence[Hashable], due: Sequence[int]) -> None:
         """Counts a pass, which stood the comparisons that were due."""

@@ -38,8 +38,8 @@ namespace {
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMaxThreads = 512;
-// More fibres than a block has threads: blocks use different ones for the same thread.
-constexpr unsigned kFibres = kMaxThreads + 61;
+// More fibres than a block has threads: a block shares none with the one before it, which would order them.
+constexpr unsigned kFibres = 2 * kMaxThreads + 61;
 constexpr size_t kStack = 256 * 1024;
 constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 
@@ -177,7 +177,7 @@ void prepare_shared(size_t bytes) {
 void run_block(unsigned block) {
   blockIdx.x = block;
   at_barrier = finished = 0;
-  const unsigned shift = block * 61 % kFibres;
+  const auto shift = static_cast<unsigned>(static_cast<uint64_t>(block) * blockDim.x % kFibres);
   for (unsigned i = 0; i < blockDim.x; ++i) {
     const unsigned f = (i + shift) % kFibres;
     if (!fibres[f].made) make(fibres[f]);
