@@ -20,6 +20,7 @@ from gem_fast.first_memory import FirstMemoryCheck
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.one_projection import OneProjection
+from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
 from gem_fast.state import check_keys, check_plain_task
