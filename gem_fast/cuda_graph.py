@@ -131,9 +131,7 @@ class GraphedPass:
         return None
 
 
-def kind_of(
-    model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Parameter], options: Hashable
-) -> Hashable:
+def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Parameter], options: Hashable) -> Hashable:
     """What must be the same for a graph to do what the pass would: equal kinds compare equal.
 
     Args:

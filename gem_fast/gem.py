@@ -1,6 +1,5 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
-import logging
 import weakref
 from collections.abc import Callable, Hashable
 from types import TracebackType
@@ -13,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast import amp
+from gem_fast.accuracy_watch import AccuracyWatch
 from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.cuda_graph import GraphedPass, kind_of
 from gem_fast.explain import pass_explained, values_explained
@@ -20,14 +20,11 @@ from gem_fast.first_memory import FirstMemoryCheck
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
 from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
 from gem_fast.one_projection import OneProjection
-from gem_fast.ops import Status
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
 from gem_fast.state import check_keys, check_plain_task
 from gem_fast.step_watch import StepWatch
 from gem_fast.wrappers import inner_optimizer, task_parameter
-
-_log = logging.getLogger("gem_fast")
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -168,7 +165,7 @@ class GEM:
         self.objective = Objective(model, loss_fn, takes_task)
         self.generators = Generators(seed)
         self._engine = engine
-        self._said_inaccurate = False
+        self._accuracy = AccuracyWatch()
         self._graphed = GraphedPass() if cuda_graph else None
         self._current: Hashable = None
         self._one_projection = OneProjection()
@@ -310,16 +307,6 @@ class GEM:
         counts = [len(batch.x) for batch in batches]
         return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
 
-    def _say_if_inaccurate(self, projection: Projection) -> None:
-        # Once, and not on a GPU, which would have to be waited for.
-        if self._said_inaccurate or projection.v.device.type != "cpu" or projection.status != Status.INACCURATE:
-            return
-        self._said_inaccurate = True
-        _log.warning(
-            "the past tasks' gradients depend on each other to more digits than float64 has: in this step (status "
-            "INACCURATE) the gradient was moved as far as could be relied on, and some past task's loss may rise"
-        )
-
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._one_projection.before_step(self._project, optimizer, args, kwargs)
 
@@ -359,7 +346,7 @@ class GEM:
             self.last, depends = self._graphed(
                 project, grads, kind, parameters=parameters, engine=engine, generators=generators
             )
-        self._say_if_inaccurate(self.last)
+        self._accuracy.projected(self.last)
         if self.check:
             with values_explained(self.memory, grads):
                 check_solved(self.last)

@@ -66,9 +66,7 @@ def new_generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device)
 
 
-def sample_each(
-    counts: list[int], size: int, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Sample:
+def sample_each(counts: list[int], size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Sample:
     """A random subset of every task's examples, without replacement.
 
     Args:

@@ -36,7 +36,11 @@ def test_every_part_runs(folder: Path) -> None:
     assert [parts[name]["outcome"] for name in ("tests", "kernels", "steps")] == ["passed"] * 3
     assert parts["sanitizer"]["outcome"] == "skipped: needs a GPU; small shapes on the CPU: passed"
     logs = {path.name for path in folder.iterdir()}
-    assert logs == {"results.json", "results.md", *(f"{part}.log" for part in ("tests", "kernels", "steps", "sanitizer"))}
+    assert logs == {
+        "results.json",
+        "results.md",
+        *(f"{part}.log" for part in ("tests", "kernels", "steps", "sanitizer")),
+    }
 
 
 def test_no_case_fails_and_all_are_there(folder: Path) -> None:

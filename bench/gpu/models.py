@@ -65,7 +65,9 @@ class Block(nn.Module):
         self.heads = heads
         self.before_attention, self.before_mlp = nn.LayerNorm(features), nn.LayerNorm(features)
         self.qkv = nn.Linear(features, 3 * features)
-        self.lora = nn.Sequential(nn.Linear(features, lora, False), nn.Linear(lora, 3 * features, False)) if lora else None
+        self.lora = (
+            nn.Sequential(nn.Linear(features, lora, False), nn.Linear(lora, 3 * features, False)) if lora else None
+        )
         self.project = nn.Linear(features, features)
         self.mlp = nn.Sequential(nn.Linear(features, 4 * features), nn.GELU(), nn.Linear(4 * features, features))
 

@@ -1,7 +1,7 @@
 """What bench/gpu/check measured, as a page; and the README's table.
 
-    python bench/gpu/tables.py bench/results/gpu.json                    prints the page
-    python bench/gpu/tables.py bench/results/gpu.json --readme README.md writes the table between its two marks
+python bench/gpu/tables.py bench/results/gpu.json                    prints the page
+python bench/gpu/tables.py bench/results/gpu.json --readme README.md writes the table between its two marks
 """
 
 import argparse
@@ -32,7 +32,8 @@ def page(results: dict[str, Any]) -> str:
     sections += [
         "## Stages of the projection\n\nMicroseconds in a CUDA graph, and the floor as a part of that.\n\n"
         + table(("p", "t", "dtype", *STAGES), map(stage_row, of_case(kernels, "stages"))),
-        "## The solver\n\n" + table(("t", "problems", "time", "problems per second"), map(nnqp_row, of_case(kernels, "nnqp"))),
+        "## The solver\n\n"
+        + table(("t", "problems", "time", "problems per second"), map(nnqp_row, of_case(kernels, "nnqp"))),
         "## Other ways to project\n\nAs a training loop sees them; times as long as ours.\n\n" + rivals_table(kernels),
         "## Training steps\n\n" + steps_table(steps),
     ]

@@ -148,7 +148,12 @@ MISTAKES = {
         stage="project",
     ),
     "two blocks that write one place": Mistake(
-        "thread", "gram.cu", "cuda/gram.cu", "in.write(r, s, slab, total[i]);", "in.write(r, s, 0, total[i]);", "data race"
+        "thread",
+        "gram.cu",
+        "cuda/gram.cu",
+        "in.write(r, s, slab, total[i]);",
+        "in.write(r, s, 0, total[i]);",
+        "data race",
     ),
     "a barrier that some threads pass by": Mistake(
         "address",
