@@ -55,7 +55,7 @@ class CudaGraph:
 
 
 class GraphedPass:
-    """Runs a step's memory pass and projection eagerly a few times, then from a graph, as long as steps are of one kind.
+    """Runs a step's memory pass and projection eagerly a few times, then from a graph, while steps are of one kind.
 
     A step is of another kind where a task joins, examples of past tasks change, or the model, its parameters or its
     mode do: the graph goes, and a new one is captured after a few eager steps. A pass that cannot be captured is said

@@ -103,8 +103,12 @@ def workloads(dry: bool) -> list[Workload]:
     def transformer(lora: int) -> Callable[[], nn.Module]:
         return lambda: Transformer(*size, lora=lora)
 
-    few = lambda n: min(n, 4) if dry else n  # noqa: E731
-    tasks = lambda t: min(t, 2) if dry else t  # noqa: E731
+    def few(n: int) -> int:
+        return min(n, 4) if dry else n
+
+    def tasks(t: int) -> int:
+        return min(t, 2) if dry else t
+
     resnet = (lambda: resnet18(100, 4)) if dry else (lambda: resnet18(100))
     return [
         Workload("MLP, MNIST", lambda: mlp(784, 10), digits, 10, few(256), tasks(19)),

@@ -1,6 +1,7 @@
-// Fragments come straight from global memory: lane 4 r + c loads 16 bytes of row r of eight rows, and counts them as the
-// columns that mma gives it. Every lane of every row does, so the products are those of equal columns, in another order.
-// A row of G is thus read once for each pair of panels, goes through no shared memory, and no warp waits for another.
+// Fragments come straight from global memory: lane 4 r + c loads 16 bytes of row r of eight rows, and counts them as
+// the columns that mma gives it. Every lane of every row does, so the products are those of equal columns, in another
+// order. A row of G is thus read once for each pair of panels, goes through no shared memory, and no warp waits for
+// another.
 //
 // float32 numbers are split in two of 11 bits each, x = high + low up to 2^-23 |x|. high high', high low' and low high'
 // are formed exactly and low low' is left out, 2^-24 of the product: the error is float32's. What the sums within mma
@@ -60,8 +61,7 @@ struct Operand {
 
 // sum += the products of 16 rows with 8 rows, over the columns of one load.
 template <class T>
-__device__ inline void add_tile(const Operand<T>& top, const Operand<T>& bottom, const Operand<T>& b,
-                                float (&sum)[4]) {
+__device__ inline void add_tile(const Operand<T>& top, const Operand<T>& bottom, const Operand<T>& b, float (&sum)[4]) {
   float chain[4] = {};
   if constexpr (Operand<T>::kParts == 2) {
 #pragma unroll
@@ -76,7 +76,8 @@ __device__ inline void add_tile(const Operand<T>& top, const Operand<T>& bottom,
   for (int i = 0; i < 4; ++i) sum[i] += chain[i];
 }
 
-// What a lane reads of one panel: row `lane / 4` of each of its blocks of eight. Columns count from the slab's first one.
+// What a lane reads of one panel: row `lane / 4` of each of its blocks of eight. Columns count from the slab's first
+// one.
 template <class T>
 struct Reader {
   static constexpr int kV = kPerVector<T>;
@@ -140,13 +141,19 @@ struct Reader {
 
 // Tile x: rows 16 i ... of the first panel, 8 j ... of the second.
 template <bool kSame>
-__device__ constexpr int tile_i(int x) { return kSame ? (x < 2 ? 0 : 1) : x / kBlocksOfRows; }
+__device__ constexpr int tile_i(int x) {
+  return kSame ? (x < 2 ? 0 : 1) : x / kBlocksOfRows;
+}
 template <bool kSame>
-__device__ constexpr int tile_j(int x) { return kSame ? (x < 2 ? x : x - 2) : x % kBlocksOfRows; }
+__device__ constexpr int tile_j(int x) {
+  return kSame ? (x < 2 ? x : x - 2) : x % kBlocksOfRows;
+}
 
 // Whether number i of a lane's part of tile x counts: in the upper half of these tiles all are above the diagonal.
 template <bool kSame>
-__device__ constexpr bool counts(int x, int i) { return !kSame || i >= 2 || (x != 1 && x != kTiles<true> - 1); }
+__device__ constexpr bool counts(int x, int i) {
+  return !kSame || i >= 2 || (x != 1 && x != kTiles<true> - 1);
+}
 
 template <bool kSame, class T>
 __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>& in, const Pair& panel, int64_t slab) {
@@ -260,7 +267,8 @@ template <class T>
 void launch_gram_mma(const KernelTensorList& list, const GramInput<T>& in, int64_t slabs, Stream stream) {
   if constexpr (!std::is_same_v<T, double>) {
     constexpr int64_t kSharedBytes = kTiles<false> * 4 * kWarp * sizeof(double);
-    launch(in.pairs == 1 ? gram_mma_kernel<T, true> : gram_mma_kernel<T, false>, slabs * in.pairs, kThreads, kSharedBytes, stream, list, in);
+    launch(in.pairs == 1 ? gram_mma_kernel<T, true> : gram_mma_kernel<T, false>, slabs * in.pairs, kThreads,
+           kSharedBytes, stream, list, in);
   }
 }
 

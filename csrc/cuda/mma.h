@@ -1,5 +1,5 @@
-// Products of small matrices by a warp's tensor cores: d (16, 8) += a (16, k) b (8, k)'. What each lane holds of them, a
-// "fragment", is the hardware's choice: lane 4 r + c holds rows r and r + 8 of a, row r of b, and of each the columns
+// Products of small matrices by a warp's tensor cores: d (16, 8) += a (16, k) b (8, k)'. What each lane holds of them,
+// a "fragment", is the hardware's choice: lane 4 r + c holds rows r and r + 8 of a, row r of b, and of each the columns
 // numbered c and c + k / 8 in units of 32 bits; of d the columns 2 c and 2 c + 1.
 #pragma once
 
@@ -27,9 +27,9 @@ __device__ inline void mma(float (&d)[4], const Fragment& top, const Fragment& b
                                                        : simt::MmaKind::kFloat16;
   simt::mma(kKind, d, {top.low, bottom.low, top.high, bottom.high}, {b.low, b.high});
 #elif __CUDA_ARCH__ >= 800
-#define GEM_FAST_MMA(instruction)                                                                            \
-  asm(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                        \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                      \
+#define GEM_FAST_MMA(instruction)                                                                                      \
+  asm(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                   \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                 \
       : "r"(top.low), "r"(bottom.low), "r"(top.high), "r"(bottom.high), "r"(b.low), "r"(b.high))
   if constexpr (std::is_same_v<T, float>) {
     GEM_FAST_MMA("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32");

@@ -65,7 +65,7 @@ class Sample(NamedTuple):
     """A choice of examples, some of each constraint, where not all of them are to count."""
 
     positions: Tensor
-    """(n,) int64, on any device: positions in the concatenation of all constraints' examples, constraint by constraint."""
+    """(n,) int64: positions in the concatenation of all constraints' examples, constraint by constraint."""
     sizes: list[int]
     """The number of examples of each constraint; n in total."""
 

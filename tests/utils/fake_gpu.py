@@ -1,9 +1,9 @@
-"""A device that is none of the CPU's, for tests of what the library does on a GPU: its values are there, on the CPU, but
-who asks for one would have to wait.
+"""A device that is not the CPU, for tests of what the library does on a GPU.
 
 Tensors on it are of the device "meta" to everything that asks for their device. Within `FakeGpu()` all operators run on
-the values behind them. With `waits = False` every operator that would make the host wait for a GPU raises `Waits`: those
-that hand a value to Python, those whose result's shape depends on values, and copies between host and device.
+the values behind them, which are on the CPU. With `waits = False` every operator that would make the host wait for a
+GPU raises `Waits`: those that hand a value to Python, those whose result's shape depends on values, and copies between
+host and device.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _READ = {
     aten.unique_dim.default,
     aten.unique_consecutive.default,
 }
+# Operators that take a list of indexes as their second argument; masks among them are read.
+_INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 _DEVICE = torch.device("meta")
 
 
@@ -93,9 +95,9 @@ class FakeGpu(TorchDispatchMode):
     def _check(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], of_device: list[Any], result: bool) -> None:
         if of_device and func in _READ:
             raise Waits(f"{func} reads a value")
-        if of_device and func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
-            if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
-                raise Waits(f"{func} with a mask has a shape that depends on values")
+        indexes = args[1] if of_device and func in _INDEXING else ()
+        if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indexes):
+            raise Waits(f"{func} with a mask has a shape that depends on values")
         if func is aten.repeat_interleave.Tensor and of_device and kwargs.get("output_size") is None:
             raise Waits(f"{func} has a shape that depends on values")
         others = [x for x in tensors if not isinstance(x, OnFakeGpu)]
