@@ -66,11 +66,13 @@ class FakeGpu(TorchDispatchMode):
 
     Attributes:
         waits: whether operators that would wait are let pass.
+        refused: those that were not; who catches `Waits` does not get by.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits = True
+        self.refused: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -82,7 +84,11 @@ class FakeGpu(TorchDispatchMode):
             result_on_device = wanted == _DEVICE if wanted is not None else result_on_device
             kwargs["device"] = torch.device("cpu") if wanted == _DEVICE else wanted
         if not self.waits:
-            self._check(func, args, kwargs, tensors, of_device, result_on_device)
+            try:
+                self._check(func, args, kwargs, tensors, of_device, result_on_device)
+            except Waits as error:
+                self.refused.append(str(error))
+                raise
         run_args, run_kwargs = tree_map_only(OnFakeGpu, lambda x: x.values, (args, kwargs))
         result = func(*run_args, **run_kwargs)
         # What was written in place, or is handed back as it came, stays the object that it was.
