@@ -1,12 +1,13 @@
 """Averaged GEM: GEM with one constraint on all past tasks together."""
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gem_fast.batches import DoNotFit, concatenate
 from gem_fast.gem import GEM
 from gem_fast.gradients import Batch, Constraint, Loop, Sample
 from gem_fast.memory import Memory
@@ -28,6 +29,7 @@ class AGEM(GEM):
             (`sample_size` in Avalanche).
         margin: lower bound on the multiplier when the constraint is violated; 0 is the published method.
         pass_task: as for `GEM`.
+        forward: as for `GEM`.
         seed: as for `GEM`.
         check: as for `GEM`.
 
@@ -40,11 +42,12 @@ class AGEM(GEM):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
         memory: Memory | None = None,
         memory_batch: int = 256,
         margin: float = 0.0,
         pass_task: bool | str | None = None,
+        forward: Callable[..., Any] | None = None,
         seed: int = 0,
         check: bool = False,
     ) -> None:
@@ -57,22 +60,25 @@ class AGEM(GEM):
             memory_batch=memory_batch,
             engine=Loop(),
             pass_task=pass_task,
+            forward=forward,
             seed=seed,
             check=check,
         )
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """One, on the mean loss over examples drawn from all past tasks."""
-        past = self.past_tasks
-        examples = [self.memory.examples(task) for task in past]
         assert self.memory_batch is not None
-        drawn = sample_all([len(x) for x, _ in examples], self.memory_batch, self.generators.cpu)
-        batches = [
-            Batch(task, *(part[index.to(part.device, non_blocking=True)] for part in (x, y)))
-            for task, (x, y), index in zip(past, examples, drawn, strict=True)
-            if len(index)
-        ]
-        if not self.objective.pass_task:
-            # One forward for all of them, which for batch normalisation makes them one mini-batch.
-            batches = [Batch(None, torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
-        return [batches], None
+        stored = self._stored_batches()
+        drawn = sample_all([batch.size for batch in stored], self.memory_batch, self.generators.cpu)
+        batches = [batch.select(index) for batch, index in zip(stored, drawn, strict=True) if len(index)]
+        return [batches if self.objective.pass_task else _together(batches)], None
+
+
+def _together(batches: list[Batch]) -> list[Batch]:
+    """One batch, for one forward, which for batch normalisation makes it one mini-batch; as they are if they differ."""
+    pad = batches[0].pad
+    try:
+        x, y = (concatenate(name, [getattr(batch, name) for batch in batches], pad) for name in ("x", "y"))
+    except DoNotFit:
+        return batches
+    return [Batch(None, x, y, pad)]

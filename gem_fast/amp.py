@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
+from gem_fast.containers import tensors
 from gem_fast.gradients import Constraint, Engine, Objective, Sample, TaskGradients
 from gem_fast.gradients.restore import buffers_restored
 
@@ -91,5 +91,5 @@ class PassAutocast:
 def _half_meets_another(constraints: Sequence[Constraint], parameter: Parameter) -> bool:
     if parameter.dtype not in (torch.bfloat16, torch.float16):
         return False
-    inputs = (x for batches in constraints for batch in batches for x in tree_leaves(batch.x))
+    inputs = (x for batches in constraints for batch in batches for x in tensors(batch.x))
     return any(isinstance(x, Tensor) and x.is_floating_point() and x.dtype != parameter.dtype for x in inputs)

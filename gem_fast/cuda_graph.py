@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.utils import _pytree as pytree
 
+from gem_fast.containers import tensors
 from gem_fast.gradients import Batch, Engine
 from gem_fast.gradients.interface import random_devices
 from gem_fast.projection import Projection
@@ -140,7 +140,8 @@ def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Par
         parameters: those that are trained, whose places count, and whether they have a gradient.
         options: whatever else the pass depends on.
     """
-    examples = tuple(_place(x) for batch in batches for x in pytree.tree_leaves((batch.x, batch.y)))
+    nests = (nest for batch in batches for nest in (batch.x, batch.y) if nest is not None)
+    examples = tuple(_place(x) for nest in nests for x in tensors(nest))
     return (
         tuple(batch.task for batch in batches),
         examples,

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
+from gem_fast.containers import Nest, tensors
 from gem_fast.gradients import Constraint, Sample
 from gem_fast.memory import Memory
 
@@ -59,7 +59,7 @@ def _one_example(model: nn.Module, constraints: Sequence[Constraint], sample: Sa
     if not any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         return None
     batches = [batch for batches in constraints for batch in batches]
-    sizes = [len(batch.x) for batch in batches] if sample is None else sample.sizes
+    sizes = [batch.size for batch in batches] if sample is None else sample.sizes
     for batch, size in zip(batches, sizes, strict=True):
         if size == 1:
             return (
@@ -92,5 +92,5 @@ def _non_finite(memory: Memory) -> str | None:
     return None
 
 
-def _tensors(examples: object) -> list[Tensor]:
-    return [value for value in tree_leaves(examples) if isinstance(value, Tensor)]
+def _tensors(examples: Nest) -> list[Tensor]:
+    return [value for value in tensors(examples) if isinstance(value, Tensor)]

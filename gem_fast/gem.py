@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from gem_fast import amp
 from gem_fast.accuracy_watch import AccuracyWatch
+from gem_fast.batches import check_examples, device_of
 from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
+from gem_fast.containers import Nest
 from gem_fast.cuda_graph import GraphedPass, kind_of
 from gem_fast.explain import pass_explained, values_explained
 from gem_fast.first_memory import FirstMemoryCheck
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample
-from gem_fast.memory import EpisodicMemory, Memory, check_examples, check_task
+from gem_fast.memory import EpisodicMemory, Memory, plain_task
 from gem_fast.one_projection import OneProjection
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
@@ -82,10 +84,12 @@ class GEM:
     in torch, threads share the global random number generator.
 
     Args:
-        model: called as model(x), or as model(x, task=task).
+        model: called as model(x); as model(**x) where x is a mapping, a Hugging Face batch say, and as model(*x) where
+            it is a tuple. A list or a dataclass is one argument.
         optimizer: any torch optimizer whose step calls a closure at most once (not LBFGS); its parameters are the ones
             projected. Of a wrapper, as `accelerate` makes them, the optimizer inside is taken.
-        loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
+        loss_fn: loss_fn(output, target) -> scalar, the mean over the examples. The output may be a nest of tensors; a
+            loss that the model computes itself, from labels in x, is `lambda output, y: output.loss`.
         memory: which examples of past tasks are kept; default `EpisodicMemory(per_task=256)`, as in the paper
             (`n_memories` in the published code, `patterns_per_experience` in Avalanche).
         margin: lower bound on every multiplier v_k when a constraint is violated (>= 0); 0.5 as in the paper
@@ -98,6 +102,8 @@ class GEM:
         pass_task: whether the model is called with the task; or, as a string, the name of the parameter that takes it.
             Default: whether its forward, or that of a model inside of wrappers, has a parameter `task` or
             `task_labels`.
+        forward: forward(model, x) -> output, for a model that is to be called in another way; with `pass_task` it is
+            called as forward(model, x, task=task).
         seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
             hook's state, and the only ones it touches.
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
@@ -125,13 +131,14 @@ class GEM:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
         memory: Memory | None = None,
         margin: float = 0.5,
         ridge: float = 0.0,
         memory_batch: int | None = None,
         engine: Engine | Literal["auto"] = "auto",
         pass_task: bool | str | None = None,
+        forward: Callable[..., Any] | None = None,
         seed: int = 0,
         check: bool = False,
         cuda_graph: bool = False,
@@ -162,7 +169,7 @@ class GEM:
         self.memory_batch = memory_batch
         self.check = check
         self.last: Projection | None = None
-        self.objective = Objective(model, loss_fn, takes_task)
+        self.objective = Objective(model, loss_fn, takes_task, forward)
         self.generators = Generators(seed)
         self._engine = engine
         self._accuracy = AccuracyWatch()
@@ -198,25 +205,28 @@ class GEM:
     @current_task.setter
     def current_task(self, task: Hashable) -> None:
         if task is not None:
-            check_task(task)
+            task = plain_task(task)
         self._current = task
         self._watch.current_is_set()
 
-    def observe(self, x: Tensor, y: Tensor, task: Hashable) -> None:
+    def observe(self, x: Nest, y: Nest, task: Hashable) -> None:
         """Stores a mini-batch in the memory and makes `task` the current one.
 
         Args:
-            x: (n, ...) the model's input.
-            y: (n, ...) the loss's target.
-            task: any hashable id: a number, a string, a tuple of these.
+            x: (n, ...) the model's input: a tensor, or any nest of dicts, tuples, lists and dataclasses with tensors in
+                it, the first dimension of all of which runs over the same n examples. Where the memory has a
+                `collate_fn`, a list of n examples of any kind.
+            y: (n, ...) the loss's target, likewise; None where the loss needs only the output.
+            task: any hashable id: a number, a string, a tuple of these. Those of NumPy are kept as Python's.
 
         Raises:
-            TypeError: x or y is not a dense tensor, or the id is None, a tensor or cannot be hashed.
+            TypeError: x or y holds something else than dense tensors, or the id is None, a tensor or cannot be hashed.
             ValueError: x and y differ in length, are empty or do not fit the task's earlier examples. The memory is
                 then as it was.
         """
-        check_examples(x, y)
-        check_task(task)
+        if getattr(self.memory, "collate_fn", None) is None:  # else x is a list, which the memory checks
+            check_examples(x, y)
+        task = plain_task(task)
         self.memory.observe(x, y, task)
         self._current = task
         self._one_projection.new_step()
@@ -299,13 +309,18 @@ class GEM:
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
-        batches = [Batch(task, *self.memory.examples(task)) for task in self.past_tasks]
+        batches = self._stored_batches()
         constraints: list[Constraint] = [[batch] for batch in batches]
         if self.memory_batch is None or not batches:
             return constraints, None
-        device = batches[0].x.device
-        counts = [len(batch.x) for batch in batches]
+        device = device_of(batches[0].x)
+        counts = [batch.size for batch in batches]
         return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
+
+    def _stored_batches(self) -> list[Batch]:
+        """The examples of the past tasks."""
+        pad = getattr(self.memory, "pad", None)
+        return [Batch(task, *self.memory.examples(task), pad) for task in self.past_tasks]
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._one_projection.before_step(self._project, optimizer, args, kwargs)
@@ -339,7 +354,7 @@ class GEM:
         if self._graphed is None:
             self.last, depends = project(grads)
         else:
-            batches = [Batch(task, *self.memory.examples(task)) for task in self.past_tasks]
+            batches = self._stored_batches()
             options = self.margin, self.ridge, self.memory_batch
             kind = kind_of(self.objective.model, batches, parameters, options)
             engine, generators = self._engine, self.generators.of_gpus

@@ -154,7 +154,7 @@ BAD_MEMORIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 BAD_TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "id": ({"task": torch.ones(1)}, "task must be a number, .* got Tensor"),
     "deep id": ({"task": nested(100)}, "task must be a number, .* got tuple"),
-    "x": ({"x": "x"}, "x must be a dense tensor, got str"),
+    "x": ({"x": "x"}, "x must be a tensor, got str"),
     "meta": ({"y": torch.zeros(6, device="meta")}, "y must be a dense tensor"),
     "sparse": ({"x": torch.eye(6).to_sparse()}, "x must be a dense tensor"),
     "expanded": ({"x": torch.zeros(1).expand(6, 10**12)}, "x must be a dense tensor, got an expanded one of shape"),

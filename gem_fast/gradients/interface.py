@@ -1,7 +1,7 @@
 """What GEM needs of the past tasks' gradients (an operator), and what it asks of an engine that computes them."""
 
 import abc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gem_fast.batches import Pad, select, size_of
+from gem_fast.containers import Nest, Objects
 from gem_fast.state import check_keys
 from gem_fast.wrappers import task_parameter
 
@@ -51,10 +53,21 @@ class Batch(NamedTuple):
 
     task: Hashable
     """What a multi-head model is called with."""
-    x: Tensor
-    """(n, ...): the model's input."""
-    y: Tensor
-    """(n, ...): the loss's target."""
+    x: Nest
+    """(n, ...): the model's input, a tensor or a nest of tensors (`gem_fast.batches`)."""
+    y: Nest = None
+    """(n, ...): the loss's target, likewise; None where it needs none."""
+    pad: Pad = None
+    """What the examples may be padded with, to be in one batch with longer ones; None: not at all."""
+
+    @property
+    def size(self) -> int:
+        """n, the number of examples."""
+        return size_of(self.x)
+
+    def select(self, index: slice | Tensor) -> "Batch":
+        """Some of the examples: of a slice views, of an int64 tensor of positions copies."""
+        return self._replace(x=select(self.x, index), y=select(self.y, index))
 
 
 Constraint = Sequence[Batch]
@@ -73,9 +86,8 @@ class Sample(NamedTuple):
         """The constraints, of one batch each, with only the examples that count, as copies."""
         sampled, start = [], 0
         for [batch], positions in zip(constraints, self.positions.split(self.sizes), strict=True):
-            index = positions - start
-            start += len(batch.x)
-            sampled.append([Batch(batch.task, batch.x[index.to(batch.x.device)], batch.y[index.to(batch.y.device)])])
+            sampled.append([batch.select(positions - start)])
+            start += batch.size
         return sampled
 
 
@@ -84,24 +96,33 @@ class Objective:
     """The loss of the model on a batch.
 
     Attributes:
-        model: called as model(x), or as model(x, task=task) with `pass_task`.
+        model: called as model(x); as model(**x) where x is a mapping, and as model(*x) where it is a tuple.
         loss_fn: loss_fn(output, target) -> scalar, the mean over the examples.
-        pass_task: whether the model takes the task; or the name of the parameter that takes it, where it is another one
-            than `task` or `task_labels`.
+        pass_task: whether the model takes the task, as a keyword argument; or the name of the parameter that takes it,
+            where it is another one than `task` or `task_labels`.
+        forward: forward(model, x) -> output in the place of these calls; forward(model, x, task=task) with `pass_task`.
     """
 
     model: nn.Module
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    loss_fn: Callable[[Any, Any], Tensor]
     pass_task: bool | str = False
+    forward: Callable[..., Any] | None = None
 
     @cached_property
     def task_name(self) -> str:
         """The name under which the model takes the task."""
         return self.pass_task if isinstance(self.pass_task, str) else task_parameter(self.model) or "task"
 
-    def output(self, x: Tensor, task: Hashable) -> Any:
-        """What the model makes of x."""
-        return self.model(x, **{self.task_name: task}) if self.pass_task else self.model(x)
+    def output(self, x: Nest, task: Hashable) -> Any:
+        """What the model makes of x; objects are collated first."""
+        if isinstance(x, Objects):
+            x = x.collated()
+        if self.forward is not None:
+            return self.forward(self.model, x, **({"task": task} if self.pass_task else {}))
+        given = {self.task_name: task} if self.pass_task else {}
+        if isinstance(x, Mapping):
+            return self.model(**x, **given)
+        return self.model(*x, **given) if isinstance(x, tuple) else self.model(x, **given)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss over the batch's examples, a scalar.
@@ -111,7 +132,7 @@ class Objective:
         """
         return self.scalar_loss(self.output(batch.x, batch.task), batch.y)
 
-    def scalar_loss(self, output: Any, y: Tensor) -> Tensor:
+    def scalar_loss(self, output: Any, y: Nest) -> Tensor:
         """loss_fn(output, y); raises ValueError where that is no scalar."""
         loss = self.loss_fn(output, y)
         if loss.dim() != 0:

@@ -135,5 +135,5 @@ def _gradients(loss: Tensor, parameters: Sequence[Parameter]) -> Sequence[Tensor
 def _mean_loss(objective: Objective, batches: Constraint) -> Tensor:
     if len(batches) == 1:
         return objective.loss(batches[0])
-    examples = sum(len(batch.x) for batch in batches)
-    return torch.stack([objective.loss(batch) * (len(batch.x) / examples) for batch in batches]).sum()
+    examples = sum(batch.size for batch in batches)
+    return torch.stack([objective.loss(batch) * (batch.size / examples) for batch in batches]).sum()

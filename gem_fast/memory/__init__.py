@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from gem_fast.batches import check_examples
 from gem_fast.memory.balanced import ClassBalancedMemory
-from gem_fast.memory.checks import check_examples, check_task
+from gem_fast.memory.checks import check_task, plain_task
 from gem_fast.memory.herding import HerdingMemory
 from gem_fast.memory.last import EpisodicMemory
 from gem_fast.memory.protocol import Memory
@@ -18,6 +19,7 @@ __all__ = [
     "ReservoirMemory",
     "check_examples",
     "check_task",
+    "plain_task",
 ]
 
 # Each is called with per_task=m or total=M.

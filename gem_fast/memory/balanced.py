@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gem_fast.batches import Pad, select
+from gem_fast.containers import Nest
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.buffer import MAX_SEEN, ExampleBuffer
 from gem_fast.state import check_plain_tensor
@@ -19,32 +21,34 @@ class ClassBalancedMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM, both of which keep the last m of any class.
+            of Avalanche's GEM and A-GEM, both of which keep the last m of any class; "all" keeps every example.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
             replay. The memories of old tasks shrink as new tasks come.
+        pad: as for `EpisodicMemory`.
+        collate_fn: as for `EpisodicMemory`.
 
     Raises:
         ValueError: both or neither are given, or a size is not a positive number.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("times",)
     needs_classes = True
 
-    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
-        return _ClassBalancedBuffer(capacity, x, y)
+    def _new_buffer(self, capacity: int, x: Nest, y: Tensor) -> ExampleBuffer:
+        return _ClassBalancedBuffer(capacity, x, y, self.pad)
 
 
 class _ClassBalancedBuffer(ExampleBuffer):
     """Examples with their times of arrival, counted from 0."""
 
-    def __init__(self, capacity: int, x: Tensor, y: Tensor) -> None:
-        super().__init__(capacity, x, y)
-        self.times = torch.empty(capacity, dtype=torch.int64)
+    def __init__(self, capacity: int, x: Nest, y: Tensor, pad: Pad) -> None:
+        super().__init__(capacity, x, y, pad)
+        self.times = torch.empty(0, dtype=torch.int64)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Nest, y: Tensor) -> None:
         """Selects among the kept and the new examples; new ones go into the slots of evicted ones, then free ones."""
-        before = self.times[: self.count]
+        before = self.times
         now = int(before.max()) + 1 if self.count else 0  # the newest example is always kept
         times = torch.cat([before, torch.arange(now, now + len(y))])
         selected = _select_balanced(torch.cat([self.y[: self.count], y]).cpu(), times, self.capacity)
@@ -52,21 +56,21 @@ class _ClassBalancedBuffer(ExampleBuffer):
         new = selected[self.count :].nonzero().flatten()
         count = int(selected.sum())
         slots = torch.cat([evicted, torch.arange(self.count, count)])
-        self.store(slots, x[new.to(x.device)], y[new.to(y.device)])
+        self.store(slots, select(x, new), select(y, new))
+        self.times = torch.cat([before, before.new_empty(count - self.count)])
         self.times[slots] = now + new
         self.count = count
 
     def shrink(self, capacity: int) -> None:
         """Keeps what a buffer of that capacity would have kept."""
         if capacity < self.capacity:
-            times = self.times[: self.count]
-            keep = _select_balanced(self.y[: self.count].cpu(), times, capacity).nonzero().flatten()
-            self.times = torch.cat([times[keep], times.new_empty(capacity - len(keep))])
+            keep = _select_balanced(self.y[: self.count].cpu(), self.times, capacity).nonzero().flatten()
+            self.times = self.times[keep]
             self.resize(capacity, keep)
 
     def state_dict(self) -> dict[str, Any]:
         """The examples, and their times of arrival."""
-        return {**super().state_dict(), "times": self.times[: self.count].clone()}
+        return {**super().state_dict(), "times": self.times.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `ExampleBuffer.load_state_dict`."""
@@ -77,7 +81,7 @@ class _ClassBalancedBuffer(ExampleBuffer):
             raise ValueError(f"times must be {self.count} integers, got {tuple(times.shape)}, {times.dtype}")
         if len(times.unique()) < len(times) or times.min() < 0 or times.max() > MAX_SEEN:
             raise ValueError(f"times must differ and lie between 0 and {MAX_SEEN}, got others")
-        self.times[: self.count] = times
+        self.times = times.clone()
 
 
 def _select_balanced(y: Tensor, times: Tensor, n: int) -> Tensor:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gem_fast import batches
+from gem_fast.batches import Pad
+from gem_fast.containers import Nest, Objects
 from gem_fast.state import check_count
 
 # How many examples of a task can be counted: what a float64 counts exactly.
@@ -15,33 +18,35 @@ MAX_SEEN = 2**53
 class ExampleBuffer(abc.ABC):
     """Up to `capacity` examples of one task, in its slots 0 ... `count` - 1.
 
+    There is room for as many as have come, twice as many each time that it runs out, up to the capacity.
+
     Args:
         capacity: how many examples are kept at most.
-        x: inputs (n, ...) of the shape, dtype and device of those to come; none of them is kept yet.
-        y: targets (n, ...), likewise.
+        x: inputs (n, ...) of the structure, shape, dtype and device of those to come; none of them is kept yet.
+        y: targets (n, ...), likewise; None where there are none.
+        pad: what shorter examples are padded with; None: all have the same shape.
     """
 
-    def __init__(self, capacity: int, x: Tensor, y: Tensor) -> None:
-        self.x = x.new_empty((capacity, *x.shape[1:]))
-        self.y = y.new_empty((capacity, *y.shape[1:]))
+    def __init__(self, capacity: int, x: Nest, y: Nest, pad: Pad = None) -> None:
+        self.capacity = capacity
+        self.x = batches.empty(x, 0)
+        self.y = batches.empty(y, 0)
         self.count = 0
-
-    @property
-    def capacity(self) -> int:
-        """How many examples are kept at most."""
-        return len(self.x)
+        self._room = 0
+        self._pad = pad
 
     def __len__(self) -> int:
         return self.count
 
-    def examples(self) -> tuple[Tensor, Tensor]:
+    def examples(self) -> tuple[Nest, Nest]:
         """Views of the kept examples."""
-        if self.count == self.capacity:
+        if self.count == self._room:
             return self.x, self.y  # the same objects every time: an engine need not compare storages
-        return self.x[: self.count], self.y[: self.count]
+        kept = slice(self.count)
+        return batches.select(self.x, kept), batches.select(self.y, kept)
 
     @abc.abstractmethod
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Nest, y: Nest) -> None:
         """Sees a mini-batch that `check_batch` has let pass."""
 
     @abc.abstractmethod
@@ -54,7 +59,7 @@ class ExampleBuffer(abc.ABC):
     def state_dict(self) -> dict[str, Any]:
         """Copies of the examples, and whatever else decides which ones are kept from here on."""
         x, y = self.examples()
-        return {"x": x.clone(), "y": y.clone()}
+        return {"x": as_state(x), "y": batches.clone(y)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned.
@@ -65,41 +70,55 @@ class ExampleBuffer(abc.ABC):
         Raises:
             ValueError: the state is not one of such a buffer.
         """
-        x, y = state["x"], state["y"]
-        check_count("the number of a task's examples", len(x), 1, self.capacity)
-        self.count = len(x)
-        self.x[: self.count], self.y[: self.count] = x.detach(), y.detach()
+        n = batches.size_of(state["x"])
+        check_count("the number of a task's examples", n, 1, self.capacity)
+        self.store(slice(0, n), state["x"], state["y"])
+        self.count = n
 
-    def check_batch(self, x: Tensor, y: Tensor) -> None:
-        """Raises unless a mini-batch has the shape, dtype and device of those that came before."""
-        for name, new, kept in (("x", x, self.x), ("y", y, self.y)):
-            expected = (tuple(kept.shape[1:]), kept.dtype, kept.device)
-            got = (tuple(new.shape[1:]), new.dtype, new.device)
-            if expected != got:
-                raise ValueError(
-                    f"{name} must have the shape, dtype and device of the task's earlier examples, "
-                    f"{_describe(*expected)}, got {_describe(*got)}"
-                )
+    def check_batch(self, x: Nest, y: Nest) -> None:
+        """Raises unless a mini-batch has the structure, shape, dtype and device of those that came before."""
+        for name, kept, new in (("x", self.x, x), ("y", self.y, y)):
+            batches.fit(name, kept, new, self._pad, "the task's earlier examples")
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         """Moves the examples, and converts those with a floating-point dtype."""
-        self.x, self.y = (
-            kept.to(device=device, dtype=dtype if kept.is_floating_point() else None) for kept in (self.x, self.y)
-        )
+        self.x, self.y = batches.moved(self.x, device, dtype), batches.moved(self.y, device, dtype)
 
-    def store(self, slots: Tensor, x: Tensor, y: Tensor) -> None:
-        """Writes examples into their slots; where there are none it writes nothing, so that `_version` stays."""
-        if len(slots):
-            self.x[slots.to(self.x.device)] = x
-            self.y[slots.to(self.y.device)] = y
+    def store(self, slots: slice | Tensor, x: Nest, y: Nest) -> None:
+        """Writes copies into slots, new ones too; where there are none it writes nothing, so that `_version` stays.
+
+        Args:
+            slots: from a start to a stop, or positions (n,).
+            x: n inputs, right-padded here where they, or those kept, are shorter.
+            y: n targets, likewise.
+        """
+        if not batches.size_of(x):
+            return
+        self._make_room(int(slots.max()) + 1 if isinstance(slots, Tensor) else slots.stop)
+        if self._pad is not None:
+            x, y = batches.padded_to("x", x, [self.x], self._pad), batches.padded_to("y", y, [self.y], self._pad)
+            self.x = batches.padded_to("x", self.x, [x], self._pad)
+            self.y = batches.padded_to("y", self.y, [y], self._pad)
+        batches.write(self.x, slots, batches.clone(x) if isinstance(x, Objects) else x)
+        batches.write(self.y, slots, y)
 
     def resize(self, capacity: int, keep: Tensor) -> None:
         """Changes the capacity, and keeps the examples in the slots `keep` (n,), n <= capacity, in that order."""
-        x, y = self.x[keep.to(self.x.device)], self.y[keep.to(self.y.device)]
-        self.x, self.y = x.new_empty((capacity, *x.shape[1:])), y.new_empty((capacity, *y.shape[1:]))
-        self.count = len(keep)
-        self.x[: self.count], self.y[: self.count] = x, y
+        self.x, self.y = batches.select(self.x, keep), batches.select(self.y, keep)
+        self.capacity, self.count, self._room = capacity, len(keep), len(keep)
+
+    def _make_room(self, n: int) -> None:
+        if n <= self._room:
+            return
+        kept = slice(0, self.count)
+        x, y = batches.select(self.x, kept), batches.select(self.y, kept)
+        self._room = min(self.capacity, max(n, 2 * self._room))
+        self.x, self.y = batches.empty(self.x, self._room), batches.empty(self.y, self._room)
+        batches.write(self.x, kept, x)
+        batches.write(self.y, kept, y)
 
 
-def _describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
-    return f"(n{''.join(f', {size}' for size in shape)}) {dtype} on {device}"
+def as_state(x: Nest) -> Nest:
+    """Copies of the inputs, as states hold them: objects as a list."""
+    copies = batches.clone(x)
+    return copies.items if isinstance(copies, Objects) else copies

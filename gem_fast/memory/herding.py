@@ -1,18 +1,21 @@
 """Examples selected by herding (Welling, 2009; Rebuffi et al., 2017, Algorithm 4)."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gem_fast.memory.base import PolicyMemory
-from gem_fast.memory.buffer import ExampleBuffer
+from gem_fast.batches import Pad, select, size_of
+from gem_fast.containers import Nest, Objects
+from gem_fast.memory.base import Collate, PolicyMemory, Size
+from gem_fast.memory.buffer import ExampleBuffer, as_state
 from gem_fast.memory.checks import check_size
 from gem_fast.memory.last import RingBuffer
 from gem_fast.state import check_count
 
-Features = Callable[[Tensor], Tensor]
+Features = Callable[[Nest], Tensor]
 
 
 class HerdingMemory(PolicyMemory):
@@ -26,18 +29,20 @@ class HerdingMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM, both of which keep the last m instead.
+            of Avalanche's GEM and A-GEM, both of which keep the last m instead; "all" keeps every example.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
             replay, `n_memories` of the published code's iCaRL. As m shrinks, those selected last are evicted.
-        feature_fn: features (n, ...) of inputs x (n, ...), called without gradients when examples are selected; it
-            should leave the model's mode and torch's generators as they are, and it is not part of the state. The
-            inputs themselves by default.
+        pad: as for `EpisodicMemory`.
+        collate_fn: as for `EpisodicMemory`.
+        feature_fn: features (n, ...) of inputs x (n, ...), of objects as `collate_fn` joins them. Called without
+            gradients when examples are selected; it should leave the model's mode and torch's generators as they are,
+            and it is not part of the state. The inputs themselves by default, where they are a tensor.
         candidates: how many examples of the current task are kept until it ends, at least as many as are selected;
             default 2048, or the size where that is larger.
 
     Raises:
         ValueError: both or neither sizes are given, one is not a positive number, or candidates is the smaller one.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("open",)
@@ -45,14 +50,18 @@ class HerdingMemory(PolicyMemory):
 
     def __init__(
         self,
-        per_task: int | None = None,
+        per_task: Size | None = None,
         *,
         total: int | None = None,
+        pad: Pad = None,
+        collate_fn: Collate | None = None,
         feature_fn: Features = torch.Tensor.detach,
         candidates: int | None = None,
     ) -> None:
-        super().__init__(per_task, total=total)
-        size = per_task or total or 0
+        super().__init__(per_task, total=total, pad=pad, collate_fn=collate_fn)
+        size = sys.maxsize if per_task == "all" else per_task or total or 0
+        if per_task == "all" and candidates is not None:
+            raise ValueError(f'candidates must be None where per_task is "all", got {candidates}')
         if candidates is None:
             candidates = max(2048, size)
         check_size("candidates", candidates)
@@ -61,15 +70,21 @@ class HerdingMemory(PolicyMemory):
         self.feature_fn = feature_fn
         self.candidates = candidates
 
-    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
-        return _HerdingBuffer(capacity, x, y, self.candidates, self.feature_fn)
+    def _stored(self, x: Any, y: Nest) -> tuple[Nest, Nest]:
+        x, y = super()._stored(x, y)
+        if self.feature_fn is torch.Tensor.detach and not isinstance(x, Tensor):
+            raise ValueError(f"feature_fn must be given where x is no tensor, got x of type {type(x).__name__}")
+        return x, y
+
+    def _new_buffer(self, capacity: int, x: Nest, y: Tensor) -> ExampleBuffer:
+        return _HerdingBuffer(capacity, x, y, self.pad, self.candidates, self.feature_fn)
 
 
 class _HerdingBuffer(ExampleBuffer):
     """The selected examples; and the candidates, from the first mini-batch of the task until it ends."""
 
-    def __init__(self, capacity: int, x: Tensor, y: Tensor, max_candidates: int, feature_fn: Features) -> None:
-        super().__init__(capacity, x, y)
+    def __init__(self, capacity: int, x: Nest, y: Tensor, pad: Pad, max_candidates: int, feature_fn: Features) -> None:
+        super().__init__(capacity, x, y, pad)
         self._max_candidates = max_candidates
         self._feature_fn = feature_fn
         self._candidates: RingBuffer | None = None
@@ -78,22 +93,22 @@ class _HerdingBuffer(ExampleBuffer):
     def __len__(self) -> int:
         return self.count if self._candidates is None else min(self.capacity, len(self._candidates))
 
-    def examples(self) -> tuple[Tensor, Tensor]:
+    def examples(self) -> tuple[Nest, Tensor]:
         """Views of the selected examples, in the order in which they were selected; selects them first if need be."""
         if not self._selection_is_current:
             x, y = self._candidates_by_age()
             with torch.no_grad():
-                features = self._feature_fn(x)
-            order = select_by_herding(_check_features(features, len(x)), y, self.capacity)
+                features = self._feature_fn(x.collated() if isinstance(x, Objects) else x)
+            order = select_by_herding(_check_features(features, size_of(x)), y, self.capacity)
+            self.store(slice(0, len(order)), select(x, order), select(y, order))
             self.count = len(order)
-            self.store(torch.arange(self.count), x[order.to(x.device)], y[order.to(y.device)])
             self._selection_is_current = True
         return super().examples()
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Nest, y: Tensor) -> None:
         """Adds to the candidates."""
         if self._candidates is None:
-            self._candidates = RingBuffer(self._max_candidates, x, y)
+            self._candidates = RingBuffer(self._max_candidates, x, y, self._pad)
             if self.count:
                 self._candidates.add(*super().examples())
         self._candidates.add(x, y)
@@ -120,7 +135,7 @@ class _HerdingBuffer(ExampleBuffer):
         if self._candidates is None:
             return {**super().state_dict(), "open": False}
         x, y = self._candidates_by_age()
-        return {"x": x, "y": y, "open": True}
+        return {"x": as_state(x), "y": y, "open": True}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `ExampleBuffer.load_state_dict`."""
@@ -129,14 +144,14 @@ class _HerdingBuffer(ExampleBuffer):
         if not state["open"]:
             super().load_state_dict(state)
             return
-        check_count("the number of a task's candidates", len(state["x"]), 1, self._max_candidates)
-        self.add(state["x"].detach(), state["y"].detach())
+        check_count("the number of a task's candidates", size_of(state["x"]), 1, self._max_candidates)
+        self.add(state["x"], state["y"])
 
-    def _candidates_by_age(self) -> tuple[Tensor, Tensor]:
+    def _candidates_by_age(self) -> tuple[Nest, Tensor]:
         """Copies of the candidates, the oldest first."""
         assert self._candidates is not None
         slots = self._candidates.newest(self._max_candidates)
-        return self._candidates.x[slots.to(self.x.device)], self._candidates.y[slots.to(self.y.device)]
+        return select(self._candidates.x, slots), select(self._candidates.y, slots)
 
 
 def _check_features(features: Any, n: int) -> Tensor:
@@ -160,7 +175,7 @@ def select_by_herding(features: Tensor, y: Tensor, n: int) -> Tensor:
     Returns:
         The rows of min(n, size) examples, int64 on the CPU: the first one selected of every class, the second ones, ...
     """
-    features, y = features.cpu().double(), y.cpu()
+    features, y, n = features.cpu().double(), y.cpu(), min(n, len(y))
     labels, counts = y.unique(return_counts=True)
     # The share of a class: the smallest that gives n examples, where some classes have fewer.
     share = next((k for k in range(1, n) if int(counts.clamp(max=k).sum()) >= n), n)

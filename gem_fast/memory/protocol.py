@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from torch import Tensor
+from gem_fast.containers import Nest
 
 
 class Memory(Protocol):
@@ -13,11 +13,11 @@ class Memory(Protocol):
     def tasks(self) -> list[Hashable]:
         """The tasks seen so far, in the order in which they first came."""
 
-    def observe(self, x: Tensor, y: Tensor, task: Hashable) -> None:
-        """Sees one mini-batch: x (n, ...) and y (n, ...) of `task`. Raises before it changes anything."""
+    def observe(self, x: Nest, y: Nest, task: Hashable) -> None:
+        """Sees one mini-batch: x (n, ...) and y (n, ...), or None, of `task`. Raises before it changes anything."""
 
-    def examples(self, task: Hashable) -> tuple[Tensor, Tensor]:
-        """The kept examples of `task`: x (m, ...) and y (m, ...), not to be written to.
+    def examples(self, task: Hashable) -> tuple[Nest, Nest]:
+        """The kept examples of `task`: x (m, ...) and y (m, ...) or None, not to be written to.
 
         As long as they are the same examples they are in the same storage, with the same `_version`.
         """

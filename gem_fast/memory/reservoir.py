@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from gem_fast.memory.base import PolicyMemory
+from gem_fast.batches import Pad, select, size_of
+from gem_fast.containers import Nest
+from gem_fast.memory.base import Collate, PolicyMemory, Size
 from gem_fast.memory.buffer import MAX_SEEN, ExampleBuffer
 from gem_fast.state import check_count, check_generator, check_keys
 
@@ -15,25 +16,35 @@ class ReservoirMemory(PolicyMemory):
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
-            of Avalanche's GEM and A-GEM, both of which keep other examples.
+            of Avalanche's GEM and A-GEM, both of which keep other examples; "all" keeps every example.
         total: a budget of examples for all tasks instead, m = total // (tasks seen so far): `mem_size` of Avalanche's
             replay. As m shrinks, it is a random part of the sample that stays.
+        pad: as for `EpisodicMemory`.
+        collate_fn: as for `EpisodicMemory`.
         seed: of the generator that draws, 0 by default; its state is part of the memory's. torch's global generator is
             not used.
 
     Raises:
         ValueError: both or neither sizes are given, or one is not a positive number.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or pad is no number.
     """
 
     state_keys = ("seen",)
 
-    def __init__(self, per_task: int | None = None, *, total: int | None = None, seed: int = 0) -> None:
-        super().__init__(per_task, total=total)
+    def __init__(
+        self,
+        per_task: Size | None = None,
+        *,
+        total: int | None = None,
+        pad: Pad = None,
+        collate_fn: Collate | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(per_task, total=total, pad=pad, collate_fn=collate_fn)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def _new_buffer(self, capacity: int, x: Tensor, y: Tensor) -> ExampleBuffer:
-        return _ReservoirBuffer(capacity, x, y, self._generator)
+    def _new_buffer(self, capacity: int, x: Nest, y: Nest) -> ExampleBuffer:
+        return _ReservoirBuffer(capacity, x, y, self.pad, self._generator)
 
     def state_dict(self) -> dict[str, Any]:
         """As for `EpisodicMemory`, with the generator's state."""
@@ -50,23 +61,24 @@ class ReservoirMemory(PolicyMemory):
 class _ReservoirBuffer(ExampleBuffer):
     """A uniform sample of the `seen` examples."""
 
-    def __init__(self, capacity: int, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
-        super().__init__(capacity, x, y)
+    def __init__(self, capacity: int, x: Nest, y: Nest, pad: Pad, generator: torch.Generator) -> None:
+        super().__init__(capacity, x, y, pad)
         self.seen = 0
         self._generator = generator
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Nest, y: Nest) -> None:
         """Fills free slots; after that, example number i, counted from 1, takes one with probability capacity / i."""
-        free = min(self.capacity - self.count, len(x))
-        numbers = torch.arange(self.seen + free + 1, self.seen + len(x) + 1)
+        n = size_of(x)
+        free = min(self.capacity - self.count, n)
+        numbers = torch.arange(self.seen + free + 1, self.seen + n + 1)
         drawn = (torch.rand(len(numbers), generator=self._generator, dtype=torch.float64) * numbers).long().tolist()
         # slot -> row of x: of several examples for one slot the last one stays.
         row_of = {self.count + row: row for row in range(free)}
         row_of |= {slot: row for row, slot in enumerate(drawn, start=free) if slot < self.capacity}
         slots, rows = (torch.tensor(list(part), dtype=torch.int64) for part in (row_of.keys(), row_of.values()))
-        self.store(slots, x[rows.to(x.device)], y[rows.to(y.device)])
+        self.store(slots, select(x, rows), select(y, rows))
         self.count += free
-        self.seen += len(x)
+        self.seen += n
 
     def shrink(self, capacity: int) -> None:
         """Keeps a random part of the sample, which is a uniform sample again."""

@@ -83,13 +83,6 @@ def test_what_cannot_be_fused_is_left_to_the_loop_and_says_why(way: str) -> None
     assert_as_the_loop(Net(forward), memory(SIZES, rows, classes), fallback=reason)
 
 
-def test_outputs_that_are_no_tensor_are_left_to_the_loop() -> None:
-    net = Net(lambda net, x: {"logits": net.b(net.a(x))})
-    batches = memory(SIZES, rows, classes)
-    loss_fn: Any = lambda output, y: F.cross_entropy(output["logits"], y)  # noqa: E731
-    assert_as_the_loop(net, batches, loss_fn, fallback="the model returns dict, not a tensor")
-
-
 def changed_in_place(net: Net, x: Tensor) -> Tensor:
     h = torch.tanh(net.norm(x))
     y = net.a(h)

@@ -156,7 +156,7 @@ X, Y = torch.zeros(1, 2).double(), torch.zeros(1).long()
     [
         (X.repeat(2, 1), Y.repeat(3), 0, ValueError, "x and y must have the same number of examples, got 2 and 3"),
         (X[:0], Y[:0], 0, ValueError, r"x must hold at least one example, got shape \(0, 2\)"),
-        ([1, 2], Y, 0, TypeError, "x must be a tensor, got list"),
+        ([1, 2], Y, 0, TypeError, r"x\[0\] must be a tensor, got int"),
         (torch.eye(2).to_sparse(), Y, 0, TypeError, "x must be a dense tensor, got a sparse one"),
         (X, Y, [0], TypeError, "task must be a hashable id .*, got list"),
         (X, Y, torch.tensor(0), TypeError, r"got a tensor; use task\.item\(\)"),
@@ -193,7 +193,7 @@ def test_policies_that_need_classes(policy: str, y: Tensor) -> None:
 # How a state of tasks 0 (open, 9 seen) and 1 of a memory with per_task=4 can be spoiled, for every policy.
 SPOILED: dict[str, tuple[dict[str, Any], str]] = {
     "id": ({"task": torch.ones(1)}, "task must be a number, .* got Tensor"),
-    "x": ({"x": "x"}, "x must be a dense tensor, got str"),
+    "x": ({"x": "x"}, "x must be a tensor, got str"),
     "meta": ({"y": torch.zeros(4, device="meta")}, "y must be a dense tensor"),
     "sparse": ({"x": torch.eye(4).to_sparse()}, "x must be a dense tensor"),
     "expanded": ({"x": torch.zeros(1).expand(4, 10**12)}, "x must be a dense tensor, got an expanded one of shape"),

@@ -76,7 +76,8 @@ def recorded_pass(recorder: Recorder, roots: Sequence[LossRoot], batch: TaskBatc
     Raises:
         CannotFuse: the model changed a layer's input in place.
     """
-    calls = find_mlp(recorder.linear_calls, roots[0].output) if len(roots) == 1 else None
+    output = roots[0].output
+    calls = find_mlp(recorder.linear_calls, output) if len(roots) == 1 and isinstance(output, Tensor) else None
     if calls is None:
         return None
     recorder.check_unchanged()

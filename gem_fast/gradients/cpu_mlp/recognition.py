@@ -78,7 +78,8 @@ def is_whole(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) ->
         return False
     weight, x = layers[0].weight, batch.memory
     return (
-        x.device.type == weight.device.type == "cpu"
+        isinstance(x, Tensor)
+        and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and (x.dim() == 2 or (x.dim() > 2 and type(next(_flat(model))) is nn.Flatten))

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from gem_fast.batches import DoNotFit, concatenate, select
+from gem_fast.containers import tensors
 from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.recorder import CannotFuse
@@ -19,59 +21,67 @@ class BatchCache:
     A past task's examples stay the same from step to step: copying them in each would cost more than the projection.
     """
 
-    def __init__(self, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, loss_fn: Callable[[Any, Any], Tensor]) -> None:
         self.loss_fn = loss_fn
         self._sources: list[tuple[Tensor, int]] = []
-        self._entries: list[TaskEntries | None] = []
+        self._entries: list[tuple[Tensor, int, TaskEntries | None]] = []  # of inputs (x, version)
         self._all: TaskBatch | None = None
 
     def __call__(self, batches: Sequence[Batch], sample: Sample | None, rows: slice) -> TaskBatch:
         """The examples that count, of the batches `rows`: one batch per task.
 
         Raises:
-            CannotFuse: the tasks' examples differ in shape, dtype or device.
+            CannotFuse: the tasks' examples differ in structure, shape, dtype or device, and there is no padding.
         """
-        tensors = [x for batch in batches for x in (batch.x, batch.y)]
-        if not self._holds(tensors):
-            self._fill(batches, tensors)
+        sources = [x for batch in batches for x in (batch.x, batch.y)]
+        if not all(isinstance(x, Tensor) for x in sources):
+            sources = [x for source in sources for x in tensors(source)]
+        if not self._holds(sources):
+            self._fill(batches, sources)
         assert self._all is not None
         if sample is None:
             return self._all.of_tasks(rows)
         start = sum(sample.sizes[: rows.start])
         sizes = sample.sizes[rows]
         positions = sample.positions[start : start + sum(sizes)]
-        y = self._all.y.index_select(0, positions.to(self._all.y.device))
-        return replace(self._all, y=y, tasks=TaskSizes(sizes), positions=positions)
+        return replace(self._all, y=select(self._all.y, positions), tasks=TaskSizes(sizes), positions=positions)
 
-    def _holds(self, tensors: list[Tensor]) -> bool:
-        return len(tensors) == len(self._sources) and all(
-            _is_unchanged(new, old, version) for new, (old, version) in zip(tensors, self._sources, strict=True)
+    def _holds(self, sources: list[Tensor]) -> bool:
+        return len(sources) == len(self._sources) and all(
+            _is_unchanged(new, old, version) for new, (old, version) in zip(sources, self._sources, strict=True)
         )
 
-    def _fill(self, batches: Sequence[Batch], tensors: list[Tensor]) -> None:
-        for name, ours in (("inputs", tensors[::2]), ("targets", tensors[1::2])):
-            kinds = {(x.shape[1:], x.dtype, x.device) for x in ours}
-            if len(kinds) > 1:
-                raise CannotFuse(f"the tasks' {name} differ in shape, dtype or device")
+    def _fill(self, batches: Sequence[Batch], sources: list[Tensor]) -> None:
+        x, y = _together("x", "inputs", batches), _together("y", "targets", batches)
         # An inference tensor has no version, so that a change of it would go unnoticed: it is copied each time.
-        tracked = not any(x.is_inference() for x in tensors)
-        entries = self._entries_of(tensors[::2]) if tracked else None
-        self._entries = self._entries if tracked else []
-        self._sources = [(x, x._version) for x in tensors] if tracked else []
-        x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
-        tasks = TaskSizes([len(batch.x) for batch in batches])
+        is_tracked = not any(source.is_inference() for source in sources)
+        self._sources = [(source, source._version) for source in sources] if is_tracked else []
+        inputs = [batch.x for batch in batches]
+        # Of inputs that were padded, the entries are not those of the batch.
+        has_entries = is_tracked and isinstance(x, Tensor) and all(mine.shape[1:] == x.shape[1:] for mine in inputs)
+        entries = self._entries_of(inputs) if has_entries else None
+        self._entries = self._entries if has_entries else []
+        tasks = TaskSizes([batch.size for batch in batches])
         self._all = TaskBatch(x, y, None, tasks, is_plain_cross_entropy(self.loss_fn, y), entries)
 
     def _entries_of(self, inputs: list[Tensor]) -> SparseEntries | None:
         """The tasks' entries, prepared anew only for those whose examples are not the ones they were."""
-        before = list(zip(self._sources[::2], self._entries, strict=True))
-        self._entries = [
-            next((known for source, known in before if _is_unchanged(x, *source)), None) or TaskEntries.of(x)
+        known = [
+            next((entries for old, version, entries in self._entries if _is_unchanged(x, old, version)), None)
+            or TaskEntries.of(x)
             for x in inputs
         ]
-        tasks = [task for task in self._entries if task is not None]
+        self._entries = [(x, x._version, entries) for x, entries in zip(inputs, known, strict=True)]
+        tasks = [task for task in known if task is not None]
         few_enough = sum(x.numel() for x in inputs) < 2**31
         return SparseEntries(tasks) if len(tasks) == len(inputs) and few_enough else None
+
+
+def _together(name: str, kind: str, batches: Sequence[Batch]) -> Any:
+    try:
+        return concatenate(name, [getattr(batch, name) for batch in batches], batches[0].pad)
+    except DoNotFit as error:
+        raise CannotFuse(f"the tasks' {kind} differ in structure, shape, dtype or device") from error
 
 
 def _is_unchanged(new: Tensor, old: Tensor, version: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import Parameter
 
+from gem_fast.containers import Objects
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
@@ -252,6 +253,8 @@ class Fused(RowEngine):
     def _task_batches(
         self, objective: Objective, constraints: Sequence[Constraint], sample: Sample | None, rows: slice
     ) -> list[TaskBatch]:
+        if any(isinstance(batch.x, Objects) for [batch] in constraints):
+            raise CannotFuse("the examples are objects that collate_fn puts together")
         if objective.pass_task:
             sampled = constraints if sample is None else sample.of(constraints)
             return [batch_of_task(batch) for [batch] in sampled[rows]]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gem_fast.batches import split
+from gem_fast.containers import map_tensors
 from gem_fast.gradients.fused.recorder import CannotFuse
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.interface import Objective
@@ -17,7 +19,7 @@ from gem_fast.gradients.interface import Objective
 _IGNORED = -100
 
 
-def is_plain_cross_entropy(loss_fn: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> bool:
+def is_plain_cross_entropy(loss_fn: Callable[[Any, Any], Tensor], target: Any) -> bool:
     """Whether the loss is a mean over the examples' cross entropies: the case that one vectorised call computes.
 
     Reads the targets: to be asked once for a memory, not in every step.
@@ -29,7 +31,7 @@ def is_plain_cross_entropy(loss_fn: Callable[[Tensor, Tensor], Tensor], target: 
         and loss_fn.reduction == "mean"
         and loss_fn.ignore_index == _IGNORED
     )
-    return plain and (target.is_floating_point() or not bool((target == _IGNORED).any()))
+    return plain and isinstance(target, Tensor) and (target.is_floating_point() or not bool((target == _IGNORED).any()))
 
 
 def has_class_targets(batch: TaskBatch) -> bool:
@@ -40,49 +42,69 @@ def has_class_targets(batch: TaskBatch) -> bool:
 class LossRoot(NamedTuple):
     """Where the backward of a forward starts from."""
 
-    output: Tensor
-    """What the model returned."""
+    output: Any
+    """What the model returned: a tensor, or a nest of tensors and other values."""
     start: Tensor
     """The sum of the tasks' losses; the output itself where the gradient there is known."""
     known: Tensor | None
     """The gradient at `start`; None where that is the loss."""
+    shared: Sequence[Tensor] = ()
+    """Leaves in the place of outputs that are not one per example: a loss that relies on them is not one task's own."""
 
     @classmethod
-    def of(cls, objective: Objective, output: Tensor, batch: TaskBatch) -> LossRoot:
-        """The root of the losses at `output` (N, ...).
+    def of(cls, objective: Objective, output: Any, batch: TaskBatch) -> LossRoot:
+        """The root of the losses at `output`: (N, ...), or a nest with tensors (N, ...) in it.
 
         Raises:
             CannotFuse: the outputs are not one per example.
             ValueError: the loss is not a scalar.
         """
         known = _known_gradient(output, batch)
-        return cls(output, _sum_of_means(objective, output, batch) if known is None else output, known)
+        if known is not None:
+            return cls(output, output, known)
+        shared: list[Tensor] = []
+        if len(batch.tasks) > 1 and not isinstance(output, Tensor):
+            output = map_tensors(lambda x: _without_shared(x, batch.tasks.total, shared), output)
+        return cls(output, _sum_of_means(objective, output, batch), None, shared)
 
     def gradient(self) -> Tensor:
         """The gradient at the output."""
         if self.known is not None:
             return self.known
+        grad: Tensor
         [grad] = torch.autograd.grad(self.start, self.output)
         return grad
 
 
-def _sum_of_means(objective: Objective, output: Tensor, batch: TaskBatch) -> Tensor:
+def _sum_of_means(objective: Objective, output: Any, batch: TaskBatch) -> Tensor:
     target, tasks = batch.y, batch.tasks
     if len(tasks) == 1:
         return objective.scalar_loss(output, target)
-    if output.dim() == 0 or len(output) != tasks.total:
-        raise CannotFuse(f"the model returns shape {tuple(output.shape)} for {tasks.total} examples")
-    if batch.plain_cross_entropy and tasks.equal is not None:
+    outputs = split(output, tasks.sizes)
+    if outputs is None:
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise CannotFuse(f"the model returns {got} for {tasks.total} examples")
+    if batch.plain_cross_entropy and tasks.equal is not None and isinstance(output, Tensor):
         # Losses are per position (N, d1, ...): every task's mean is over the same number of them.
         positions = output.numel() // output.shape[1] // len(tasks)
         return F.cross_entropy(output, target, reduction="sum") / positions
-    split = zip(tasks.split(output), tasks.split(target), strict=True)
-    return torch.stack([objective.scalar_loss(mine, wanted) for mine, wanted in split]).sum()
+    targets = split(target, tasks.sizes) or [None] * len(tasks)
+    losses = [objective.scalar_loss(mine, wanted) for mine, wanted in zip(outputs, targets, strict=True)]
+    return torch.stack(losses).sum()
 
 
-def _known_gradient(output: Tensor, batch: TaskBatch) -> Tensor | None:
+def _without_shared(x: Any, n: int, shared: list[Tensor]) -> Any:
+    """x, or where it is not one per example and has a history, a leaf in its place, added to `shared`."""
+    if not isinstance(x, Tensor) or not x.requires_grad or (x.dim() > 0 and len(x) == n):
+        return x
+    shared.append(x.detach().requires_grad_())
+    return shared[-1]
+
+
+def _known_gradient(output: Any, batch: TaskBatch) -> Tensor | None:
     known = (
         has_class_targets(batch)
+        and isinstance(output, Tensor)
         and output.dim() == 2
         and len(output) == batch.tasks.total
         and output.device.type == "cpu"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gem_fast.batches import versions
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.losses import LossRoot
 from gem_fast.gradients.fused.recorder import CannotFuse, Contribution, Recorder, Rule, recording
@@ -50,7 +51,8 @@ class FusedModel:
     def __init__(self, objective: Objective, parameters: Sequence[Parameter]) -> None:
         self.objective = objective
         self.parameters = list(parameters)
-        self.mlp_layers = [] if objective.pass_task else cpu_mlp.mlp_layers(objective.model)
+        has_own_call = objective.pass_task or objective.forward is not None
+        self.mlp_layers = [] if has_own_call else cpu_mlp.mlp_layers(objective.model)
         self._wanted = set(parameters)
         self._dims: dict[tuple[nn.Module, int], int | None] = {}
         self._modules = list(objective.model.modules())
@@ -123,7 +125,7 @@ class FusedModel:
         grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
         contributions = recorder.contributions(grads)
         if verifying:
-            _check_every_use_is_known(contributions, self._wanted, starts)
+            _check_every_use_is_known(contributions, self._wanted, roots)
         return LayerPass(contributions)
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
@@ -131,11 +133,9 @@ class FusedModel:
         with recording(recorder, self.rules):
             for batch in batches:
                 recorder.begin(first, batch)
-                version = batch.x._version
+                before = versions(batch.x)
                 output = self.objective.output(batch.x, batch.task)
-                if not isinstance(output, Tensor):
-                    raise CannotFuse(f"the model returns {type(output).__name__}, not a tensor")
-                if batch.x._version != version:
+                if versions(batch.x) != before:
                     raise CannotFuse("the model changes its input in place")
                 roots.append(LossRoot.of(self.objective, output, batch))
                 first += len(batch.tasks)
@@ -143,16 +143,18 @@ class FusedModel:
 
 
 def _check_every_use_is_known(
-    contributions: Sequence[Contribution], wanted: set[Parameter], roots: Sequence[Tensor]
+    contributions: Sequence[Contribution], wanted: set[Parameter], roots: Sequence[LossRoot]
 ) -> None:
     """Raises CannotFuse where outputs or losses depend on a parameter in more places than rules have noted.
+
+    And where a loss relies on what the model returns for all examples together.
 
     Such a place may add nothing to the gradients that are compared, and something later: behind weights that start from
     zero, say.
     """
     noted = Counter(contribution.parameter for contribution in contributions if not contribution.is_alias)
     found: Counter[Tensor] = Counter()
-    seen, waiting = set(), [root.grad_fn for root in roots]
+    seen, waiting = set(), [root.start.grad_fn for root in roots]
     while waiting:
         node = waiting.pop()
         for after, _ in node.next_functions if node is not None else ():
@@ -162,6 +164,8 @@ def _check_every_use_is_known(
             elif after is not None and after not in seen:
                 seen.add(after)
                 waiting.append(after)
+    if any(tensor in found for root in roots for tensor in root.shared):
+        raise CannotFuse("the loss relies on an output that is not one per example, but of all of them together")
     for parameter, times in found.items():
         if isinstance(parameter, Parameter) and parameter in wanted and times > noted[parameter]:
             raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")

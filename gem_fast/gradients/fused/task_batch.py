@@ -10,6 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from gem_fast.batches import select
+from gem_fast.containers import Nest
 from gem_fast.gradients.fused.entries import SparseEntries
 
 
@@ -57,16 +59,16 @@ class TaskBatch:
 
     Attributes:
         memory: (M, ...): inputs, one task after the other.
-        y: (N, ...): targets.
-        task: the model's second argument, where it takes one; the examples are then one task's.
+        y: (N, ...): targets, or None.
+        task: the model's argument `task`, where it takes one; the examples are then one task's.
         tasks: which examples are whose.
         plain_cross_entropy: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
         entries: the non-zero entries of `memory`, where they are few.
         positions: (N,) int64: the examples of `memory` that count; None for all of them.
     """
 
-    memory: Tensor
-    y: Tensor
+    memory: Nest
+    y: Nest
     task: Hashable
     tasks: TaskSizes
     plain_cross_entropy: bool = False
@@ -74,10 +76,9 @@ class TaskBatch:
     positions: Tensor | None = None
 
     @cached_property
-    def x(self) -> Tensor:
+    def x(self) -> Nest:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
-        at = self.positions
-        return self.memory if at is None else self.memory.index_select(0, at.to(self.memory.device))
+        return self.memory if self.positions is None else select(self.memory, self.positions)
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
@@ -86,8 +87,8 @@ class TaskBatch:
             return self
         bounds = [0, *accumulate(self.tasks.sizes)]
         examples = slice(bounds[some.start], bounds[some.start] + sum(sizes))
-        part = replace(self, y=self.y[examples], tasks=TaskSizes(sizes))
+        part = replace(self, y=select(self.y, examples), tasks=TaskSizes(sizes))
         if self.positions is not None:
             return replace(part, positions=self.positions[examples])
         entries = self.entries and self.entries.of_tasks(some)
-        return replace(part, memory=self.memory[examples], entries=entries)
+        return replace(part, memory=select(self.memory, examples), entries=entries)

@@ -189,10 +189,10 @@ class Verifier:
             raise
         except CannotFuse:
             first, *others = batches
-            if len(first.x) < 2:
+            if first.size < 2:
                 raise
             with suppress(CannotFuse):
-                self._check([first._replace(x=first.x[:-1], y=first.y[:-1]), *others])
+                self._check([first.select(slice(first.size - 1)), *others])
                 return self._check(batches, learn_dims=False)
             raise
 
@@ -245,7 +245,7 @@ def failures_as_reasons() -> Iterator[None]:
 
 def batch_of_task(batch: Batch) -> TaskBatch:
     """One task's examples alone, for a model that takes the task."""
-    return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([len(batch.x)]))
+    return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([batch.size]))
 
 
 def _random_states(devices: Sequence[int]) -> list[Tensor]:
