@@ -16,12 +16,13 @@ PROBLEMS ?= 1000000
 STEPS ?= 100000
 FUZZ_SECONDS ?= 600
 
-# What `make paper` is run with: SEEDS=0 is a fifth of the work, CIFAR=cifar-100-python.tar.gz takes the real archive.
+# What `make paper` is run with: SEEDS=0 is a fifth of the work; CIFAR=cifar-100-binary.tar.gz names an archive or folder,
+# otherwise CIFAR-100 is taken from torchvision's folder.
 SEEDS ?= 0-4
 CIFAR ?=
 
 # What `make bench` measures on a CPU beside the benchmarks that pytest runs.
-BENCH_SCRIPTS := bench_growth bench_memory bench_pareto bench_shortcuts step_profile
+BENCH_SCRIPTS := bench_growth bench_memory bench_pareto bench_shortcuts bench_transformers step_profile
 
 # Where `make bench` measures: cpu or cuda.
 DEVICE ?= cpu

@@ -90,7 +90,7 @@ def copy_gradient_(columns: Tensor, k: int, grads: Sequence[Tensor]) -> None:
     """Writes a gradient, tensor by tensor, into column k of a (p, t) matrix."""
     start = 0
     for grad in grads:
-        columns[start : start + grad.numel(), k].copy_(grad.view(-1))
+        columns[start : start + grad.numel(), k].copy_(grad.reshape(-1))
         start += grad.numel()
 
 

@@ -150,7 +150,7 @@ class InnerProducts:
 
     Args:
         A: (N, ..., inputs): the layer's inputs, examples first.
-        B: (N, ..., outputs): the gradients at its outputs.
+        B: (N, ..., outputs): the gradients at its outputs. The other way round where the weight is transposed.
         uses: for each use of the weight its first task, and how many of its examples are each task's; the uses follow
             each other in A and B.
         t: the number of past tasks.
@@ -253,7 +253,7 @@ def write_columns(contributions: Sequence[Contribution], out: Tensor) -> None:
 
 def _columns_of(parameter: Parameter, contributions: Sequence[Contribution], t: int) -> ColumnBlocks | InnerProducts:
     """Inner products where linear layers alone use the parameter, as a whole, and that is cheaper; else blocks."""
-    factors = [(c.inputs, c.grad) for c in contributions if c.inputs is not None and c.part == WHOLE]
+    factors = [c.factors for c in contributions if c.factors is not None and c.part == WHOLE]
     inputs = [(x.reshape(len(x), -1, x.shape[-1]), b.reshape(len(b), -1, b.shape[-1])) for x, b in factors]
     n = sum(x.shape[0] * x.shape[1] for x, _ in inputs)
     fits = len(factors) == len(contributions) and len({x.shape[1] for x, _ in inputs}) == 1

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-__all__ = ["Diverged", "InputError", "extra", "flag", "print_note"]
+__all__ = ["PROGRAM", "Diverged", "InputError", "extra", "flag", "print_line", "print_note"]
+
+
+# The name under which the user started it.
+PROGRAM = "gem-fast" if Path(sys.argv[0]).stem == "gem-fast" else "python -m gem_fast"
 
 
 class InputError(ValueError):
@@ -36,7 +41,13 @@ def extra(purpose: str) -> Iterator[None]:
 
 def print_note(sentence: str) -> None:
     """Prints a sentence on stderr that does not stop the command."""
-    print(f"python -m gem_fast: {sentence}", file=sys.stderr, flush=True)
+    print_line(f"{PROGRAM}: {sentence}")
+
+
+def print_line(line: str) -> None:
+    """Prints a line on stderr, or nothing where that is closed or its disk is full: nobody waits for it there."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def flag(name: str) -> str:

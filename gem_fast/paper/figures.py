@@ -70,7 +70,7 @@ def _table2(table: ResultTable) -> Figure:
         _line(axes, learner, [row.condition["memory"] for row in rows], [row.ours["acc"] for row in rows])
         if not table.flags["stand_in"]:
             axes.plot(
-                [row.paper["memory"] for row in rows], [row.paper["acc"] for row in rows], "--o",
+                [row.condition["memory"] for row in rows], [row.paper["acc"] for row in rows], "--o",
                 color=STYLES[learner][0], markerfacecolor="white", linewidth=1,
             )  # fmt: skip
     memories = sorted({row.condition["memory"] for row in table.rows})

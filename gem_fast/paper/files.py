@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from gem_fast.paper.errors import InputError
 
-__all__ = ["prepare_folder", "readable", "write_file"]
+__all__ = ["prepare_folder", "read_bounded", "readable", "write_file"]
+
+CHUNK = 1 << 20
 
 
 def prepare_folder(option: str, folder: Path) -> None:
@@ -52,6 +57,15 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is not a sound gzip file: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_bounded(file: io.BufferedIOBase | IO[bytes], name: object, limit: int) -> bytes:
+    """Reads the rest of a file; raises InputError, with the file's name, where it has more bytes than `limit`."""
+    # In chunks, because a read of n bytes may allocate n bytes first.
+    contents = b"".join(itertools.islice(iter(lambda: file.read(CHUNK), b""), limit // CHUNK + 1))
+    if len(contents) > limit:
+        raise InputError(f"{name} must have at most {limit} bytes, got more")
+    return contents
 
 
 def write_file(path: Path, contents: bytes) -> None:

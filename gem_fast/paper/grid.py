@@ -7,13 +7,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from gem_fast.paper.data import load_data
+from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.options import OPTIONS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.result_table import Row
-from gem_fast.paper.runner import Experiment, add_data_option, add_options, prepare, run_experiments, write_table
+from gem_fast.paper.runner import Experiment, add_options, prepare, run_experiments, write_table
+from gem_fast.paper.stream_options import add_data_options, download_data
 from gem_fast.paper.streams import STREAMS
 from gem_fast.paper.training_run import configuration
 
@@ -50,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--learner", choices=LEARNERS, nargs="+", default=["gem"], help="one or more methods (default: gem)"
     )
+    add_data_options(parser, MNIST_5K, MNIST_5K)
     for name in SEARCHED:
         parse, metavar, text = OPTIONS[name]
         values = " ".join(f"{value:g}" for value in GRID.get(name, ())) or "the published one"
@@ -60,7 +62,6 @@ def add_parser(subparsers: Any) -> None:
             metavar=metavar,
             help=f"values of: {text} (default: {values})",
         )
-    add_data_option(parser)
     add_options(parser, default_seeds=(0,))
 
 
@@ -68,7 +69,7 @@ def _run(args: argparse.Namespace) -> None:
     with extra("the grid"):
         import tqdm  # noqa: F401
     experiments = {learner: _experiments(args, learner) for learner in dict.fromkeys(args.learner)}
-    load_data(args.data)
+    download_data(args, args.data)
     data = Path(args.data).resolve().name
     prepare(args)
     for learner, combinations in experiments.items():
@@ -88,7 +89,12 @@ def _experiments(args: argparse.Namespace, learner: str) -> list[Experiment]:
     values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
     size = QUICK_SIZE if args.quick else {}
     return [
-        Experiment(point, configuration(args.stream, learner, data=args.data, device=args.device, **size, **point))
+        Experiment(
+            point,
+            configuration(
+                args.stream, learner, data=args.data, data_root=args.data_root, device=args.device, **size, **point
+            ),
+        )
         for point in (dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values()))
     ]
 

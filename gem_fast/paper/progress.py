@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from gem_fast.paper.errors import print_line
 from gem_fast.paper.schedule import Schedule
 
 __all__ = ["Progress"]
@@ -51,9 +51,9 @@ class Progress:
         if self.batch in self.ends:
             self.experience += 1
             if self.bar.disable and not self.title:
-                print(f"{position} learned, {running}", file=sys.stderr, flush=True)
+                print_line(f"{position} learned, {running}")
             elif self.bar.disable and self.experience == len(self.experiences):
-                print(f"{self.title}: {running}", file=sys.stderr, flush=True)
+                print_line(f"{self.title}: {running}")
 
     def __enter__(self) -> Progress:
         """Returns itself."""

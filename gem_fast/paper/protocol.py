@@ -22,6 +22,9 @@ from gem_fast.paper.streams import Stream
 
 __all__ = ["Journal", "Record", "evaluate", "learn_stream"]
 
+# A model with larger outputs has diverged: the squares of its gradients are no float32 any more.
+LARGEST_OUTPUT = 1e15
+
 
 @dataclass(frozen=True)
 class Record:
@@ -158,8 +161,10 @@ def learn_stream(
             start = _now(device)
             try:
                 learner.observe(x, y, task_of)
-            except RuntimeError:
-                evaluate(learner, stream)  # raises Diverged if the model has; otherwise the error is raised as it is
+            except (RuntimeError, ValueError):
+                check_outputs(
+                    learner, stream
+                )  # raises Diverged if the model has; otherwise the error is raised as it is
                 raise
             journal.train_seconds += _now(device) - start
             journal.batches += 1
@@ -199,8 +204,19 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
     learner.train(True)
     accuracy: npt.NDArray[np.float64] = correct.cpu().numpy() / examples
     if not np.isfinite(accuracy).all():
-        raise Diverged("training diverged: the model's outputs are not finite any more; try a smaller --lr")
+        raise Diverged("training diverged: the model's outputs are not finite any more")
     return accuracy
+
+
+def check_outputs(learner: Learner, stream: Stream) -> None:
+    """Raises Diverged if the learner's outputs on some test examples of any task are too large to learn from."""
+    learner.train(False)
+    with torch.inference_mode():
+        for task in range(stream.n_tasks):
+            x, _ = next(iter(stream.test_batches(task)))
+            if not (learner.predict(x, task).abs() < LARGEST_OUTPUT).all():
+                raise Diverged("training diverged: the model's outputs or gradients are too large to compute with")
+    learner.train(True)
 
 
 def _now(device: torch.device) -> float:

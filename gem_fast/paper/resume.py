@@ -16,6 +16,7 @@ from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.errors import InputError, flag, print_note
 from gem_fast.paper.protocol import Journal
 from gem_fast.paper.schedule import Schedule
+from gem_fast.paper.signals import StopSignals
 from gem_fast.paper.streams import Stream
 from gem_fast.paper.training_run import TrainingRun
 from gem_fast.state import check_count, check_keys, check_plain_tensor
@@ -27,7 +28,13 @@ MAX_TIME_FRACTION = 0.02
 
 
 class Checkpointer:
-    """Saves checkpoints of a run into a folder, and restores them."""
+    """Saves checkpoints of a run into a folder, and restores them.
+
+    Attributes:
+        saved: Mini-batches learned at the last checkpoint; None before there is one.
+        signals: The context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that
+            they came in.
+    """
 
     def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
         """Prepares for a run; reads and writes nothing.
@@ -35,10 +42,11 @@ class Checkpointer:
         Args:
             folder: An existing folder, for this run alone.
             every: Mini-batches between two checkpoints; None saves as often as MAX_TIME_FRACTION allows.
-            run: The run. To resume it, its configuration must be the same; `data` may be another path to the same
-                examples.
+            run: The run. To resume it, its configuration must be the same, but `data` and `data_root` may name
+                another place of the same examples.
         """
-        self.saved: int | None = None  # mini-batches learned at the last checkpoint
+        self.saved: int | None = None
+        self.signals = StopSignals()
         self._checkpoints = Checkpoints(folder)
         self._every = every
         self._config = run.config
@@ -47,6 +55,7 @@ class Checkpointer:
         self._device = run.stream.device
         self._learner = run.learner
         self._schedule = run.schedule
+        self._failed = False  # the last save
         self._save_seconds = 0.0  # the last save took
         self._last_save = time.perf_counter()  # its end
 
@@ -88,27 +97,40 @@ class Checkpointer:
         return journal
 
     def after_batch(self, journal: Journal) -> None:
-        """Writes a checkpoint if it is time for one, and always at the end of the stream.
+        """Writes a checkpoint if it is time for one, and always at the end of the stream and after a signal.
 
-        A failure, such as a full disk, is noted on stderr; the run goes on.
+        A failure, such as a full disk, is noted on stderr, once until it works again; the run goes on.
 
         Args:
             journal: The run so far.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM has come.
         """
         start = time.perf_counter()
         if self._every is None:
             save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
         else:
             save_now = journal.batches % self._every == 0
-        if not save_now and journal.batches < self._schedule.n_batches:
-            return
+        if save_now or self.signals.asked or journal.batches == self._schedule.n_batches:
+            self._save(journal)
+            self._last_save = time.perf_counter()
+            self._save_seconds = self._last_save - start
+        self.signals.can_wait = True
+        self.signals.stop_if_asked()
+
+    def _save(self, journal: Journal) -> None:
         try:
             self._checkpoints.save(journal.batches, self._state(journal))
             self.saved = journal.batches
+            self._failed = False
         except OSError as error:
-            print_note(f"no checkpoint could be written after mini-batch {journal.batches}: {error}; the run goes on")
-        self._last_save = time.perf_counter()
-        self._save_seconds = self._last_save - start
+            if not self._failed:
+                reason = error.strerror or error
+                print_note(
+                    f"no checkpoint could be written after mini-batch {journal.batches}: {reason}; the run goes on"
+                )
+            self._failed = True
 
     def _state(self, journal: Journal) -> dict[str, Any]:
         return {
@@ -138,7 +160,7 @@ class Checkpointer:
         others = [
             f"{flag(name)} {saved.get(name)!s:.50} and not {value}"
             for name, value in self._config.items()
-            if name != "data" and str(saved.get(name)) != str(value)
+            if name not in ("data", "data_root") and str(saved.get(name)) != str(value)
         ]
         if others:
             raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.numbers import whole
 from gem_fast.paper.options import add_learner_options, learner_options
 from gem_fast.paper.resume import Checkpointer
-from gem_fast.paper.stream_options import add_stream_options, stream_config
+from gem_fast.paper.signals import stopped
+from gem_fast.paper.stream_options import add_stream_options, download_data, stream_config
 from gem_fast.paper.training_run import TrainingRun, check_device, hyper_parameters
 
 __all__ = ["add_parser"]
@@ -44,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         type=whole(1),
         metavar="N",
         help="mini-batches between two evaluations on all tasks, besides the one at the end of each task; "
-        "its time is reported apart (default: half of a task's mini-batches)",
+        "its time is reported apart (default: half of a task's mini-batches; none on cifar100)",
     )
     measure.add_argument(
         "--out",
@@ -86,7 +88,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.out is not None:
         with extra("--out"):
             from gem_fast.paper import plots
-    options = stream_config(args) | {"device": args.device, "learner": args.learner}
+    config = stream_config(args)
+    download_data(args, config["data"])
+    options = config | {"device": args.device, "learner": args.learner}
     training_run = TrainingRun(options | hyper | {"eval_every": args.eval_every})
     for option in ("out", "checkpoint"):
         if getattr(args, option) is not None:
@@ -95,10 +99,11 @@ def _run(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         checkpointer = Checkpointer(args.checkpoint, args.checkpoint_every, training_run)
         journal = checkpointer.begin(args.resume)
-    print(", ".join(f"{name} {value}" for name, value in training_run.config.items()))
+    print(", ".join(f"{name} {value}" for name, value in training_run.config.items()), flush=True)
     learned = 0 if journal is None else journal.batches
     try:
-        with Progress(training_run.schedule, learned) as progress:
+        signals = contextlib.nullcontext() if checkpointer is None else checkpointer.signals
+        with Progress(training_run.schedule, learned) as progress, signals:
             record = training_run.run(
                 on_batch=progress.on_batch,
                 on_journal=(lambda journal: None) if checkpointer is None else checkpointer.after_batch,
@@ -107,18 +112,24 @@ def _run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt as interrupt:
         if checkpointer is None or checkpointer.saved is None:
             raise
-        raise KeyboardInterrupt(
+        raise stopped(
+            interrupt,
             f"the run is saved in {args.checkpoint} up to mini-batch {checkpointer.saved}; the same command with "
-            "--resume goes on from there"
+            "--resume goes on from there",
         ) from interrupt
-    print(f"\n{report.summary(record)}")
-    if args.out is not None:
-        stream = training_run.stream
-        tasks = "1 task" if stream.n_tasks == 1 else f"{stream.n_tasks} tasks"
-        title = f"{args.learner} on {args.stream} of {Path(stream.data).resolve().name}, {tasks}, seed {args.seed}"
-        # result.json comes last: where it is, the run is complete.
-        files = plots.draw_all(record, title) | {
-            "result.json": report.to_json(report.result_of(record, training_run.config))
-        }
-        report.write_files(args.out, files)
+    files = {}
+    try:
+        print(f"\n{report.summary(record)}", flush=True)
+    finally:  # what was computed is kept, whatever became of the terminal
+        if args.out is not None:
+            files = plots.draw_all(record, _title(args, training_run))
+            # It comes last: where it is, the run is complete.
+            files["result.json"] = report.to_json(report.result_of(record, training_run.config))
+            report.write_files(args.out, files)
+    if files:
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
+
+
+def _title(args: argparse.Namespace, run: TrainingRun) -> str:
+    tasks = "1 task" if run.stream.n_tasks == 1 else f"{run.stream.n_tasks} tasks"
+    return f"{args.learner} on {args.stream} of {Path(run.stream.data).resolve().name}, {tasks}, seed {args.seed}"

@@ -16,8 +16,11 @@ from pathlib import Path
 from gem_fast.paper import report
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
 from gem_fast.paper.files import prepare_folder, readable
+from gem_fast.paper.footprint import check_footprint
 from gem_fast.paper.protocol import Record
 from gem_fast.paper.resume import Checkpointer
+from gem_fast.paper.signals import stopped
+from gem_fast.paper.stream_options import load_data_of
 from gem_fast.paper.training_run import Config, TrainingRun
 
 __all__ = ["read_run", "run_cached", "run_name"]
@@ -48,7 +51,8 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
         The measurements of each run, in the order of `configs`; None for one that diverged.
 
     Raises:
-        InputError: The folder cannot be written to, a run cannot be made, or one diverged and must not.
+        InputError: The folder cannot be written to, a run cannot be made or does not fit into memory, or one diverged
+            and must not.
         KeyboardInterrupt: With a sentence that says how many runs are finished.
     """
     prepare_folder("--out", folder)
@@ -63,14 +67,21 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
                 print_note(f"{error}; it is computed anew")
     if records:
         print_note(f"{len(records)} of {len(runs)} runs are finished already in {folder}")
+    missing = [config for name, config in runs.items() if name not in records]
+    # Before any work: all data are sound, and every run fits into memory.
+    data = {name: load_data_of(config) for name, config in {config["data"]: config for config in missing}.items()}
+    for config in missing:
+        check_footprint(config, data[config["data"]])
+    del data
     try:
         for number, (name, config) in enumerate(runs.items(), start=1):
             if name not in records:
                 title = f"run {number} of {len(runs)}: {_describe(config)}"
                 records[name] = _finish(folder / name, config, title)
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(
-            f"{len(records)} of {len(runs)} runs are finished in {folder}; the same command goes on from there"
+        raise stopped(
+            interrupt,
+            f"{len(records)} of {len(runs)} runs are finished in {folder}; the same command goes on from there",
         ) from interrupt
     if not may_diverge:
         for name, config in runs.items():
@@ -125,7 +136,7 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     result: Config = {"key": config, "diverged": False}
     record: Record | None = None
     try:
-        with Progress(run.schedule, 0 if journal is None else journal.batches, title) as bar:
+        with Progress(run.schedule, 0 if journal is None else journal.batches, title) as bar, checkpointer.signals:
             record = run.run(on_batch=bar.on_batch, on_journal=checkpointer.after_batch, journal=journal)
         result |= report.result_of(record, run.config)
     except Diverged:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gem_fast.paper import report
-from gem_fast.paper.data import MNIST_5K, STAND_IN_SUFFIX, load_data
+from gem_fast.paper.data import STAND_IN
 from gem_fast.paper.files import prepare_folder
 from gem_fast.paper.protocol import Record
 from gem_fast.paper.published import MEASURES, Numbers
@@ -24,9 +23,7 @@ from gem_fast.paper.training_run import Config, check_device
 __all__ = [
     "CACHE",
     "Experiment",
-    "add_data_option",
     "add_options",
-    "is_stand_in",
     "parse_seeds",
     "prepare",
     "run_experiments",
@@ -36,7 +33,8 @@ __all__ = [
 # The folder of the run cache, within --out.
 CACHE = "run_cache"
 QUICK_LABEL = "QUICK: few tasks, examples and seeds, a check that all works; not comparable with the paper."
-STAND_IN_LABEL = "STAND-IN: cifar100 is made-up images in CIFAR-100's format; its numbers say nothing of CIFAR-100."
+STAND_IN_LABEL = "STAND-IN: cifar100 is made-up images of CIFAR-100's shape; its numbers say nothing of CIFAR-100."
+SAMPLED_LABEL = "SAMPLED: gem on cifar100 draws {} examples of each past task for a step; the paper uses all of them."
 
 
 @dataclass(frozen=True)
@@ -84,16 +82,6 @@ def add_options(parser: argparse.ArgumentParser, default_seeds: Sequence[int]) -
         help="folder for the results, shared by all tables (default: out/paper, with --quick out/paper-quick)",
     )
     parser.set_defaults(default_seeds=tuple(default_seeds))
-
-
-def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """Adds the option --data."""
-    parser.add_argument(
-        "--data",
-        default=MNIST_5K,
-        metavar="DATA",
-        help="digits for rotations and permutations, as for the command run (default: %(default)s)",
-    )
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -186,15 +174,17 @@ def write_table(
         notes: As in ResultTable.
         rows: What `run_experiments` returned, in the order in which they are shown.
         experiments: The experiments, whose data may be a stand-in: the table then says so.
-        args: With `quick`, the seeds and the folder.
+        args: With `quick`, the seeds and the folder, and `memory_batch` where the command has it.
         draw: Makes a PNG file of the table, if it has one.
 
     Raises:
         InputError: A file cannot be written.
     """
-    flags = {"quick": args.quick, "stand_in": any(is_stand_in(each.config["data"]) for each in experiments)}
-    labels = tuple(label for label, holds in zip((QUICK_LABEL, STAND_IN_LABEL), flags.values(), strict=True) if holds)
-    table = ResultTable(name, title, labels, notes, args.seeds, tuple(rows), flags)
+    flags = {"quick": args.quick, "stand_in": any(each.config["data"] == STAND_IN for each in experiments)}
+    labels = [label for label, holds in zip((QUICK_LABEL, STAND_IN_LABEL), flags.values(), strict=True) if holds]
+    if sampled := getattr(args, "memory_batch", None):
+        labels.append(SAMPLED_LABEL.format(sampled))
+    table = ResultTable(name, title, tuple(labels), notes, args.seeds, tuple(rows), flags)
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:
         files[f"{name}.png"] = draw(table)
@@ -202,12 +192,6 @@ def write_table(
     report.write_files(args.out, files)
     print(table.to_text())
     print(f"written: {', '.join(str(args.out / file) for file in files)}")
-
-
-@functools.cache
-def is_stand_in(data: str) -> bool:
-    """Whether data are made up, by what they say of themselves."""
-    return data != MNIST_5K and load_data(data).name.endswith(STAND_IN_SUFFIX)
 
 
 def _measure(record: Record, name: str) -> float:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, default_root, download, load_data
 from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.numbers import whole
-from gem_fast.paper.standin import STAND_IN
 from gem_fast.paper.streams import STREAMS, Stream
 
-__all__ = ["add_stream_options", "make_stream", "stream_config"]
+__all__ = [
+    "add_data_options",
+    "add_root_options",
+    "add_stream_options",
+    "download_data",
+    "load_data_of",
+    "make_stream",
+    "stream_config",
+]
 
 # The options of each stream, and their defaults. None stands for all examples of a task.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "rotations": {"tasks": 20, "samples_per_task": 1000},
-    "permutations": {"tasks": 20, "samples_per_task": 1000},
-    "cifar100": {"tasks": 20, "samples_per_task": None, "class_order": "natural"},
-    "split": {"tasks": 5, "samples_per_task": None, "class_order": "natural", "head": "task"},
+    "rotations": {"data": MNIST_5K, "tasks": 20, "samples_per_task": 1000},
+    "permutations": {"data": MNIST_5K, "tasks": 20, "samples_per_task": 1000},
+    "cifar100": {"data": "cifar100", "tasks": 20, "samples_per_task": None, "class_order": "natural"},
+    "split": {"data": MNIST_5K, "tasks": 5, "samples_per_task": None, "class_order": "natural", "head": "task"},
 }
 # Options of all streams.
-COMMON = ("stream", "data", "batch_size", "epochs", "rounds", "shuffle_tasks", "seed")
+COMMON = ("stream", "data_root", "batch_size", "epochs", "rounds", "shuffle_tasks", "seed")
 
 
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +44,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stream", choices=list(STREAMS), default="rotations", help="kind of tasks (default: %(default)s)"
     )
-    group.add_argument(
-        "--data",
-        default=MNIST_5K,
-        metavar="DATA",
-        help=f"{MNIST_5K}, 5000 real MNIST digits; a folder with the four IDX files of MNIST, Fashion-MNIST, KMNIST or "
-        "EMNIST; for cifar100 the folder cifar-100-python or its .tar.gz, or "
-        f"{STAND_IN}, made-up images (default: %(default)s)",
-    )
+    add_data_options(group, None, _defaults("data"))
     group.add_argument("--tasks", type=whole(1), metavar="T", help=f"number of tasks (default: {_defaults('tasks')})")
     group.add_argument(
         "--samples-per-task",
@@ -93,6 +94,51 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data_options(group: argparse._ActionsContainer, default: str | None, shown: str) -> None:
+    """Adds --data, --data-root and --download.
+
+    Args:
+        group: Where to add them.
+        default: That of --data.
+        shown: What --help says it is.
+    """
+    group.add_argument(
+        "--data",
+        default=default,
+        metavar="DATA",
+        help=f"{MNIST_5K}, 5000 real MNIST digits; {', '.join(NAMES[1:])}, as torchvision stores them; a folder with "
+        "the four IDX files of MNIST, Fashion-MNIST, KMNIST or EMNIST; CIFAR-100 in its binary or Python format, as a "
+        f"folder or .tar.gz (default: {shown})",
+    )
+    add_root_options(group)
+
+
+def add_root_options(group: argparse._ActionsContainer) -> None:
+    """Adds --data-root and --download; for the arguments as for `add_data_options`."""
+    group.add_argument(
+        "--data-root",
+        metavar="DIR",
+        help=f"torchvision's folder of data sets (default: {str(default_root()).replace('%', '%%')})",
+    )
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="let torchvision download the data set into --data-root, unless it is there (default: no)",
+    )
+
+
+def load_data_of(config: dict[str, Any]) -> ImageData:
+    """The data set that a configuration names."""
+    return load_data(config["data"], None if config["data_root"] is None else Path(config["data_root"]))
+
+
+def download_data(args: argparse.Namespace, *names: str) -> None:
+    """Downloads data sets if --download is given; raises InputError where that fails."""
+    if args.download:
+        for name in [name for name in names if name in NAMES and name != MNIST_5K] or names:
+            download(name, None if args.data_root is None else Path(args.data_root))
+
+
 def stream_config(args: argparse.Namespace) -> dict[str, Any]:
     """Every option of the stream by name, with its default where it was not given.
 
@@ -104,7 +150,7 @@ def stream_config(args: argparse.Namespace) -> dict[str, Any]:
     """
     defaults = DEFAULTS[args.stream]
     config = {name: getattr(args, name) for name in COMMON}
-    for name in ("tasks", "samples_per_task", "class_order", "head"):
+    for name in ("data", "tasks", "samples_per_task", "class_order", "head"):
         given = getattr(args, name)
         if name in defaults:
             config[name] = defaults[name] if given is None else given
@@ -113,23 +159,22 @@ def stream_config(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def make_stream(config: dict[str, Any], generator: torch.Generator) -> Stream:
-    """Loads the data and makes the stream.
+def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
+    """Makes the stream.
 
     Args:
         config: As stream_config returned it.
+        data: The data set that it names.
         generator: A CPU generator, source of all that is random about the tasks.
 
     Returns:
         The stream, on the CPU.
 
     Raises:
-        InputError: The data cannot be loaded or are not for this stream, or a number is too large for them.
+        InputError: The data are not for this stream, or a number is too large for them.
     """
     options = {name: config[name] for name in ("class_order", "head") if name in config}
-    stream = STREAMS[config["stream"]](
-        load_data(config["data"]), config["tasks"], config["samples_per_task"], generator, **options
-    )
+    stream = STREAMS[config["stream"]](data, config["tasks"], config["samples_per_task"], generator, **options)
     if config["shuffle_tasks"]:
         stream = stream.in_order(torch.randperm(stream.n_tasks, generator=generator).tolist())
     return stream

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.data import MNIST_5K, STAND_IN
 from gem_fast.paper.errors import extra
-from gem_fast.paper.files import prepare_folder
+from gem_fast.paper.numbers import whole
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.published import (
     MEASURES,
@@ -25,34 +25,25 @@ from gem_fast.paper.published import (
 from gem_fast.paper.runner import (
     CACHE,
     Experiment,
-    add_data_option,
     add_options,
-    is_stand_in,
     prepare,
     run_experiments,
     write_table,
 )
-from gem_fast.paper.standin import write_stand_in
+from gem_fast.paper.stream_options import add_data_options, add_root_options, download_data
 from gem_fast.paper.training_run import Config, configuration
 
 __all__ = ["add_parser"]
 
 # Less of everything, for a check that all works.
 QUICK = {"tasks": 4, "samples_per_task": 200}
+QUICK_CIFAR = {"tasks": 4, "samples_per_task": 20}
 # The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
-# The stand-in has less of everything, so that two cores need minutes.
-STAND_IN_FILE = "cifar100-stand-in.tar.gz"
-STAND_IN_MADE = {"train_per_class": 50, "test_per_class": 10, "n_classes": 20}
-STAND_IN_SIZE = {"tasks": 4, "samples_per_task": 200}
-STAND_IN_QUICK = {"tasks": 4, "samples_per_task": 20}
-STAND_IN_HYPER: dict[str, dict[str, int]] = {
-    "gem": {"memory_per_task": 20},
-    "agem": {"memory_per_task": 20, "memory_batch": 20},
-    "icarl": {"memory": 80},
-}
-# Table 2: the examples in memory, all tasks together, in the paper -> on the stand-in.
-MEMORIES = {200: 20, 1280: 40, 2560: 80, 5120: 160}
+# Table 2: the examples in memory, all tasks together.
+MEMORIES = (200, 1280, 2560, 5120)
+
+STREAMS = ("permutations", "rotations", "cifar100")
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
@@ -90,14 +81,30 @@ def add_parser(subparsers: Any) -> None:
         )
         parser.set_defaults(command=partial(_run, name, make_spec))
         add_options(parser, default_seeds=range(5))
-        if name != "table2":
-            add_data_option(parser)
+        if name == "table2":
+            add_root_options(parser)
+        else:
+            add_data_options(parser, MNIST_5K, MNIST_5K)
         if name in ("table2", "figure1"):
             parser.add_argument(
                 "--cifar",
-                metavar="PATH",
-                help="the folder cifar-100-python or its .tar.gz (default: a stand-in of made-up images in the same "
-                "format, 20 classes of them)",
+                metavar="DATA",
+                default="cifar100",
+                help="CIFAR-100: cifar100, as torchvision stores it, or a folder or .tar.gz (default: %(default)s)",
+            )
+            parser.add_argument(
+                "--memory-batch",
+                type=whole(1),
+                metavar="N",
+                help="examples that gem draws of each past task for a step on cifar100 (default: all, as published)",
+            )
+        if name == "figure1":
+            parser.add_argument(
+                "--streams",
+                nargs="+",
+                choices=STREAMS,
+                default=list(STREAMS),
+                help="panels of the figure (default: all)",
             )
 
 
@@ -105,11 +112,8 @@ def _run(name: str, make_spec: Callable[[argparse.Namespace], TableSpec], args: 
     with extra("the picture"):
         from gem_fast.paper import figures
     prepare(args)
-    if getattr(args, "cifar", STAND_IN_FILE) is None:
-        args.cifar = _make_stand_in(args.out)
     spec = make_spec(args)
-    for data in {experiment.config["data"] for experiment in spec.experiments}:
-        load_data(data)  # raises if it is not sound, before any work
+    download_data(args, *dict.fromkeys(experiment.config["data"] for experiment in spec.experiments))
     # Table 1 compares times, which must be measured side by side: it does not take runs of other tables.
     rows = run_experiments(spec.experiments, args, cache=f"{CACHE}/table1" if name == "table1" else CACHE)
     notes = spec.notes
@@ -118,14 +122,6 @@ def _run(name: str, make_spec: Callable[[argparse.Namespace], TableSpec], args: 
     if any(experiment.published_code for experiment in spec.experiments):
         notes += (CODE,)
     write_table(name, spec.title, notes, rows, spec.experiments, args, figures.DRAWINGS[name])
-
-
-def _make_stand_in(folder: Path) -> str:
-    """Writes the archive that stands in for CIFAR-100, and returns its path."""
-    path = folder / CACHE / STAND_IN_FILE
-    prepare_folder("--out", path.parent)
-    write_stand_in(path, **STAND_IN_MADE)
-    return str(path)
 
 
 def _table1(args: argparse.Namespace) -> TableSpec:
@@ -148,12 +144,11 @@ def _table1(args: argparse.Namespace) -> TableSpec:
 def _table2(args: argparse.Namespace) -> TableSpec:
     experiments = []
     for learner in ("gem", "icarl"):
-        for paper_memory, small_memory in MEMORIES.items():
-            memory = small_memory if is_stand_in(args.cifar) else paper_memory
-            per_task = max(1, memory // _cifar_size(args)["tasks"])
+        for memory in MEMORIES:
+            per_task = memory // _cifar_size(args)["tasks"]
             options = {"memory_per_task": per_task} if learner == "gem" else {"memory": memory}
             config = _cifar(args, learner, **options)
-            paper = {"memory": paper_memory, **PAPER_TABLE2[learner, paper_memory]}
+            paper = {} if args.cifar == STAND_IN else PAPER_TABLE2[learner, memory]
             experiments.append(Experiment({"learner": learner, "memory": memory}, config, ("acc",), paper=paper))
     return TableSpec(f"Table 2: ACC on {_cifar_name(args)} by the examples in memory", experiments)
 
@@ -175,7 +170,7 @@ def _table3(args: argparse.Namespace) -> TableSpec:
 
 def _figure1(args: argparse.Namespace) -> TableSpec:
     experiments = []
-    for stream in ("permutations", "rotations", "cifar100"):
+    for stream in args.streams:
         for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
             if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
                 continue
@@ -185,7 +180,7 @@ def _figure1(args: argparse.Namespace) -> TableSpec:
             if stream == "cifar100":
                 config = _cifar(args, learner)
                 condition["stream"] = _cifar_name(args)
-                paper = {} if is_stand_in(args.cifar) else paper
+                paper = {} if args.cifar == STAND_IN else paper
             else:
                 config = _digits(args, stream, learner)
                 published_code = _published_code(args, stream, learner, MEASURES)
@@ -205,23 +200,23 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], TableSpec], str]] = {
 
 def _digits(args: argparse.Namespace, stream: str, learner: str, **options: Any) -> Config:
     size = QUICK if args.quick else {}
-    return configuration(stream, learner, data=args.data, device=args.device, **size, **options)
+    options |= {"data": args.data, "data_root": args.data_root, "device": args.device}
+    return configuration(stream, learner, **size, **options)
 
 
 def _cifar(args: argparse.Namespace, learner: str, **options: Any) -> Config:
-    small = STAND_IN_HYPER.get(learner, {}) if is_stand_in(args.cifar) else {}
-    options = _cifar_size(args) | small | options
-    return configuration("cifar100", learner, data=args.cifar, device=args.device, **options)
+    if learner == "gem":
+        options["memory_batch"] = args.memory_batch
+    options |= {"data": args.cifar, "data_root": args.data_root, "device": args.device}
+    return configuration("cifar100", learner, **_cifar_size(args), **options)
 
 
 def _cifar_size(args: argparse.Namespace) -> dict[str, int]:
-    if is_stand_in(args.cifar):
-        return STAND_IN_QUICK if args.quick else STAND_IN_SIZE
-    return QUICK if args.quick else CIFAR
+    return QUICK_CIFAR if args.quick else CIFAR
 
 
 def _cifar_name(args: argparse.Namespace) -> str:
-    return "a stand-in for CIFAR-100" if is_stand_in(args.cifar) else "CIFAR-100"
+    return "a stand-in for CIFAR-100" if args.cifar == STAND_IN else "CIFAR-100"
 
 
 def _published_code(args: argparse.Namespace, stream: str, learner: str, measures: Sequence[str]) -> Numbers:

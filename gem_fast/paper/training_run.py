@@ -10,23 +10,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gem_fast.paper.data import MNIST_5K
-from gem_fast.paper.errors import InputError, flag
+from gem_fast.paper.errors import Diverged, InputError, flag
+from gem_fast.paper.footprint import check_footprint
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.stream_info import StreamInfo
-from gem_fast.paper.stream_options import DEFAULTS, make_stream
+from gem_fast.paper.stream_options import DEFAULTS, load_data_of, make_stream
 
 __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
 Config = dict[str, Any]
 
-EVALUATIONS_PER_EXPERIENCE = 2
+# By architecture, where nothing else is asked for: testing a convolutional network takes longer than training it.
+EVALUATIONS_PER_EXPERIENCE = {"mlp": 2, "resnet18": 1}
 # What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
 COMMON: Config = {
-    "data": MNIST_5K,
+    "data_root": None,
     "batch_size": 10,
     "epochs": 1,
     "rounds": 1,
@@ -110,17 +111,20 @@ class TrainingRun:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
         Args:
-            config: As `configuration` returns it. If `eval_every` is None, each experience has two evaluations.
+            config: As `configuration` returns it. If `eval_every` is None, each experience has as many evaluations
+                as EVALUATIONS_PER_EXPERIENCE says.
 
         Raises:
-            InputError: The data cannot be loaded, or are not enough.
+            InputError: The data cannot be loaded, or are not enough, or the run does not fit into memory.
         """
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
-        self.stream = make_stream(config, self._generator).to(device)
+        data = load_data_of(config)
+        check_footprint(config, data)
+        self.stream = make_stream(config, data, self._generator).to(device)
         self.schedule = make_schedule(self.stream, config["batch_size"], config["epochs"], config["rounds"])
         longest = max(experience.batches for experience in self.schedule.experiences)
-        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE)
+        eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE[self.stream.architecture])
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
         torch.manual_seed(config["seed"])
@@ -134,15 +138,26 @@ class TrainingRun:
         journal: Journal | None = None,
     ) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""
-        return learn_stream(
-            self.learner,
-            self.stream,
-            batch_size=self.config["batch_size"],
-            epochs=self.config["epochs"],
-            rounds=self.config["rounds"],
-            eval_every=self.config["eval_every"],
-            generator=self._generator,
-            on_batch=on_batch,
-            on_journal=on_journal,
-            journal=journal,
-        )
+        try:
+            return learn_stream(
+                self.learner,
+                self.stream,
+                batch_size=self.config["batch_size"],
+                epochs=self.config["epochs"],
+                rounds=self.config["rounds"],
+                eval_every=self.config["eval_every"],
+                generator=self._generator,
+                on_batch=on_batch,
+                on_journal=on_journal,
+                journal=journal,
+            )
+        except Diverged as error:
+            raise Diverged(f"{error}; try a smaller {_suspects(self.config)}") from error
+
+
+def _suspects(config: Config) -> str:
+    """The options that may have made training diverge: those above their published values, or else all such."""
+    preset = PRESETS[config["stream"], config["learner"]]
+    possible = [name for name in ("lr", "margin", "strength") if name in preset]
+    larger = [name for name in possible if config[name] > preset[name]]
+    return " or ".join(map(flag, larger or possible))

@@ -9,8 +9,8 @@ from fuzz.draw import Draw
 from fuzz.sentence import check_sentence
 from utils.idx_files import idx_bytes
 
+from gem_fast.paper.data.idx import read_idx
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.idx import read_idx
 
 FOLDER = tempfile.TemporaryDirectory(prefix="fuzz_idx_")
 

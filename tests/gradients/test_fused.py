@@ -1,6 +1,7 @@
 """The fused pass on whole models: the rows, buffers and errors of the loop."""
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -403,3 +404,19 @@ def test_dropout_has_the_same_distribution(name: str) -> None:
 def test_dropout_that_drops_nothing_is_no_dropout() -> None:
     assert_as_the_loop(Transformer(dropout=0.0).double(), memory(SIZES, tokens, classes))
     assert_as_the_loop(Transformer(dropout=0.5).double().eval(), memory(SIZES, tokens, classes))
+
+
+def test_no_pass_keeps_its_graph() -> None:
+    """Where a layer's output is saved for the backward, as that of tanh is, a graph can hold itself."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3), nn.Softmax(1))
+    engine, batches = Fused(form="rows"), memory(SIZES, rows, classes, torch.float32)
+    gc.collect()
+    before = graph_nodes()
+    for _ in range(2):  # the first pass is verified
+        engine(Objective(model, F.cross_entropy), batches, trained(model))
+        gc.collect()
+        assert graph_nodes() == before
+
+
+def graph_nodes() -> int:
+    return sum(type(x).__name__.endswith("Backward0") for x in gc.get_objects())

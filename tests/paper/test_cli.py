@@ -1,8 +1,10 @@
 """The command line, from arguments to files and exit codes."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +100,20 @@ def test_the_module_runs_as_a_program(tmp_path, small):
     assert "argument --tasks: must be a whole number of at least 1, got '0'" in finished.stderr
 
 
+def test_the_console_command(small):
+    """The entry point's function, called as the script that pip writes calls it."""
+    scripts = re.search(
+        r'^gem-fast = "(.+):(.+)"$', (Path(__file__).parents[2] / "pyproject.toml").read_text(), flags=re.MULTILINE
+    )
+    code = f"import sys; sys.argv[0] = '/somewhere/bin/gem-fast'; from {scripts[1]} import {scripts[2]} as main; "
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{code} sys.exit(main())", *small, "--rounds", "21"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("gem-fast: --rounds must be at most 20")
+
+
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["run", "--help"])
@@ -105,7 +121,7 @@ def test_help_explains_every_option(capsys):
     usage = text.split("Trains one learner")[0]
     options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
     options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
-    assert len(options) == text.count("(default: ") == 30
+    assert len(options) == text.count("(default: ") == 32
     assert (
         "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
         in text
@@ -124,8 +140,11 @@ def test_help_explains_every_option(capsys):
         ("--samples-per-task 0", "--samples-per-task: must be"),
         ("--samples-per-task 61", "--samples-per-task must be at most 60"),
         ("--eval-every 0", "--eval-every: must be"),
-        ("--seed -1", "--seed: must be a whole number between 0 and"),
+        ("--seed -1", "--seed: must be a whole number of at least 0, got '-1'"),
         ("--seed 9223372036854775808", "--seed: must be"),
+        ("--batch-size 99999999999", "--batch-size: must be a whole number of at most 2147483647, got '99999999999'"),
+        (f"--batch-size {'9' * 5000}", "--batch-size: must be"),
+        ("--lr 1e300", "--lr: must be at most 1e+30, got '1e300'"),
         ("--lr -0.1", "--lr: must be a finite number above 0, got '-0.1'"),
         ("--lr 0", "--lr: must be"),
         ("--lr inf", "--lr: must be"),
@@ -145,7 +164,7 @@ def test_help_explains_every_option(capsys):
         ("--stream shuffles", "--stream: invalid choice"),
         ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
         ("--device meta", "--device must be a device torch can use here, got 'meta'"),
-        ("--data nowhere", "--data must be mnist-5k, a folder"),
+        ("--data nowhere", "--data must be mnist-5k, mnist,"),
         ("--rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
         ("--rounds 21", "--rounds must be at most 20, the training examples of task 1, got 21"),
         ("--head shared", "--head is not an option of the stream rotations"),
@@ -198,6 +217,27 @@ def test_a_run_that_diverges_leaves_no_files(capsys, tmp_path, small):
     assert main([*small, "--lr", "1e30", "--epochs", "3", "--out", str(tmp_path / "out")]) == 2
     assert "training diverged" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ("--learner single --lr 1e30", "--lr"),
+        ("--learner gem --margin 1e10", "--margin"),
+        ("--learner gem --margin 1e20", "--margin"),
+        ("--learner gem --margin 1e30", "--margin"),
+        ("--learner gem --margin 1e20 --lr 1e20", "--lr or --margin"),
+        ("--learner gem_pure_python --margin 1e20", "--margin"),
+        ("--learner agem --margin 1e20 --lr 0.001", "--margin"),
+        ("--learner ewc --strength 1e30", "--strength"),
+        ("--learner icarl --strength 1e29", "--strength"),
+    ],
+)
+def test_what_made_a_run_diverge_is_named(capsys, small, options, cure):
+    assert main([*small, "--epochs", "4", *options.split()]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("python -m gem_fast: training diverged: ")
+    assert message.endswith(f"; try a smaller {cure}")
 
 
 def test_ctrl_c(capsys, monkeypatch, tmp_path, small):

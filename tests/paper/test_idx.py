@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from utils.idx_files import idx_bytes
 
+from gem_fast.paper.data.idx import read_idx
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.idx import read_idx
 
 # One folder serves all examples of a test: each example overwrites the file.
 one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

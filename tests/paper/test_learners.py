@@ -9,6 +9,7 @@ from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, s
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.joint_batches import joint_batches
 from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import learn_stream
 from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
 
@@ -48,6 +49,29 @@ def test_a_task_that_comes_back(name: str, kind: str) -> None:
     learner = learn(make(name, kind), batches(kind, per_task=5, tasks=(0, 1, 0, 2, 1)))
     assert all(w.isfinite().all() for w in weights(learner.model))
     assert accuracy(learner, kind, 1) > 1.5 / len(stream_info(kind).outputs[0]) - 0.2
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNERS if name != "multimodal"])
+def test_convolutions_stay_in_the_fast_format(name: str) -> None:
+    info = StreamInfo(2, (range(3), range(3, 6)), 6, (3, 32, 32), "resnet18")
+    # Small sizes, so that it takes a moment.
+    small = {"memory_per_task": 4, "memory_batch": 4, "memory": 6}
+    hyper = {key: small.get(key) or value for key, value in PRESETS["cifar100", name].items()}
+    learner = LEARNERS[name](info, CPU, **hyper)
+    x, y = torch.rand(3, 3, 32, 32), torch.arange(3)
+    for task in (0, 1):
+        learner.observe(x, y, task)
+        learner.load_state_dict(learner.state_dict())
+    convolutions = [module for module in learner.modules() if isinstance(module, nn.Conv2d)]
+    assert convolutions
+    for convolution in convolutions:
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    learner.train(False)
+    fast = learner.predict(x, 1)
+    learner.load_state_dict(learner.state_dict())  # empties caches
+    for convolution in convolutions:
+        convolution.weight.data = convolution.weight.data.contiguous()
+    torch.testing.assert_close(learner.predict(x, 1), fast, rtol=1e-4, atol=1e-4)
 
 
 # ---- StreamInfo ------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from gem_fast import metrics
 from gem_fast.paper.data import ImageData
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import Diverged
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import evaluate, learn_stream
 from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.streams import STREAMS, permutations
+from gem_fast.paper.training_run import TrainingRun, configuration
 
 
 def groups(values):
@@ -33,6 +34,10 @@ def make_stream(n_tasks=3, samples_per_task=10):
     images[torch.arange(40), labels] += 190  # the class is where the bright row is
     data = ImageData("rows", images, labels, images, labels)
     return permutations(data, n_tasks, samples_per_task, g)
+
+
+def noise(n):
+    return torch.randint(256, (n, 28, 28), generator=generator()).byte()
 
 
 def make_single(stream, lr=0.1):
@@ -169,6 +174,21 @@ def test_accuracy_is_the_fraction_of_right_answers():
         assert accuracy[task] == (single.predict(x, task).argmax(1) == y).double().mean().item()
 
 
+def test_the_layout_of_the_test_images_changes_no_bit():
+    data = ImageData("noise", *(f(n) for n in (30, 2500) for f in (noise, lambda n: torch.arange(n) % 10)))
+    stream = permutations(data, 2, 10, generator())
+    single = make_single(stream)
+    for x, _ in stream.test_batches(1):
+        assert torch.equal(single.predict(x, 1), single.predict(x.contiguous(), 1))
+
+
+@pytest.mark.parametrize(("stream", "evaluations"), [("split", 2), ("cifar100", 1)])
+def test_how_often_a_run_is_evaluated_by_default(stream, evaluations):
+    data = "cifar100-stand-in" if stream == "cifar100" else "mnist-5k"
+    run = TrainingRun(configuration(stream, "single", data=data, tasks=5, samples_per_task=60))
+    assert run.config["eval_every"] == 6 // evaluations
+
+
 def test_single_is_plain_sgd():
     stream = make_stream()
     single = make_single(stream, lr=0.25)
@@ -187,7 +207,7 @@ def test_a_model_that_diverges_stops_the_run():
     single = make_single(stream)
     with torch.no_grad():
         single.model[0].weight[0, 0] = float("nan")
-    with pytest.raises(InputError, match=r"training diverged.*smaller --lr"):
+    with pytest.raises(Diverged, match="outputs are not finite any more"):
         learn(single, stream)
 
 
@@ -200,7 +220,7 @@ def test_a_learner_that_fails_because_the_model_diverged():
             with torch.no_grad():
                 gem.model[0].weight[0, 0] = float("nan")
 
-    with pytest.raises(InputError, match="training diverged"):
+    with pytest.raises(Diverged, match="training diverged"):
         learn(gem, stream, on_batch=diverge)
 
 

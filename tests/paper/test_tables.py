@@ -1,5 +1,6 @@
 """The commands that reproduce the paper's tables: from options to rows, labels and files."""
 
+import argparse
 import io
 import json
 import math
@@ -14,6 +15,8 @@ from utils.idx_files import write_folder
 
 from gem_fast.paper import figures, run_cache, tables
 from gem_fast.paper.cli import main
+from gem_fast.paper.data import sources
+from gem_fast.paper.data.stand_in import make_stand_in
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
 from gem_fast.paper.result_table import MeanStd, ResultTable, Row
@@ -22,14 +25,15 @@ from gem_fast.paper.training_run import TrainingRun
 
 QUICK = "QUICK: "
 STAND_IN = "STAND-IN: "
+SAMPLED = "SAMPLED: "
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Options that make every table a matter of seconds."""
     monkeypatch.setattr(tables, "QUICK", {"tasks": 2, "samples_per_task": 20})
-    monkeypatch.setattr(tables, "STAND_IN_QUICK", {"tasks": 2, "samples_per_task": 8})
-    monkeypatch.setattr(tables, "STAND_IN_MADE", {"train_per_class": 4, "test_per_class": 1, "n_classes": 4})
+    monkeypatch.setattr(tables, "QUICK_CIFAR", {"tasks": 2, "samples_per_task": 8})
+    monkeypatch.setattr(sources, "make_stand_in", lambda: make_stand_in(train_per_class=1, test_per_class=1))
     write_folder(tmp_path / "data")
     return ["--quick", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
 
@@ -83,24 +87,29 @@ def test_a_stand_in_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeyp
     titles = []
     png = figures.png
     monkeypatch.setattr(figures, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
-    options = [option for option in tiny if "data" not in option]
+    options = ["--quick", *tiny[-2:], "--cifar", "cifar100-stand-in"]
     assert main(["table2", *options, "--seeds", "0"]) == 0
     result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN)
     assert result["stand_in"] is True
     assert "stand-in" in result["title"]
+    assert not any(row["paper"] for row in result["rows"])
     assert all(label in titles[0] for label in (QUICK, STAND_IN))
     for path in (tmp_path / "out" / "run_cache").glob("*.json"):
         assert "stand-in" in json.loads(path.read_text())["config"]["data"]
-    # A stand-in that is named by the user is one, too.
-    archive = tmp_path / "out" / "run_cache" / tables.STAND_IN_FILE
-    other = tmp_path / "cifar-100-python.tar.gz"
-    other.write_bytes(archive.read_bytes())
-    assert main(["table2", *options, "--seeds", "0", "--cifar", str(other)]) == 0
-    assert STAND_IN in capsys.readouterr().out
+
+
+def test_a_sampled_memory_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "MEMORIES", (200,))
+    options = ["--quick", *tiny[-2:], "--cifar", "cifar100-stand-in", "--memory-batch", "2", "--seeds", "0"]
+    assert main(["table2", *options]) == 0
+    result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN, SAMPLED)
+    assert "gem on cifar100 draws 2 examples of each past task for a step" in result["labels"][-1]
+    configs = [json.loads(path.read_text())["config"] for path in (tmp_path / "out" / "run_cache").glob("*.json")]
+    assert {config["learner"]: config.get("memory_batch") for config in configs} == {"gem": 2, "icarl": None}
 
 
 def test_figure1(tiny, tmp_path, capsys):
-    assert main(["figure1", *tiny, "--seeds", "0-1"]) == 0
+    assert main(["figure1", *tiny, "--cifar", "cifar100-stand-in", "--seeds", "0-1"]) == 0
     result = check_result(tmp_path / "out", "figure1", capsys.readouterr().out, QUICK, STAND_IN)
     streams = {row["stream"] for row in result["rows"]}
     assert streams == {"permutations", "rotations", "a stand-in for CIFAR-100"}
@@ -109,6 +118,10 @@ def test_figure1(tiny, tmp_path, capsys):
         assert row["first_task"]["tasks_learned"] == [0.0, 0.5, 1.0, 1.5, 2.0] or "stand-in" in row["stream"]
         assert len(row["first_task"]["accuracy"]) == len(row["first_task"]["tasks_learned"])
         assert not (row["paper"] and "stand-in" in row["stream"])
+    assert main(["figure1", *tiny, "--streams", "rotations", "--seeds", "0-1"]) == 0
+    assert {row["stream"] for row in json.loads((tmp_path / "out" / "figure1.json").read_text())["rows"]} == {
+        "rotations"
+    }
     # Table 3 finds the runs that both have.
     capsys.readouterr()
     assert main(["table3", *tiny, "--seeds", "0-1"]) == 0
@@ -130,7 +143,9 @@ def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
         "from there\n"
     )
     assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
-    spec = tables._figure1(type("args", (), {"quick": False, "data": "mnist-5k", "cifar": "mnist-5k", "device": "cpu"}))
+    args = {"quick": False, "data": "mnist-5k", "cifar": "cifar100", "device": "cpu", "data_root": None}
+    args |= {"memory_batch": None, "streams": tables.STREAMS}
+    spec = tables._figure1(argparse.Namespace(**args))
     sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in spec.experiments}
     assert sizes == {(20, 1000), (20, 2500)}
 
@@ -167,7 +182,9 @@ def test_interrupted_then_resumed_gives_the_same_tables(tiny, tmp_path, monkeypa
         ("table3 --seeds 0-", "--seeds: must be"),
         ("table1 --data nowhere", "--data must be mnist-5k"),
         ("table2 --cifar nowhere", "got 'nowhere'"),
-        ("table2 --data mnist-5k", "unrecognized arguments: --data"),
+        ("table2 --data-root nowhere", "the data set cifar100 must be stored in --data-root as cifar-100-binary"),
+        ("figure1 --streams split", "--streams: invalid choice: 'split'"),
+        ("table2 --data mnist-5k", "unrecognized arguments: --data mnist-5k"),
         ("table3 --device nonsense", "--device must be a device torch can use here"),
         ("figure1 --tasks 3", "unrecognized arguments: --tasks 3"),
     ],

@@ -105,6 +105,7 @@ def assert_as_the_loop(
     tolerance: float | None = None,
     pass_task: bool = False,
     sample: Sample | None = None,
+    small_block: int = 200,
     **options: int,
 ) -> Bound:
     """Every form of G is the loop's, and so are dependences, buffers and projections.
@@ -131,7 +132,15 @@ def assert_as_the_loop(
     if fallback is None:
         assert lines == []
         assert "tasks_per_pass" not in limits or len(batches) == 1 or verified
-        assert_projects_as_rows(other, batches, loss_fn, pass_task=pass_task, sample=sample, tolerance=tolerance)
+        assert_projects_as_rows(
+            other,
+            batches,
+            loss_fn,
+            pass_task=pass_task,
+            sample=sample,
+            tolerance=tolerance,
+            small_block=small_block,
+        )
     else:
         assert len(lines) == 1
         assert fallback in lines[0], lines[0]
@@ -163,10 +172,12 @@ def assert_projects_as_rows(
     pass_task: bool = False,
     sample: Sample | None = None,
     tolerance: float = 1e-10,
+    small_block: int = 200,
 ) -> None:
     """Layerwise gradients, by blocks of columns and by inner products, do what the loop's rows do.
 
-    For gradients that violate no constraint, some and all: P, q, v and the gradient relative to its parts.
+    Blocks are once of `small_block` bytes. For gradients that violate no constraint, some and all: P, q, v and the
+    gradient relative to its parts.
     """
     twin = copy.deepcopy(model)
     parameters, sizes = trained(model), [parameter.numel() for parameter in trained(model)]
@@ -174,7 +185,7 @@ def assert_projects_as_rows(
     start = copy.deepcopy(model.state_dict())
     mean = G.mean(0)
     directions = [-mean, torch.randn_like(mean) * mean.norm() / len(mean) ** 0.5 - G[-1] / 2, G[0]]
-    for products, block_bytes in ((True, 2**24), (False, 2**24), (False, 200)):
+    for products, block_bytes in ((True, 2**24), (False, 2**24), (False, small_block)):
         model.load_state_dict(start)
         with layerwise_by(products, block_bytes):
             got = Fused(form="layerwise")(Objective(model, loss_fn, pass_task), batches, parameters, sample)

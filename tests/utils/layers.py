@@ -64,9 +64,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "rms norm": (lambda: nn.RMSNorm(6), (4, 6)),
     "rms norm, two dimensions": (lambda: nn.RMSNorm((4, 6), eps=0.1), (4, 6)),
+    "own rms norm": (lambda: OwnRMSNorm(6), (4, 6)),
+    "own rms norm, features": (lambda: OwnRMSNorm(6), (6,)),
+    "own rms norm, from zero": (lambda: OwnRMSNorm(6, from_zero=True), (2, 4, 6)),
+    "own rms norm, gated": (lambda: Gated(OwnRMSNorm(6)), (4, 6)),
     "prelu": (lambda: nn.PReLU(4, init=0.1), (4, 3)),
     "one number": (lambda: Scale(()), (4, 3)),
     "a custom module": (lambda: Scale((3, 4)), (4, 3)),
+    "parameters in a list": (lambda: Listed(nn.ParameterList), (4, 6)),
+    "parameters in a dict": (lambda: Listed(nn.ParameterDict), (4, 6)),
+    "a parameter that a child has, too": (lambda: BiasOfChild(), (4, 6)),
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(6, 5)), (6,)),
     "weight norm, no bias": (lambda: parametrizations.weight_norm(nn.Linear(6, 5, bias=False)), (6,)),
     "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(6, 5, bias=False)), (6,)),
@@ -80,6 +87,55 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sinh(x * self.weight) if self.weight.dim() == 0 else x @ self.weight
+
+
+class OwnRMSNorm(nn.Module):
+    """As language models bring it along: in float32 whatever comes in, with the weight as it is or added to 1."""
+
+    def __init__(self, features: int, from_zero: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(features) if from_zero else torch.ones(features))
+        self.from_zero = from_zero
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        h = x.float()
+        h = (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+        y = h * (1 + self.weight if self.from_zero else self.weight)
+        return y if gate is None else y * torch.sigmoid(gate)
+
+
+class Gated(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x, x.sin())
+
+
+class Listed(nn.Module):
+    """Has its parameters in a container."""
+
+    def __init__(self, kind: type[nn.ParameterList] | type[nn.ParameterDict]) -> None:
+        super().__init__()
+        weights = [nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6, 5))]
+        self.weights = (
+            nn.ParameterList(weights) if kind is nn.ParameterList else nn.ParameterDict(zip("ab", weights, strict=True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.weights if isinstance(self.weights, nn.ParameterList) else self.weights.values()
+        return (x * a).sin() @ b
+
+
+class BiasOfChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(6, 5)
+        self.bias = self.child.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.child(x)
 
 
 class Attention(nn.Module):

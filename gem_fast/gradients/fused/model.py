@@ -69,7 +69,7 @@ class FusedModel:
         """
         if any(self._hooked):
             raise CannotFuse("a parameter has a hook, which would see no task's gradient")
-        return rules_of(self.objective.model)
+        return rules_of(self.objective.model, self._wanted)
 
     def serves(self, objective: Objective, parameters: Sequence[Parameter]) -> bool:
         """Whether what is known here still holds."""
@@ -121,6 +121,7 @@ class FusedModel:
             found = cpu_mlp.recorded_pass(recorder, roots, batches[0])
             if found is not None:
                 return found
+        recorder.linear_calls.clear()  # and the outputs with them
         starts, known = [root.start for root in roots], [root.known for root in roots]
         grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
         contributions = recorder.contributions(grads)

@@ -59,12 +59,21 @@ class Contribution(NamedTuple):
     """How to have some rows of that part only; None where it comes as a whole."""
     inputs: Tensor | None = None
     """(N, ..., inputs) of a linear layer, whose weight's gradient is grad' inputs; else None."""
+    transposed: bool = False
+    """Whether that weight is (inputs, outputs), and its gradient inputs' grad."""
     is_alias: bool = False
 
     @property
     def rows(self) -> range:
         """The rows of G that are affected."""
         return range(self.first, self.first + len(self.tasks))
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Of a linear layer A (N, ..., a) and B (N, ..., b): its weight (b, a) has the gradient B' A; else None."""
+        if self.inputs is None:
+            return None
+        return (self.grad, self.inputs) if self.transposed else (self.inputs, self.grad)
 
     def write_to(self, out: Tensor) -> None:
         """out[k] = what is added to the gradient of task k, for `part` of the parameter."""
@@ -119,8 +128,7 @@ class Recorder:
         self._calls: dict[nn.Module, int] = {}
         # With each use the number of its edge, and the dimension of the output there that runs over the examples.
         self._uses: list[tuple[int, int, Contribution]] = []
-        self._numbers: dict[int, int] = {}
-        self._outputs: list[Tensor] = []
+        self._numbers: dict[Any, int] = {}
         self._inputs: list[tuple[nn.Module, Tensor, int]] = []
 
     # ---- for rules ---------------------------------------------------------------------------------------------------
@@ -170,6 +178,7 @@ class Recorder:
         part: slice = WHOLE,
         restrict: Restrict | None = None,
         inputs: Tensor | None = None,
+        transposed: bool = False,
     ) -> None:
         """Notes a use of a parameter.
 
@@ -183,18 +192,18 @@ class Recorder:
             part: which part of the parameter, along its first dimension.
             restrict: see `Restrict`.
             inputs: see `Contribution`.
+            transposed: see `Contribution`.
         """
         if not isinstance(parameter, Parameter) or not self.wants(parameter) or not output.requires_grad:
             return
-        number = self._numbers.get(id(output))
-        if number is None:
-            # The edge stands for the output as it is now, whatever is written into it later in place.
-            number = self._numbers[id(output)] = len(self.edges)
-            self.edges.append(get_gradient_edge(output))
-            self._outputs.append(output)  # so that its id stays its own
+        # The edge stands for the output as it is now, whatever is written into it later in place; it keeps no data.
+        edge = get_gradient_edge(output)
+        number = self._numbers.setdefault(edge, len(self.edges))
+        if number == len(self.edges):
+            self.edges.append(edge)
         if reads is not None:
             self._inputs.append((module, reads, reads._version))
-        use = Contribution(parameter, _UNKNOWN, self._first, self.tasks, write, part, restrict, inputs)
+        use = Contribution(parameter, _UNKNOWN, self._first, self.tasks, write, part, restrict, inputs, transposed)
         self._uses.append((number, dim, use))
 
     def use_alias(self, parameter: Parameter, alias: Tensor, task: int) -> None:
@@ -227,9 +236,8 @@ class Recorder:
             if (grad := grads[number]) is not None
         ]
         # What only the backward needed goes.
-        self._outputs.clear()
+        self._numbers.clear()
         self.edges.clear()
-        self.linear_calls.clear()
         return found
 
     def check_unchanged(self) -> None:

@@ -332,4 +332,4 @@ class _KeptBytes:
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return x
+        return x.detach()  # x itself would hold its graph, of which it is a part, for good

@@ -41,6 +41,11 @@ class SgdLearner(nn.Module):
         self.device = device
         self._pass_task = stream_info.multi_head if model is None else True
         self.model = (stream_info.new_model() if model is None else model).to(device)
+        if device.type == "cpu":
+            for module in self.model.modules():
+                if isinstance(module, nn.Conv2d):
+                    # A convolution takes the format of its weights, whatever that of the images; this one is faster.
+                    module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
 
     def logits(self, x: Tensor, task: int) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from gem_fast.paper.cifar import IMAGE_SHAPE, N_CLASSES
 from gem_fast.paper.data import ImageData
+from gem_fast.paper.data.cifar import IMAGE_SHAPE, N_CLASSES
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams.classes import ClassStream, make_class_stream
 
@@ -40,8 +40,7 @@ def cifar100(
     """
     if data.train_images.shape[1:] != IMAGE_SHAPE or data.n_outputs > N_CLASSES:
         raise InputError(
-            f"--data must be CIFAR-100 for the stream cifar100 (its folder, its .tar.gz, or cifar100-stand-in), got "
-            f"{data.name}"
+            f"--data must be CIFAR-100 for the stream cifar100 (its name, folder or .tar.gz), got {data.name}"
         )
     generator = generator or torch.Generator().manual_seed(0)
     return make_class_stream(

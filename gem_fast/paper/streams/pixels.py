@@ -36,7 +36,8 @@ class PixelStream(Stream):
     """Tasks that share a test set and all outputs.
 
     Attributes:
-        test_images: Shape (m, pixels + 1), float32 in [0, 1]: the original test images and one blank pixel.
+        test_images: Shape (pixels + 1, m), float32 in [0, 1]: the original test images and one blank pixel, pixel by
+            pixel, because a task's pixels are then copied as rows, which takes half the time of gathering columns.
         test_labels: Shape (m,), int64.
     """
 
@@ -47,8 +48,9 @@ class PixelStream(Stream):
     def test_batches(self, task: int, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole test set as the task shows it, in a fixed order; x and y as in `batches`."""
         pixel_map = self.tasks[task].pixel_map
-        for images, labels in zip(self.test_images.split(batch_size), self.test_labels.split(batch_size), strict=True):
-            yield images.index_select(1, pixel_map), labels
+        batches = zip(self.test_images.split(batch_size, dim=1), self.test_labels.split(batch_size), strict=True)
+        for images, labels in batches:
+            yield images.index_select(0, pixel_map).T, labels
 
 
 def make_pixel_stream(
@@ -87,7 +89,7 @@ def make_pixel_stream(
         return PixelTask(images, data.train_labels[sample], range(data.n_outputs), pixels)
 
     tasks = tuple(make_task(task) for task in range(n_tasks))
-    test_images = to_unit(_with_blank(data.test_images))
+    test_images = to_unit(_with_blank(data.test_images)).T.contiguous()
     return PixelStream(tasks, data.n_outputs, data.name, "mlp", test_images, data.test_labels)
 
 

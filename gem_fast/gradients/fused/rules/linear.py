@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gem_fast.gradients.fused.entries import LayerInput, SparseEntries
-from gem_fast.gradients.fused.recorder import WHOLE, LinearCall, Recorder, features_of, with_own_history
+from gem_fast.gradients.fused.recorder import WHOLE, LinearCall, Recorder, TaskWriter, features_of, with_own_history
 from gem_fast.gradients.fused.rules.bias import write_bias
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
 
@@ -26,6 +26,22 @@ def linear(recorder: Recorder, module: nn.Linear, forward: Callable[[Tensor], Te
     output = with_own_history(forward(x))
     recorder.linear_calls.append(LinearCall(module.weight, module.bias, x, output, output.grad_fn))
     use_linear(recorder, module, module.weight, module.bias, x, output, dim)
+    return output
+
+
+def conv1d(recorder: Recorder, module: Any, forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
+    """Hugging Face's Conv1D, of GPT-2: y = x W + b, a linear layer whose weight (inputs, outputs) is transposed."""
+    x, dim = recorder.per_example(module, input)
+    output = with_own_history(forward(x))
+    inputs = x.detach().transpose(0, dim)
+
+    def rows(some: slice) -> TaskWriter:
+        return lambda grad, tasks, out: _write_product(inputs[..., some], grad, tasks, out)
+
+    recorder.use(
+        module.weight, output, dim, rows(WHOLE), module=module, reads=x, restrict=rows, inputs=inputs, transposed=True
+    )
+    recorder.use(module.bias, output, dim, write_bias, module=module, restrict=features_of(write_bias, -1))
     return output
 
 
@@ -99,15 +115,18 @@ class _FromEntries(torch.autograd.Function):
 
 
 def _write_weight(x: Tensor, grad: Tensor, tasks: TaskSizes, out: Tensor) -> None:
-    x = x.reshape(tasks.total, -1, x.shape[-1])
-    grad = grad.reshape(tasks.total, -1, grad.shape[-1])
+    _write_product(grad, x, tasks, out)
+
+
+def _write_product(left: Tensor, right: Tensor, tasks: TaskSizes, out: Tensor) -> None:
+    """out[k] (a, b) = left' right over the examples and positions of task k: left (N, ..., a), right (N, ..., b)."""
     if tasks.equal is not None:
         t = len(tasks)
-        factors = grad.reshape(t, -1, grad.shape[-1]).mT, x.reshape(t, -1, x.shape[-1])
+        factors = left.reshape(t, -1, left.shape[-1]).mT, right.reshape(t, -1, right.shape[-1])
         if out.numel() <= _MAX_COPIED * t:
             out.copy_(torch.bmm(*factors))
         else:
             torch.bmm(*factors, out=out)
         return
-    for mine, theirs, row in zip(tasks.split(grad), tasks.split(x), out, strict=True):
-        torch.mm(mine.flatten(0, 1).mT, theirs.flatten(0, 1), out=row)
+    for mine, theirs, row in zip(tasks.split(left), tasks.split(right), out, strict=True):
+        torch.mm(mine.reshape(-1, left.shape[-1]).mT, theirs.reshape(-1, right.shape[-1]), out=row)

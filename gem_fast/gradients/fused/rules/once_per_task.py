@@ -4,7 +4,8 @@ So work modules that look at the whole mini-batch (batch normalisation: its stat
 those of one pass per task, in order), and those whose parameters take part in ways that no other rule knows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,16 +39,24 @@ def once_per_task(recorder: Recorder, module: nn.Module, forward: Callable[..., 
         start += size
         args_k, kwargs_k = pytree.tree_unflatten(mine, tree)
         aliases = {parameter: parameter.detach().requires_grad_() for _, _, parameter in wanted}
-        try:
-            for owner, name, parameter in wanted:
-                owner._parameters[name] = aliases[parameter]  # type: ignore[assignment]
+        with parameters_replaced([(owner, name, aliases[parameter]) for owner, name, parameter in wanted]):
             outputs.append(forward(*args_k, **kwargs_k))
-        finally:
-            for owner, name, parameter in wanted:
-                owner._parameters[name] = parameter
         for parameter, alias in aliases.items():
             recorder.use_alias(parameter, alias, task)
     return _joined(module, outputs, dims_out)
+
+
+@contextmanager
+def parameters_replaced(values: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Within the block, these modules have these tensors in place of their parameters of these names."""
+    before = [(owner, name, owner._parameters[name]) for owner, name, _ in values]
+    try:
+        for owner, name, value in values:
+            owner._parameters[name] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for owner, name, parameter in before:
+            owner._parameters[name] = parameter
 
 
 def _dims(module: nn.Module, dim: int) -> tuple[Sequence[int], Sequence[int]]:

