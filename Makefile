@@ -2,9 +2,14 @@
 # make test   install and run the tests                        make bench   install and run the benchmarks
 # make paper  install and reproduce the paper's tables and its figure into bench/results/paper: hours, resumable
 # make soak   hours of hard inputs: SEED, PROBLEMS, FUZZ_SECONDS and STEPS on the command line change what is run
+# make gpu-check   on a machine with a GPU: build, test and time there in under eight minutes, into OUT
 PYTHON ?= python3
 # The torch that gem_fast is developed with; any torch >= 2.10 runs it.
 TORCH ?= torch==2.13.0
+# Where `make gpu-check` writes; its Python must have torch and what bench/gpu/check names. DRY=1 needs no GPU.
+OUT ?= out/gpu
+DRY ?=
+
 # How much `make soak` does.
 SEED ?= 0
 PROBLEMS ?= 1000000
@@ -29,7 +34,7 @@ CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 BUILD := setup.py pyproject.toml $(CSRC)
 CXX_FILES := $(CSRC) $(wildcard tests/csrc/simt/* tests/csrc/native/*)
 
-.PHONY: demo test lint bench paper soak clean
+.PHONY: demo test lint bench gpu-check paper soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m gem_fast run --stream rotations --learner gem --out out/rotations
@@ -47,6 +52,9 @@ bench: $(VENV)/installed $(VENV)/bench.tools
 	cd bench && DEVICE=$(DEVICE) ../$(BIN)/python -m pytest --benchmark-json=results/$(DEVICE).json
 	cd bench && for script in $(if $(filter cpu,$(DEVICE)),$(BENCH_SCRIPTS)); do ../$(BIN)/python $$script.py || exit 1; done
 	$(BIN)/python bench/tables.py bench/results/$(DEVICE).json
+
+gpu-check:
+	$(PYTHON) bench/gpu/check $(OUT) $(if $(DRY),--dry-run)
 
 # Its run cache is bench/results/paper/run_cache, which git ignores: remove it to compute all anew.
 paper: $(VENV)/installed

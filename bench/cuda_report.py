@@ -18,6 +18,7 @@ from gem_fast import _C
 # Columns of the instruction mix: a name and what SASS calls it.
 INSTRUCTIONS = {
     "FFMA": r"FFMA",
+    "HMMA": r"HMMA\S*",
     "DFMA": r"DFMA",
     "DADD": r"DADD",
     "LDG.128": r"LDG\.\S*128\S*",
@@ -39,7 +40,7 @@ regs: registers of a thread; stack: bytes of a thread's stack frame; local: byte
 are counted as they stand in the code, not as often as they run. LD and ST are the solver's, whose workspace is in
 shared or in global memory. The last column counts loads and stores of local memory: zero means that no register was
 spilled. Shared memory is dynamic, asked for at launch: gram 40 KB at most; combine 4 KB; solve 0.4 KB and, where the
-device has it, the workspace of its problem (t = 20: 3 KB, t = 100: 47 KB, t = 200: 174 KB); pack none."""
+device has it, the workspace of its problem (t = 20: 6 KB with P, t = 100: 47 KB, t = 200: 174 KB); pack none."""
 
 
 def cuobjdump(*arguments: str) -> str:
@@ -58,7 +59,7 @@ def kernel_name(mangled: str) -> str:
     demangled = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
     match = re.search(r"(\w+_kernel)(<[^>]*>)?", demangled)
     assert match is not None, mangled
-    return match[0].replace("gem_fast::", "").replace("unsigned ", "u")
+    return match[0].replace("gem_fast::", "").replace("unsigned ", "u").replace(", ", ",")
 
 
 def resources(architecture: str) -> dict[str, dict[str, int]]:

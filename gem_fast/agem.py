@@ -75,7 +75,7 @@ class AGEM(GEM):
         stored = self._stored_batches()
         if not stored:  # on several processes: another one has them all
             return [[]], None
-        drawn = sample_all([batch.size for batch in stored], self.memory_batch, self.generator)
+        drawn = sample_all([batch.size for batch in stored], self.memory_batch, self.generators.cpu)
         batches = [batch.select(index) for batch, index in zip(stored, drawn, strict=True) if len(index)]
         return [batches if self.objective.pass_task else _together(batches)], None
 

@@ -43,7 +43,7 @@ def unscale_(optimizer: Optimizer) -> None:
 
 def disabled(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """A block outside of autocast: in float16 without a loss scale small gradients, and their constraints, are lost."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 

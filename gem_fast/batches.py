@@ -106,7 +106,7 @@ def stored(value: Nest) -> Nest:
 def select(value: Nest, index: slice | Tensor) -> Nest:
     """Some of the examples: of a slice views, of an int64 tensor of positions copies."""
     if isinstance(value, Tensor):
-        return value[index] if isinstance(index, slice) else value.index_select(0, index.to(value.device))
+        return value[index] if isinstance(index, slice) else value.index_select(0, _beside(index, value))
     return map_tensors(lambda x: select(x, index) if isinstance(x, Tensor) else x[index], value)
 
 
@@ -114,9 +114,19 @@ def write(value: Nest, index: slice | Tensor, new: Nest) -> None:
     """Overwrites some of the examples with copies of others, which are as many and of the same shape."""
 
     def write_one(x: Any, theirs: Any) -> None:
-        x[index.to(x.device) if isinstance(index, Tensor) and isinstance(x, Tensor) else index] = theirs
+        x[_beside(index, x) if isinstance(index, Tensor) and isinstance(x, Tensor) else index] = theirs
 
     map_tensors(write_one, value, new)
+
+
+def _beside(index: Tensor, x: Tensor) -> Tensor:
+    """Positions on the device of what they are of: what reads them is enqueued after the copy, so nothing waits."""
+    return index.to(x.device, non_blocking=index.device.type == "cpu")
+
+
+def device_of(value: Nest) -> torch.device:
+    """Where the first tensor of a nest is; the CPU where it holds none."""
+    return next((x.device for x in tensors(value) if isinstance(x, Tensor)), torch.device("cpu"))
 
 
 def empty(value: Nest, n: int) -> Nest:

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from gem_fast import amp
 from gem_fast.accuracy_watch import AccuracyWatch
-from gem_fast.batches import check_examples
+from gem_fast.batches import check_examples, device_of
 from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.containers import Nest
+from gem_fast.cuda_graph import GraphedPass, kind_of
 from gem_fast.distributed import ranks_of, replica
 from gem_fast.distributed_state import load_share, pack, unpack
 from gem_fast.explain import pass_explained, values_explained
@@ -25,8 +26,8 @@ from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
 from gem_fast.one_projection import OneProjection
 from gem_fast.projection import Projection, project_
-from gem_fast.sampling import sample_each
-from gem_fast.state import check_generator, check_keys, check_plain_task
+from gem_fast.sampling import Generators, sample_each
+from gem_fast.state import check_keys, check_plain_task
 from gem_fast.step_watch import StepWatch
 from gem_fast.wrappers import inner_optimizer, task_parameter
 
@@ -106,12 +107,16 @@ class GEM:
             `task_labels`.
         forward: forward(model, x) -> output, for a model that is to be called in another way; with `pass_task` it is
             called as forward(model, x, task=task).
-        seed: of the generator that draws the subsets; part of the hook's state, and the only one it touches.
+        seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
+            hook's state, and the only ones it touches.
         process_group: the processes (torch.distributed) that train replicas of the model; default those of a model in
             DistributedDataParallel or sharded by `fully_shard`. Each then observes its own examples, and those of all
             count (docs/distributed.md).
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
+        cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
+            were made, and capture another where a task joins or the model changes. `last` then holds the same tensors
+            in each step. A pass that cannot be captured stays as it is, with one line in the log "gem_fast".
 
     Attributes:
         last: what the last step's projection did (violations, v, q, status and residual, as tensors on the device: to
@@ -143,6 +148,7 @@ class GEM:
         seed: int = 0,
         process_group: "torch.distributed.ProcessGroup | None" = None,
         check: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         for name, value in (("margin", margin), ("ridge", ridge)):
             if not 0.0 <= value < float("inf"):
@@ -173,12 +179,13 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self.objective = Objective(model, loss_fn, takes_task, forward)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generators = Generators(seed)
         self._engine = engine
         self._sharded: ShardedEngine | None = None  # on several processes
         if ranks is not None and (ranks.size > 1 or ranks.shards):
             self._sharded = ShardedEngine(engine, ranks, model)
         self._accuracy = AccuracyWatch()
+        self._graphed = GraphedPass() if cuda_graph else None
         self._current: Hashable = None
         self._one_projection = OneProjection()
         self._watch = StepWatch()
@@ -288,7 +295,7 @@ class GEM:
             "memory": self.memory.state_dict(),
             "current": self._current,
             "engine": self._engine.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self.generators.state_dict(),
         }
         return mine if self._ranks is None else {"ranks": pack(self._ranks.gather(mine))}
 
@@ -309,7 +316,7 @@ class GEM:
         for each in states:
             check_keys("state", each, ("memory", "current", "engine", "generator"))
             check_plain_task("current", each["current"])
-            check_generator(each["generator"])
+        restored = [self.generators.restored(each["generator"]) for each in states]
         mine = states[rank % len(states)]
         before = self._engine.state_dict()
         self._engine.load_state_dict(mine["engine"])
@@ -321,7 +328,7 @@ class GEM:
         except ValueError:
             self._engine.load_state_dict(before)
             raise
-        self.generator.set_state(mine["generator"])
+        self.generators = restored[rank % len(states)]
         self._current = mine["current"]
         self._watch.loaded()
         if self._sharded is not None:
@@ -336,8 +343,9 @@ class GEM:
         constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in self.past_tasks]
         if self.memory_batch is None or not constraints:
             return constraints, None
+        device = device_of(next(iter(stored.values())).x) if stored else torch.device("cpu")
         counts = [sum(batch.size for batch in batches) for batches in constraints]
-        return constraints, sample_each(counts, self.memory_batch, self.generator)
+        return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
 
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
@@ -378,21 +386,39 @@ class GEM:
         check_parameters(parameters)
         amp.unscale_(optimizer)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
-        constraints, sample = self.constraints()
 
-        with amp.disabled(parameters[0].device):
-            with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
-                G = self._autocast.run(
-                    self._task_gradients, self.objective, constraints, parameters, sample
-                )  # g_k (Eq. 5)
+        def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
+            constraints, sample = self.constraints()
+            with amp.disabled(parameters[0].device):
+                with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
+                    G = self._autocast.run(  # rows g_k (Eq. 5)
+                        self._task_gradients, self.objective, constraints, parameters, sample
+                    )
+                with values_explained(self.memory, grads):
+                    projection = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+                with self._autocast.context(constraints, parameters[0]):
+                    self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
+            return projection, G.depends
+
+        if self._graphed is None:
+            self.last, depends = project(grads)
+        else:
+            batches = self._stored_batches()
+            options = self.margin, self.ridge, self.memory_batch
+            kind = kind_of(self.objective.model, batches, parameters, options)
+            self.last, depends = self._graphed(
+                project,
+                grads,
+                kind,
+                parameters=parameters,
+                repeats=self._engine.repeats and self._sharded is None,
+                generators=self.generators.of_gpus,
+            )
+        self._accuracy.projected(self.last)
+        if self.check:
             with values_explained(self.memory, grads):
-                self.last = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
-                self._accuracy.projected(self.last)
-                if self.check:
-                    check_solved(self.last)
-            with self._autocast.context(constraints, parameters[0]):
-                self._first_memory.check(self.objective, constraints, parameters, sample, self.last.q)
-        _keep_created(parameters, grads, G.depends, self.last)
+                check_solved(self.last)
+        _keep_created(parameters, grads, depends, self.last)
 
 
 def _keep_created(

@@ -208,8 +208,9 @@ SCHEDULE = {"schedule": {"passes": 0, "tasks": []}, "reason": None}
             {"engine": {"rows": {"refresh_every": 2, "G": None, "past": [], "depends": [], "step": 0}, **SCHEDULE}},
             "state must be of an engine with refresh_every = 1, got 2",
         ),
-        (AGEM, {"generator": torch.zeros(3)}, r"generator must be the state of a torch\.Generator on the CPU"),
-        (AGEM, {"generator": "seed"}, "generator must be the state"),
+        (AGEM, {"generator": {"cpu": torch.zeros(3)}}, r"generator must be the state of a torch\.Generator on the CPU"),
+        (AGEM, {"generator": {}}, "generator must be the state"),
+        (AGEM, {"generator": "seed"}, "generator must be a dictionary of states by device, got str"),
         (AGEM, {"current": []}, "current must be a number, string, None or a tuple"),
     ],
 )

@@ -20,7 +20,45 @@ __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
 __device__ inline int warps() { return (static_cast<int>(blockDim.x) + kWarp - 1) / kWarp; }
 
-// A block as a team (core/team.h). The number of threads must be a multiple of the warp's.
+// Of equal values the smaller index, as one thread going through them in order would find it.
+__device__ inline Indexed smaller(const Indexed& a, const Indexed& b) {
+  return b.value < a.value || (b.value == a.value && b.index < a.index) ? b : a;
+}
+
+__device__ inline double warp_max(double x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x = fmax(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+
+__device__ inline Indexed warp_min_at(double x, int i) {
+  Indexed best{x, i};
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    best = smaller(best, {__shfl_xor_sync(kAllLanes, best.value, step), __shfl_xor_sync(kAllLanes, best.index, step)});
+  }
+  return best;
+}
+
+// A warp as a team (core/team.h): shuffles, and no barrier of the block. A shuffle alone orders no memory.
+class WarpTeam {
+ public:
+  __device__ int rank() const { return lane(); }
+  __device__ int size() const { return kWarp; }
+  __device__ void barrier() const { __syncwarp(); }
+
+  __device__ double max(double x) const {
+    x = warp_max(x);
+    __syncwarp();
+    return x;
+  }
+
+  __device__ Indexed min_at(double x, int i) const {
+    const Indexed best = warp_min_at(x, i);
+    __syncwarp();
+    return best;
+  }
+};
+
+// A block as a team. The number of threads must be a multiple of the warp's.
 class BlockTeam {
  public:
   struct Scratch {
@@ -35,7 +73,7 @@ class BlockTeam {
   __device__ void barrier() const { __syncthreads(); }
 
   __device__ double max(double x) const {
-    for (int step = kWarp / 2; step > 0; step /= 2) x = fmax(x, __shfl_xor_sync(kAllLanes, x, step));
+    x = warp_max(x);
     if (lane() == 0) scratch_->value[warp()] = x;
     __syncthreads();
     for (int w = 0; w < warps(); ++w) x = fmax(x, scratch_->value[w]);
@@ -44,11 +82,7 @@ class BlockTeam {
   }
 
   __device__ Indexed min_at(double x, int i) const {
-    Indexed best{x, i};
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      best =
-          smaller(best, {__shfl_xor_sync(kAllLanes, best.value, step), __shfl_xor_sync(kAllLanes, best.index, step)});
-    }
+    Indexed best = warp_min_at(x, i);
     if (lane() == 0) {
       scratch_->value[warp()] = best.value;
       scratch_->index[warp()] = best.index;
@@ -60,12 +94,21 @@ class BlockTeam {
   }
 
  private:
-  // Of equal values the smaller index, as one thread going through them in order would find it.
-  __device__ static Indexed smaller(const Indexed& a, const Indexed& b) {
-    return b.value < a.value || (b.value == a.value && b.index < a.index) ? b : a;
-  }
-
   Scratch* scratch_;
 };
+
+// Whether this block is the last of the grid to come here; what the others wrote before is then visible to it. Counts
+// in `arrived`, which must be zero before the launch, and uses the first word of shared memory.
+__device__ inline bool is_last_block(unsigned* arrived) {
+  auto* before = reinterpret_cast<unsigned*>(gem_fast_shared);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *before = atomicAdd(arrived, 1u);
+  __syncthreads();
+  const bool last = *before == gridDim.x - 1;
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
 
 }  // namespace gem_fast::cuda

@@ -1,12 +1,13 @@
-// Two phases. First every block forms the products of two panels of rows over a slab of columns; then the slabs' sums
-// are added in a fixed order. Nothing depends on which block comes first, so the same input gives the same bits.
+// The first phase by multiplications of single numbers, and the choice between it and gram_mma.cu; see gram_tiling.h.
 #include <algorithm>
 
 #include "core/dispatch.h"
-#include "core/status.h"
 #include "cuda/block.h"
 #include "cuda/gram.h"
+#include "cuda/gram_mma.h"
+#include "cuda/gram_tiling.h"
 #include "cuda/launch.h"
+#include "cuda/slabs.h"
 #include "cuda/tensor_list.h"
 #include "cuda/vector.h"
 
@@ -14,79 +15,28 @@ namespace gem_fast::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// G's rows, with g as one more, are taken in panels; a block forms the products of two of them.
-constexpr int kPanel = 32;
 // A thread forms kMicro x kMicro of a block's products, over its share of the columns in shared memory.
 constexpr int kMicro = 4;
 constexpr int kProducts = kMicro * kMicro;
-// Products that a float32 sum adds before its value is added to the float64 sum, about.
-constexpr int kFloatSum = 128;
-// Blocks of the first phase, about: a few for each multiprocessor of a large device.
-constexpr int64_t kBlocks = 1024;
 // Shared memory for a stage of columns, which the threads' sums take over at the end.
 constexpr int64_t kStageBytes = 40 * 1024;
 constexpr int kMaxColumns = 1024;
 
-constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+// Rows of a stage: those of one panel, or of two.
+int staged_rows(int64_t rows) { return rows <= kPanel ? ceil_div(rows, kMicro) * kMicro : 2 * kPanel; }
 
-// How a problem is cut up; of its sizes alone, so that the order of summation is too.
-struct Tiling {
-  int rows;  // t and one for g
-  int panels;
-  int columns;    // in a stage
-  int64_t slab;   // columns of a slab: a multiple of a stage's
-  int64_t pairs;  // of panels, the lower triangle
-  int64_t slabs;  // of the whole gradient
-  int64_t shared_bytes;
+int64_t bytes_of(Products products) { return products == Products::kFloat64 ? sizeof(double) : sizeof(float); }
 
-  Tiling(const RowMatrix& G, const TensorList& g, Products formed_in) {
-    const int64_t element = formed_in == Products::kFloat64 ? sizeof(double) : sizeof(float);
-    rows = static_cast<int>(G.t) + 1;
-    panels = ceil_div(rows, kPanel);
-    pairs = static_cast<int64_t>(panels) * (panels + 1) / 2;
-    const int staged = panels == 1 ? ceil_div(rows, kMicro) * kMicro : 2 * kPanel;
-    columns = static_cast<int>(std::min<int64_t>(kMaxColumns, (kStageBytes / staged - 16) / element) / kWarp * kWarp);
-    const int64_t stages = std::max(1, ceil_div(G.p, columns));
-    slab = ceil_div(stages, std::clamp<int64_t>(kBlocks / pairs, 1, stages)) * static_cast<int64_t>(columns);
-    shared_bytes = std::max<int64_t>(staged * (columns * element + 16), kThreads * kProducts * sizeof(double));
-    slabs = 0;
-    for_each_kernel_list(g, slab,
-                         [&](const KernelTensorList& list) { slabs += ceil_div(list.end() - list.begin(), slab); });
-  }
+Tiling tiling_of(const RowMatrix& G, const TensorList& g, Products products) {
+  if (gram_by_mma(G, products)) return mma_tiling(G, g);
+  const int64_t fits = (kStageBytes / staged_rows(G.t + 1) - 16) / bytes_of(products);
+  return Tiling(G, g, static_cast<int>(std::min<int64_t>(kMaxColumns, fits) / kWarp * kWarp), 1);
+}
 
-  int64_t products() const { return static_cast<int64_t>(rows) * (rows + 1) / 2; }
-};
-
-// Where the products of two rows, r >= s, lie in the lower triangle.
-__host__ __device__ inline int64_t triangle(int64_t r, int64_t s) { return r * (r + 1) / 2 + s; }
-
-// Item x of a lower triangle, counted row by row.
-struct Pair {
-  int i;
-  int j;
-
-  __device__ explicit Pair(int64_t x) {
-    i = 0;
-    while (x > i) x -= ++i;
-    j = static_cast<int>(x);
-  }
-};
-
-template <class T>
-struct GramInput {
-  const T* G;
-  int64_t stride;
-  int t;
-  int columns;  // in a stage
-  int64_t slab;
-  int64_t slabs;       // of the whole gradient
-  int64_t first_slab;  // of this list
-  double* partial;     // (products, slabs)
-  const int32_t* status;
-};
-
-// Whether products are wanted, see gram.h: the same answer for all threads.
-__device__ inline bool is_wanted(const int32_t* status) { return status == nullptr || *status == kInaccurate; }
+int64_t shared_bytes(const Tiling& tiling, Products products) {
+  const int64_t stage = staged_rows(tiling.rows) * (tiling.columns * bytes_of(products) + 16);
+  return std::max<int64_t>(stage, kThreads * kProducts * sizeof(double));
+}
 
 // ---- first phase: a stage of columns in shared memory ------------------------------------------------------------
 
@@ -195,12 +145,13 @@ __device__ inline void add_groups(double (&sum)[kProducts], int tiles, int group
 
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads, 1)
-    gram_kernel(const __grid_constant__ KernelTensorList list, const __grid_constant__ GramInput<T> in, int pairs) {
+    gram_kernel(const __grid_constant__ KernelTensorList list, const __grid_constant__ GramInput<T> in) {
   if (!is_wanted(in.status)) return;
+  in.reset_count();
   constexpr int kV = kPerVector<C>;
   C* stage = reinterpret_cast<C*>(gem_fast_shared);
-  const int64_t slab = blockIdx.x / pairs;
-  const Pair panel(blockIdx.x % pairs);
+  const int64_t slab = in.slab_of(blockIdx.x);
+  const Pair panel(blockIdx.x % in.pairs);
   const bool same = panel.i == panel.j;
   const int pitch = in.columns + kV;  // an odd number of vectors
 
@@ -229,9 +180,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     products = 0;
   };
-  const int64_t begin = list.begin() + slab * in.slab;
-  const int64_t end = begin + in.slab < list.end() ? begin + in.slab : list.end();
-  for (int64_t c = begin; c < end; c += in.columns) {
+  const int64_t end = in.end(list, slab);
+  for (int64_t c = in.begin(list, slab); c < end; c += in.columns) {
     const int count = static_cast<int>(end - c < in.columns ? end - c : in.columns);
     stage_panel(list, in, panel.i, a_tiles * kMicro, c, count, pitch, stage);
     if (!same) stage_panel(list, in, panel.j, b_tiles * kMicro, c, count, pitch, b_stage);
@@ -250,77 +200,68 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = 0; i < kProducts; ++i) {
     const int r = panel.i * kPanel + a_tile + i / kMicro * a_tiles;
     const int s = panel.j * kPanel + b_tile + i % kMicro * b_tiles;
-    if (r > in.t || s > in.t) continue;
-    const int64_t product = r >= s ? triangle(r, s) : triangle(s, r);
-    in.partial[product * in.slabs + in.first_slab + slab] = total[i];
+    in.write(r, s, slab, total[i]);
   }
 }
 
-// ---- second phase -------------------------------------------------------------------------------------------------
-
-// One warp per product: the lanes add the slabs' sums, then each other's, in an order that never changes.
-__global__ void __launch_bounds__(kThreads, 1)
-    add_slabs_kernel(const double* partial, int64_t slabs, int64_t t, const int32_t* status, const GramOutput out) {
-  const int64_t product = static_cast<int64_t>(blockIdx.x) * warps() + warp();
-  const int64_t r = product / (t + 1);
-  const int64_t s = product % (t + 1);
-  if (r > t || s > r || !is_wanted(status)) return;
-  const double* from = partial + triangle(r, s) * slabs;
-  double sum = 0.0;
-  for (int64_t slab = lane(); slab < slabs; slab += kWarp) sum += from[slab];
-  for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-  if (lane() != 0) return;
-  if (s == t) {
-    *out.g_squared = sum;
-  } else if (r == t) {
-    out.q[s] = sum;
-  } else {
-    out.P[r * t + s] = out.P[s * t + r] = sum;
-  }
+__global__ void __launch_bounds__(kThreads, 1) add_slabs_kernel(const Slabs slabs) {
+  if (is_wanted(slabs.status)) add_slabs(slabs);
 }
 
+// The first phase of one list of tensors.
 template <class T, class C>
-void launch_products(const RowMatrix& G, const TensorList& g, const Tiling& tiling, const int32_t* status,
-                     double* partial, Stream stream) {
-  int64_t first_slab = 0;
-  for_each_kernel_list(g, tiling.slab, [&](const KernelTensorList& list) {
-    const int64_t slabs = ceil_div(list.end() - list.begin(), tiling.slab);
-    const GramInput<T> in{static_cast<const T*>(G.data),
-                          G.stride,
-                          static_cast<int>(G.t),
-                          tiling.columns,
-                          tiling.slab,
-                          tiling.slabs,
-                          first_slab,
-                          partial,
-                          status};
-    launch(gram_kernel<T, C>, slabs * tiling.pairs, kThreads, tiling.shared_bytes, stream, list, in,
-           static_cast<int>(tiling.pairs));
-    first_slab += slabs;
-  });
+void launch_products(const KernelTensorList& list, const GramInput<T>& in, int64_t slabs, int64_t bytes,
+                     Stream stream) {
+  launch(gram_kernel<T, C>, slabs * in.pairs, kThreads, bytes, stream, list, in);
 }
 
 }  // namespace
 
 int64_t gram_workspace(const RowMatrix& G, const TensorList& g, Products products) {
-  const Tiling tiling(G, g, products);
-  return tiling.products() * tiling.slabs;
+  const Tiling tiling = tiling_of(G, g, products);
+  return 1 + tiling.products() * tiling.slabs;
+}
+
+Slabs gram_slabs(const RowMatrix& G, const TensorList& g, Products products, const int32_t* status,
+                 const GramOutput& out, double* workspace, Stream stream) {
+  const Tiling tiling = tiling_of(G, g, products);
+  auto* arrived = reinterpret_cast<unsigned*>(workspace);
+  double* partial = workspace + 1;
+  // Where there is nothing to multiply, no kernel sets the count to zero.
+  if (tiling.slabs == 0) check(cudaMemsetAsync(arrived, 0, sizeof *arrived, stream));
+  int64_t first_slab = 0;
+  GEM_FAST_DISPATCH_DTYPE(G.dtype, {
+    for_each_kernel_list(g, tiling.slab, [&](const KernelTensorList& list) {
+      const int64_t slabs = ceil_div(list.end() - list.begin(), tiling.slab);
+      const GramInput<T> in{static_cast<const T*>(G.data),
+                            G.stride,
+                            static_cast<int>(G.t),
+                            static_cast<int>(tiling.pairs),
+                            tiling.columns,
+                            tiling.slab,
+                            tiling.slabs,
+                            first_slab,
+                            partial,
+                            status,
+                            arrived};
+      if (gram_by_mma(G, products)) {
+        launch_gram_mma(list, in, slabs, stream);
+      } else if (products == Products::kFloat64) {
+        launch_products<T, double>(list, in, slabs, shared_bytes(tiling, products), stream);
+      } else {
+        launch_products<T, Compute<T>>(list, in, slabs, shared_bytes(tiling, products), stream);
+      }
+      first_slab += slabs;
+    });
+  });
+  return {partial, tiling.slabs, G.t, out, status, arrived};
 }
 
 void gram(const RowMatrix& G, const TensorList& g, Products products, const int32_t* status, const GramOutput& out,
           double* workspace, Stream stream) {
   if (G.t == 0) return;
-  const Tiling tiling(G, g, products);
-  GEM_FAST_DISPATCH_DTYPE(G.dtype, {
-    if (products == Products::kFloat64) {
-      launch_products<T, double>(G, g, tiling, status, workspace, stream);
-    } else {
-      launch_products<T, Compute<T>>(G, g, tiling, status, workspace, stream);
-    }
-  });
-  const int64_t products_in_rows = (G.t + 1) * (G.t + 1);
-  launch(add_slabs_kernel, ceil_div(products_in_rows, kThreads / kWarp), kThreads, 0, stream,
-         static_cast<const double*>(workspace), tiling.slabs, G.t, status, out);
+  const Slabs slabs = gram_slabs(G, g, products, status, out, workspace, stream);
+  launch(add_slabs_kernel, blocks_for_slabs(G.t, kThreads), kThreads, 0, stream, slabs);
 }
 
 }  // namespace gem_fast::cuda

@@ -19,9 +19,10 @@ void project(const TensorList& g, const RowMatrix& G, double margin, double ridg
   double* g_squared = P + G.t * G.t;
   double* rest = g_squared + 1;
   const auto solve = [&](Products products, When when) {
-    gram(G, g, products, when == When::kAlways ? nullptr : status, {P, q, g_squared}, rest, stream);
+    const int32_t* wanted = when == When::kAlways ? nullptr : status;
+    const Slabs slabs = gram_slabs(G, g, products, wanted, {P, q, g_squared}, rest, stream);
     const NnqpProblem dual{P, q, static_cast<int>(G.t), margin, ridge};
-    project_dual({dual, g_squared, products}, when, v, status, residual, rest, stream);
+    project_dual(slabs, {dual, g_squared, products}, when, v, status, residual, rest, stream);
   };
   const Products first = products_of(G.dtype);
   solve(first, When::kAlways);

@@ -1,10 +1,11 @@
-// The non-negative QP (paper, Eq. 11), one block per problem.
+// The non-negative QP (paper, Eq. 11): one warp per problem up to 32 constraints, one block above that.
 #pragma once
 
 #include <cstdint>
 
 #include "core/nnqp_problem.h"
 #include "core/projection_problem.h"
+#include "cuda/gram.h"
 #include "cuda/stream.h"
 
 namespace gem_fast::cuda {
@@ -19,8 +20,9 @@ void nnqp(const NnqpBatch& batch, double* v, int32_t* status, double* residual, 
 // Whether project_dual solves always, or only where the status on the device is kInaccurate.
 enum class When : int32_t { kAlways, kInaccurate };
 
-// The dual of one projection: v (t,).
-void project_dual(const ProjectionProblem& problem, When when, double* v, int32_t* status, double* residual,
-                  double* workspace, Stream stream);
+// The dual of one projection: v (t,). Where `slabs` has any, their sums become the problem's P, q and |g|^2 in the same
+// launch, and the workspace may be theirs.
+void project_dual(const Slabs& slabs, const ProjectionProblem& problem, When when, double* v, int32_t* status,
+                  double* residual, double* workspace, Stream stream);
 
 }  // namespace gem_fast::cuda

@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> project_dual_cuda(const Tensor& P, const Tens
   const OnDeviceOf device(q);
   const DualCall call(P, q, g_squared, cancellation, margin, ridge, in_float64);
   const Tensor workspace = new_doubles(q, {cuda::nnqp_workspace(1, call.problem.dual.t)});
-  cuda::project_dual(call.problem, cuda::When::kAlways, doubles(call.v), ints(call.status), doubles(call.residual),
+  cuda::project_dual({}, call.problem, cuda::When::kAlways, doubles(call.v), ints(call.status), doubles(call.residual),
                      doubles(workspace), device.stream);
   return call.result();
 }

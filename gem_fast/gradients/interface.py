@@ -77,7 +77,7 @@ class Sample(NamedTuple):
     """A choice of examples, some of each constraint, where not all of them are to count."""
 
     positions: Tensor
-    """(n,) int64 on the CPU: positions in the concatenation of all constraints' examples, constraint by constraint."""
+    """(n,) int64: positions in the concatenation of all constraints' examples, constraint by constraint."""
     sizes: list[int]
     """The number of examples of each constraint; n in total."""
 
@@ -140,7 +140,14 @@ class Objective:
 
 
 class Engine(abc.ABC):
-    """Computes the past tasks' gradients in each step. `Fused` and `Loop` are two; a subclass of yours is a third."""
+    """Computes the past tasks' gradients in each step. `Fused` and `Loop` are two; a subclass of yours is a third.
+
+    Attributes:
+        repeats: whether it does the same work in each step as long as its arguments are of one kind, so that a CUDA
+            graph of one step may stand for the others.
+    """
+
+    repeats: bool = True
 
     @abc.abstractmethod
     def __call__(

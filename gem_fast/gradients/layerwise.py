@@ -16,7 +16,6 @@ import copy
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -179,7 +178,8 @@ class InnerProducts:
         self._A, self._B = (x.reshape(-1, x.shape[-1]).to(dtype) for x in (A, B))
         task = [tasks.repeat(torch.arange(first, first + len(tasks), device=A.device)) for first, tasks in uses]
         # (rows, t): 1 where a row of A and B is the task's.
-        self._is_of_task = F.one_hot(torch.cat(task).repeat_interleave(positions), t).double()
+        of_rows = torch.cat(task).unsqueeze(1).expand(-1, positions).reshape(-1, 1)
+        self._is_of_task = (of_rows == torch.arange(t, device=A.device)).double()
 
     @torch.no_grad()
     def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

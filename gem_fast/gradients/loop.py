@@ -23,6 +23,7 @@ class RowEngine(Engine):
 
     def __init__(self, refresh_every: int) -> None:
         self._rows = RowGradients(refresh_every)
+        self.repeats = refresh_every == 1
 
     @property
     def rows(self) -> RowGradients:

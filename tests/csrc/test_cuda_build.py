@@ -65,7 +65,7 @@ def test_binary_holds_the_architectures_it_names() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("kernel", ["gram", "solve", "combine", "pack"])
+@pytest.mark.parametrize("kernel", ["gram", "gram_mma", "solve", "combine", "pack"])
 def test_no_register_is_spilled(tmp_path: Path, kernel: str) -> None:
     source = ROOT / "csrc" / "cuda" / f"{kernel}.cu"
     flags = ["-std=c++20", "-O3", "-arch=sm_90", "-cubin", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]

@@ -110,6 +110,7 @@ class Mistake:
     text: str
     planted: str
     caught: str
+    stage: str = ""  # of the test program; the kernel's where it has its name
 
 
 MISTAKES = {
@@ -129,8 +130,30 @@ MISTAKES = {
         "const double x = z_[c] * inverse_diagonal_[c];",
         "data race",
     ),
+    "a missing barrier of a warp": Mistake(
+        "thread",
+        "solve.cu",
+        "cuda/solve.cu",
+        "P[i] = problem.P[i];\n    team.barrier();",
+        "P[i] = problem.P[i];",
+        "data race",
+    ),
+    "a missing fence before the last block": Mistake(
+        "thread",
+        "solve.cu",
+        "cuda/block.h",
+        "  __threadfence();\n  __syncthreads();",
+        "  __syncthreads();",
+        "data race",
+        stage="project",
+    ),
     "two blocks that write one place": Mistake(
-        "thread", "gram.cu", "cuda/gram.cu", "in.first_slab + slab]", "in.first_slab]", "data race"
+        "thread",
+        "gram.cu",
+        "cuda/gram.cu",
+        "in.write(r, s, slab, total[i]);",
+        "in.write(r, s, 0, total[i]);",
+        "data race",
     ),
     "a barrier that some threads pass by": Mistake(
         "address",
@@ -166,6 +189,6 @@ def test_planted_mistake_is_caught(builder: Builder, tmp_path: Path, mistake: Mi
     assert source.count(mistake.text) == 1
     file.write_text(source.replace(mistake.text, mistake.planted))
     program = builder.build_changed(mistake.sanitizer, csrc, mistake.kernel)
-    result = program.run("few", mistake.kernel.removesuffix(".cu"))
+    result = program.run("few", mistake.stage or mistake.kernel.removesuffix(".cu"))
     assert result.returncode != 0
     assert mistake.caught in result.stderr

@@ -47,8 +47,10 @@ class TaskSizes:
 
     def repeat(self, per_task: Tensor) -> Tensor:
         """(t,) as (N,): each task's value for all of its examples."""
-        counts = torch.tensor(self.sizes, device=per_task.device)
-        return per_task.repeat_interleave(counts, output_size=self.total)
+        if self.equal is not None:
+            return per_task.unsqueeze(1).expand(-1, self.equal).flatten()
+        # By sizes that the host knows: a tensor of them would have to be copied to a GPU.
+        return torch.cat([value.expand(size) for value, size in zip(per_task, self.sizes, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -30,14 +31,15 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace simt {
 
 int shared_bytes_optin = 99 * 1024;
+int capability = 9;
 uint64_t seed = 1;
 
 namespace {
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMaxThreads = 512;
-// More fibres than a block has threads: blocks use different ones for the same thread.
-constexpr unsigned kFibres = kMaxThreads + 61;
+// More fibres than a block has threads: a block shares none with the one before it, which would order them.
+constexpr unsigned kFibres = 2 * kMaxThreads + 61;
 constexpr size_t kStack = 256 * 1024;
 constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 
@@ -53,6 +55,7 @@ struct Fibre {
 
 struct Warp {
   uint64_t words[2][kWarp];
+  uint32_t fragments[2][kWarp][6];
   unsigned phase[kWarp];
   unsigned arrived;
 };
@@ -68,8 +71,10 @@ unsigned finished;
 Warp warps[kMaxThreads / kWarp];
 void (*thread_body)(const void*);
 const void* thread_context;
-// Addresses that stand for what orders accesses. A thread leaves a barrier before the next but one is reached.
-char launched, ended, barriers[2];
+// Addresses that stand for what orders accesses. A thread leaves a barrier before the next but one is reached. Blocks
+// have different barriers: none orders one block after another.
+constexpr unsigned kBlocksApart = 64;
+char launched, ended, fenced, barriers[kBlocksApart][2], warp_barriers[kBlocksApart][kMaxThreads / kWarp][2];
 unsigned barrier_phase;
 
 [[noreturn]] void fail(const char* message) {
@@ -172,7 +177,7 @@ void prepare_shared(size_t bytes) {
 void run_block(unsigned block) {
   blockIdx.x = block;
   at_barrier = finished = 0;
-  const unsigned shift = block * 61 % kFibres;
+  const auto shift = static_cast<unsigned>(static_cast<uint64_t>(block) * blockDim.x % kFibres);
   for (unsigned i = 0; i < blockDim.x; ++i) {
     const unsigned f = (i + shift) % kFibres;
     if (!fibres[f].made) make(fibres[f]);
@@ -200,7 +205,7 @@ void run_block(unsigned block) {
 }  // namespace
 
 void barrier() {
-  char* const here = &barriers[barrier_phase % 2];
+  char* const here = &barriers[blockIdx.x % kBlocksApart][barrier_phase % 2];
   release(here);
   if (++at_barrier == blockDim.x) {
     at_barrier = 0;
@@ -220,6 +225,63 @@ unsigned ballot(bool flag) {
   unsigned mask = 0;
   for (unsigned lane = 0; lane < kWarp; ++lane) mask |= static_cast<unsigned>(flags[lane]) << lane;
   return mask;
+}
+
+void warp_barrier() {
+  const unsigned thread = threadIdx.x;
+  const Warp& warp = warps[thread / kWarp];
+  char* const here = &warp_barriers[blockIdx.x % kBlocksApart][thread / kWarp][warp.phase[thread % kWarp] % 2];
+  release(here);
+  exchange(0);
+  acquire(here);
+}
+
+void fence() {
+  release(&fenced);
+  acquire(&fenced);
+}
+
+unsigned add(unsigned* to, unsigned x) {
+  const unsigned before = *to;
+  *to += x;
+  return before;
+}
+
+namespace {
+
+double number(MmaKind kind, uint32_t word, unsigned half) {
+  if (kind == MmaKind::kTf32) return __uint_as_float(word & 0xffffe000u);
+  const auto bits = static_cast<uint16_t>(word >> (16 * half));
+  if (kind == MmaKind::kBFloat16) return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  _Float16 x;
+  memcpy(&x, &bits, sizeof x);
+  return static_cast<double>(x);
+}
+
+}  // namespace
+
+void mma(MmaKind kind, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const unsigned lane = threadIdx.x % kWarp;
+  Warp& warp = warps[threadIdx.x / kWarp];
+  auto& all = warp.fragments[warp.phase[lane] % 2];
+  memcpy(all[lane], a, sizeof a);
+  memcpy(all[lane] + 4, b, sizeof b);
+  exchange(0);
+  const unsigned halves = kind == MmaKind::kTf32 ? 1 : 2;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4, bottom = i / 2, column = lane % 4 * 2 + i % 2;
+    double sum = d[i];
+    for (unsigned unit = 0; unit < 8; ++unit) {
+      for (unsigned half = 0; half < halves; ++half) {
+        const uint32_t x = all[4 * row + unit % 4][bottom + unit / 4 * 2];
+        const uint32_t y = all[4 * column + unit % 4][4 + unit / 4];
+        sum += number(kind, x, half) * number(kind, y, half);
+      }
+    }
+    auto cut = static_cast<float>(sum);
+    if (std::isfinite(cut) && std::abs(static_cast<double>(cut)) > std::abs(sum)) cut = std::nextafter(cut, 0.0f);
+    d[i] = cut;
+  }
 }
 
 void launch(unsigned blocks, unsigned threads, size_t shared_bytes, void (*thread)(const void*), const void* context) {
@@ -252,8 +314,13 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = simt::shared_bytes_optin;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? simt::capability : simt::shared_bytes_optin;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
+  memset(to, byte, bytes);
   return cudaSuccess;
 }
 

@@ -1,0 +1,176 @@
+"""cuda_graph=True: when a graph is captured, when it serves, and when it goes.
+
+A stand-in for torch's graphs runs the captured work again, on the device of utils/fake_gpu.py.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from utils.fake_gpu import FakeGpu, OnFakeGpu, move_to_fake_gpu, on_fake_gpu
+from utils.models import MultiHead, mlp
+
+from gem_fast import GEM, EpisodicMemory, Fused, Loop, cuda_graph, ops, sampling
+
+
+class FakeGraph:
+    """Keeps the work, and what it returned when it was captured."""
+
+    captured = 0
+    replayed = 0
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self.generators = generators
+
+    def capture(self, run: Callable[[], Any]) -> Any:
+        FakeGraph.captured += 1
+        states = [generator.get_state() for generator in self.generators]
+        self.run, self.result = run, run()
+        # A capture runs nothing, so nothing was drawn.
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+        return self.result
+
+    def replay(self) -> None:
+        FakeGraph.replayed += 1
+        projection, _ = self.run()
+        for kept, new in zip(self.result[0], projection, strict=True):
+            kept.copy_(new)
+
+
+class Unable(FakeGraph):
+    def capture(self, run: Callable[[], Any]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    monkeypatch.setattr(ops, "_DEVICES", ("cpu", "meta"))
+    monkeypatch.setattr(sampling, "new_generator", lambda device: torch.Generator())
+    FakeGraph.captured = FakeGraph.replayed = 0
+    return FakeGpu()
+
+
+def train(
+    gpu: FakeGpu, new_graph: Any = None, steps: Sequence[int] = (5, 10, 8), new_model: Any = mlp, **options: Any
+) -> tuple[list[Tensor], GEM, torch.optim.Optimizer]:
+    """So many steps of each task; the parameters after them, the hook and what it is attached to."""
+    torch.manual_seed(0)
+    with gpu:
+        model = move_to_fake_gpu(new_model())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+        memory = EpisodicMemory(per_task=6)
+        gem = GEM(model, optimizer, memory=memory, cuda_graph=new_graph is not None, **options)
+        if new_graph is not None:
+            gem._graphed = cuda_graph.GraphedPass(new_graph)
+        for task, count in enumerate(steps):
+            for _ in range(count):
+                step(model, optimizer, gem, task)
+        parameters = [p.detach() for p in model.parameters()]
+        assert all(isinstance(p, OnFakeGpu) for p in parameters)
+    return [p.values for p in parameters], gem, optimizer
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, task: int) -> None:
+    x, y = on_fake_gpu(torch.randn(4, 6)), on_fake_gpu(torch.randint(3, (4,)))
+    optimizer.zero_grad()
+    output = model(x, task) if gem.objective.pass_task else model(x)
+    F.cross_entropy(output, y).backward()
+    gem.observe(x, y, task)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"memory_batch": 3}, {"engine": Fused(form="layerwise")}, {"engine": Loop()}, {"new_model": MultiHead}],
+    ids=["rows", "sampled", "layerwise", "loop", "heads"],
+)
+def test_steps_from_a_graph_are_those_without(gpu: FakeGpu, options: dict[str, Any]) -> None:
+    eager, *_ = train(gpu, **options)
+    graphed, gem, _ = train(gpu, FakeGraph, **options)
+    for x, y in zip(graphed, eager, strict=True):
+        assert torch.equal(x, y)
+    # Of the second task's 10 steps and the third's 8, three are eager each; the first has no past.
+    assert (FakeGraph.captured, FakeGraph.replayed) == (2, 10 + 8 - 2 * cuda_graph.EAGER_STEPS)
+    assert gem.last is not None
+
+
+def changed_examples(model: nn.Module, gem: GEM) -> None:
+    x, _ = gem.memory.examples(0)
+    x.mul_(2.0)
+
+
+def changed_mode(model: nn.Module, gem: GEM) -> None:
+    model.eval()
+
+
+def changed_margin(model: nn.Module, gem: GEM) -> None:
+    gem.margin = 0.1
+
+
+def moved_parameter(model: nn.Module, gem: GEM) -> None:
+    first = next(model.parameters())
+    assert isinstance(first, OnFakeGpu)
+    first.values = first.values.clone()
+
+
+def frozen_parameter(model: nn.Module, gem: GEM) -> None:
+    next(model.parameters()).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "change", [changed_examples, changed_mode, changed_margin, moved_parameter, frozen_parameter, None]
+)
+def test_another_graph_where_steps_are_of_another_kind(gpu: FakeGpu, change: Any) -> None:
+    _, gem, optimizer = train(gpu, FakeGraph, steps=(2, 6))
+    assert FakeGraph.captured == 1
+    model = gem.objective.model
+    with gpu:
+        if change is not None:
+            change(model, gem)
+        for _ in range(cuda_graph.EAGER_STEPS + 1):
+            step(model, optimizer, gem, 1)
+    assert FakeGraph.captured == (1 if change is None else 2)
+
+
+def test_a_pass_that_cannot_be_captured_stays_eager(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
+    eager, *_ = train(gpu)
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        graphed, *_ = train(gpu, Unable)
+    for x, y in zip(graphed, eager, strict=True):
+        assert torch.equal(x, y)
+    assert caplog.messages == [
+        "the memory pass runs without a CUDA graph: capturing it failed: RuntimeError: operation not permitted when "
+        "stream is capturing"
+    ]
+
+
+def test_rows_that_are_refreshed_in_turns_are_not_captured(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        train(gpu, FakeGraph, engine=Fused(refresh_every=2))
+    assert FakeGraph.captured == 0
+    assert caplog.messages == [
+        "the memory pass runs without a CUDA graph: the engine does something else in each step (refresh_every), or "
+        "several processes take part"
+    ]
+
+
+def test_on_a_cpu_there_is_no_graph(caplog: pytest.LogCaptureFixture) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=4), cuda_graph=True)
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        for task in (0, 1):
+            for _ in range(6):
+                x, y = torch.randn(4, 6), torch.randint(3, (4,))
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                gem.observe(x, y, task)
+                optimizer.step()
+    assert caplog.messages == [
+        "the memory pass runs without a CUDA graph: the parameters are on cpu, and graphs are a GPU's"
+    ]
