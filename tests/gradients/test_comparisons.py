@@ -544,3 +544,19 @@ def test_schedule(steps: list[list[str]], saved: int) -> None:
         assert len(compared - new) == bool((new or is_power) and known & set(tasks))
         known |= new
         schedule.passed(tasks, due)
+
+
+def test_attention_as_one_operator_drops_nothing_in_a_comparison() -> None:
+    """As a GPU's kernels have it; the one for a CPU takes a probability, but refuses to drop."""
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    q, k, v = (torch.randn(2, 2, 3, 4, requires_grad=True) for _ in range(3))
+    expected = attend(q, k, v)[0]
+    expected.sum().backward()
+    grads = [x.grad for x in (q, k, v)]
+    for arguments, named in (((q, k, v, 0.5), {}), ((q, k, v), {"dropout_p": 0.5})):
+        q.grad = k.grad = v.grad = None
+        with verifier._NothingDropped():
+            output = attend(*arguments, **named)[0]
+            output.sum().backward()
+        assert output.equal(expected)
+        assert all(x.grad.equal(grad) for x, grad in zip((q, k, v), grads, strict=True))

@@ -300,12 +300,16 @@ class _NothingDropped(TorchDispatchMode):
         return False  # nothing is compiled here, and importing the compiler to say so takes a second
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Attention as one operator drops within it, and its backward draws the same again.
+        names = [argument.name for argument in func._schema.arguments[: len(args)]]
+        args = tuple(0.0 if name == "dropout_p" else value for name, value in zip(names, args, strict=True))
+        kwargs = {name: 0.0 if name == "dropout_p" else value for name, value in (kwargs or {}).items()}
         if func is torch.ops.aten.bernoulli_.float:
             return args[0].fill_(1)
         if func is torch.ops.aten.native_dropout.default:
             x, probability, train = args
             return x / (1 - probability if train else 1), torch.ones_like(x, dtype=torch.bool)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class _KeptBytes:
