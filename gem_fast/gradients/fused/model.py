@@ -15,7 +15,7 @@ from gem_fast.batches import versions
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.losses import LossRoot
 from gem_fast.gradients.fused.recorder import CannotFuse, Contribution, Recorder, Rule, recording
-from gem_fast.gradients.fused.rules import convolution, once_per_task, rules_of
+from gem_fast.gradients.fused.rules import convolution, once_per_task, replaces_operators, rules_of
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.interface import Objective
 from gem_fast.gradients.layerwise import group, write_columns
@@ -123,7 +123,9 @@ class FusedModel:
                 return found
         recorder.linear_calls.clear()  # and the outputs with them
         starts, known = [root.start for root in roots], [root.known for root in roots]
-        grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
+        # Activations that were not kept (torch.utils.checkpoint) are computed again here, by the same operators.
+        with recording(recorder, [(module, rule) for module, rule in self.rules if replaces_operators(rule)]):
+            grads = torch.autograd.grad(starts, recorder.edges, known, allow_unused=True, retain_graph=verifying)
         contributions = recorder.contributions(grads)
         if verifying:
             _check_every_use_is_known(contributions, self._wanted, roots)

@@ -18,7 +18,7 @@ from gem_fast.gradients.fused.rules.normalisation import normalisation
 from gem_fast.gradients.fused.rules.once_per_task import once_per_task
 from gem_fast.gradients.fused.rules.own_rms_norm import is_rms_norm, own_rms_norm
 
-__all__ = ["convolution", "once_per_task", "register_rule", "rules_of"]
+__all__ = ["convolution", "once_per_task", "register_rule", "replaces_operators", "rules_of"]
 
 R = TypeVar("R", bound=Rule)
 
@@ -98,6 +98,11 @@ def rules_of(model: nn.Module, wanted: Collection[Parameter]) -> list[tuple[nn.M
         if isinstance(module, torch.jit.ScriptModule):
             raise CannotFuse(f"{type(module).__name__} is compiled by torch.jit")
     return list(found.items())
+
+
+def replaces_operators(rule: Rule) -> bool:
+    """Whether a rule notes nothing, but computes the same by other operators."""
+    return rule is tanh_gelu
 
 
 def _collect(module: nn.Module, wanted: set[Parameter], found: dict[nn.Module, Rule]) -> None:
