@@ -16,12 +16,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gem_fast.gem import GEM
 from gem_fast.paper.errors import InputError, flag
-from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.learners.agem import Agem
+from gem_fast.paper.learners.gem import Gem
+from gem_fast.paper.learners.single import Single
 
-__all__ = ["ALONE", "LEARNERS", "DataParallel", "Processes", "check_options", "processes", "share", "started"]
+__all__ = [
+    "ALONE",
+    "LEARNERS",
+    "DataParallel",
+    "Processes",
+    "Shareable",
+    "check_options",
+    "processes",
+    "share",
+    "started",
+]
 
-# Those whose step is a mean over the mini-batch, and whose memory is a gem_fast hook's.
+# Those whose loss is a mean over the mini-batch, and whose memory, if any, is that of a gem_fast hook.
 LEARNERS = ("single", "gem", "agem")
+Shareable = Single | Gem | Agem
 # Hyper-parameters that count examples of all processes together.
 SHARED = ("memory_per_task", "memory_batch")
 
@@ -137,7 +150,7 @@ class DataParallel(nn.Module):
 
     trains_jointly: ClassVar[bool] = False
 
-    def __init__(self, learner: SgdLearner, mine: Processes, n_tasks: int) -> None:
+    def __init__(self, learner: Shareable, mine: Processes, n_tasks: int) -> None:
         """Makes the learner's reductions sums with the weights of the parts.
 
         Args:

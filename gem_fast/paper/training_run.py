@@ -13,13 +13,12 @@ import torch
 from gem_fast.paper.errors import Diverged, InputError, flag
 from gem_fast.paper.footprint import check_footprint
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.learners.base import SgdLearner
 from gem_fast.paper.presets import PRESETS
 from gem_fast.paper.protocol import Journal, Record, learn_stream
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.stream_options import DEFAULTS, load_data_of, make_stream
-from gem_fast.paper.torchrun import ALONE, DataParallel, Processes, check_options, share
+from gem_fast.paper.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
 
 __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
@@ -137,7 +136,7 @@ class TrainingRun:
             hyper = share(mine, hyper)
         torch.manual_seed(config["seed"])
         self.learner = LEARNERS[config["learner"]](StreamInfo.of(self.stream), device, **hyper)
-        if isinstance(self.learner, SgdLearner) and mine.size > 1:
+        if mine.size > 1 and isinstance(self.learner, Shareable):
             self.learner = DataParallel(self.learner, mine, self.stream.n_tasks)
 
     def run(
