@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import pytest
 from utils.idx_files import write_folder
 
 from gem_fast.paper.cli import main
+from gem_fast.paper.errors import InputError, flag
+from gem_fast.paper.torchrun import Processes, check_options, share
 
 
 @pytest.fixture
@@ -47,14 +50,33 @@ def test_two_processes_do_the_run_of_one(tmp_path, data, learner):
         np.testing.assert_allclose(two[name], one[name], atol=0.004)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--learner", "ewc"], "--learner ewc trains in one process only, got 2 processes of torchrun"),
-        (["--learner", "gem", "--memory-per-task", "5"], "--memory-per-task must be a multiple of 2"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused_once(tmp_path, data, arguments, sentence):
-    done = torchrun(*data, *arguments, restarts=0)
+def test_a_learner_that_cannot_be_shared_is_refused_in_one_line(data):
+    done = torchrun(*data, "--learner", "ewc", restarts=0)
     assert done.returncode != 0
-    assert done.stderr.count("python -m gem_fast: ") == done.stderr.count(sentence) == 1
+    sentence = "--learner ewc trains in one process only, got 2 processes of torchrun, which single, gem, agem can use"
+    assert [line for line in done.stderr.splitlines() if "gem_fast: " in line] == [f"python -m gem_fast: {sentence}"]
+
+
+@pytest.mark.parametrize("name", ["memory_per_task", "memory_batch"])
+def test_the_processes_share_out_what_counts_examples(name):
+    two = Processes(2, 1)
+    assert share(two, {name: 256, "lr": 0.1}) == {name: 128, "lr": 0.1}
+    assert share(two, {name: None}) == {name: None}
+    check_options(two, "gem", {name: None})
+    sentence = f"{flag(name)} must be a multiple of 2, the number of processes, got 5"
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        check_options(two, "gem", {name: 5})
+
+
+def test_one_process_of_torchrun_is_the_plain_run(data, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", *data, "--out", str(tmp_path / "out"), "--learner", "ewc"]) == 0
+
+
+@pytest.mark.parametrize("command", ["table3", "grid"])
+def test_other_commands_are_refused(command, monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([command]) == 2
+    assert "only the command run can use several processes, got 2 of torchrun" in capsys.readouterr().err
