@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "Processes",
     "Shareable",
     "check_options",
+    "is_first_to_fail",
     "processes",
     "share",
     "started",
@@ -79,23 +81,33 @@ def started(device: str) -> Iterator[Processes]:
     if mine.size == 1:
         yield mine
         return
-    store = next(rendezvous("env://"))[0]
     try:
         kind = _set_device(device)
         backend = {"cpu": "gloo", "cuda": "nccl"}[kind]
-        dist.init_process_group(backend, store=store, rank=mine.rank, world_size=mine.size)
+        dist.init_process_group(backend, store=_store(), rank=mine.rank, world_size=mine.size)
         yield mine
         dist.barrier()  # so that none ends, and takes its store along, while others are at work
     except BaseException as error:
-        failed = 0
-        with suppress(RuntimeError):  # the store is gone with the process that kept it
-            failed = store.add("gem_fast failed", 1)
-        if failed != 1:
+        if not is_first_to_fail():
             raise SystemExit(1) from None
         if isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError)):
             raise InputError(f"process {mine.rank} of {mine.size} has lost the others, or one of them") from error
         raise
     dist.destroy_process_group()
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other process has failed yet: the first one says why, in time before torchrun ends it."""
+    if processes().size == 1:
+        return True
+    with suppress(RuntimeError):  # the store is gone with the process that kept it
+        return bool(_store().add("gem_fast failed", 1) == 1)
+    return False
+
+
+@cache
+def _store() -> Any:
+    return next(rendezvous("env://"))[0]
 
 
 def _set_device(name: str) -> str:

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from torch.distributed import HashStore
 from utils.idx_files import write_folder
 
 from gem_fast.paper.cli import main
@@ -74,9 +75,25 @@ def test_one_process_of_torchrun_is_the_plain_run(data, tmp_path, monkeypatch):
     assert main(["run", *data, "--out", str(tmp_path / "out"), "--learner", "ewc"]) == 0
 
 
-@pytest.mark.parametrize("command", ["table3", "grid"])
-def test_other_commands_are_refused(command, monkeypatch, capsys):
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    assert main([command]) == 2
-    assert "only the command run can use several processes, got 2 of torchrun" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["table3"], "only the command run can use several processes, got 2 of torchrun"),
+        (["run", "--tasks", "many"], "argument --tasks"),
+    ],
+)
+def test_the_first_process_to_fail_says_why(arguments, sentence, monkeypatch, capsys):
+    store = HashStore()
+    monkeypatch.setattr("gem_fast.paper.torchrun._store", lambda: store)
+    for rank, said in ((1, 1), (0, 0)):
+        for name, value in {"RANK": str(rank), "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        assert exit_code(arguments) == 2
+        assert capsys.readouterr().err.count(sentence) == said
+
+
+def exit_code(arguments):
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return error.code
