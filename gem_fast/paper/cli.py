@@ -14,6 +14,7 @@ from typing import NoReturn, TextIO
 from gem_fast.paper import grid, run, tables
 from gem_fast.paper.errors import PROGRAM, InputError, print_line
 from gem_fast.paper.signals import Stopped
+from gem_fast.paper.torchrun import is_first_to_fail, processes
 
 __all__ = ["main"]
 
@@ -25,8 +26,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the error and exits with code 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """Prints the error, once where torchrun has started several processes, and exits with code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n" if is_first_to_fail() else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse_args(arguments)
     try:
+        if (size := processes().size) > 1 and args.command is not run.run:
+            if not is_first_to_fail():
+                return 2
+            raise InputError(f"only the command run can use several processes, got {size} of torchrun")
         args.command(args)
     except InputError as error:
         print_line(f"{parser.prog}: {error}")

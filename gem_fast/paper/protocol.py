@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from gem_fast.paper.joint_batches import joint_batches
 from gem_fast.paper.learners import Learner
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.streams import Stream
+from gem_fast.paper.torchrun import DataParallel
 
 __all__ = ["Journal", "Record", "evaluate", "learn_stream"]
 
@@ -192,17 +193,22 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
         Diverged: The learner's outputs are not finite.
     """
     learner.train(False)
-    correct = torch.zeros(stream.n_tasks, dtype=torch.float64, device=stream.device)
-    examples = np.zeros(stream.n_tasks)
+    correct, examples = counts = torch.zeros(2, stream.n_tasks, dtype=torch.float64, device=stream.device)
+    tasks: Sequence[int] = range(stream.n_tasks)
+    if isinstance(learner, DataParallel):
+        learner.broadcast_buffers()
+        tasks = learner.part(tasks)
     with torch.inference_mode():
-        for task in range(stream.n_tasks):
+        for task in tasks:
             for x, y in stream.test_batches(task):
                 logits = learner.predict(x, task)
                 # A logit that is not finite makes the sum so: this needs no transfer to the CPU of its own.
                 correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
                 examples[task] += len(y)
     learner.train(True)
-    accuracy: npt.NDArray[np.float64] = correct.cpu().numpy() / examples
+    if isinstance(learner, DataParallel):
+        learner.sum_(counts)
+    accuracy: npt.NDArray[np.float64] = (correct / examples).cpu().numpy()
     if not np.isfinite(accuracy).all():
         raise Diverged("training diverged: the model's outputs are not finite any more")
     return accuracy

@@ -7,6 +7,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from gem_fast.paper import report
 from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.files import prepare_folder
@@ -15,9 +17,10 @@ from gem_fast.paper.options import add_learner_options, learner_options
 from gem_fast.paper.resume import Checkpointer
 from gem_fast.paper.signals import stopped
 from gem_fast.paper.stream_options import add_stream_options, download_data, stream_config
+from gem_fast.paper.torchrun import Processes, started
 from gem_fast.paper.training_run import TrainingRun, check_device, hyper_parameters
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         "BWT and FWT (equations 2-4 of the paper). The defaults are the published settings.",
         allow_abbrev=False,
     )
-    parser.set_defaults(command=_run)
+    parser.set_defaults(command=run)
     add_stream_options(parser)
     add_learner_options(parser.add_argument_group("the learner (defaults depend on the stream)"))
 
@@ -76,8 +79,25 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Trains in this process, or in all those that torchrun has started.
+
+    Args:
+        args: The parsed options.
+
+    Raises:
+        InputError: An option cannot be used.
+        KeyboardInterrupt: After SIGINT or SIGTERM.
+    """
+    with started(args.device) as mine:
+        _train(args, mine)
+
+
+def _train(args: argparse.Namespace, mine: Processes) -> None:
     """Checks everything first, then works: nobody should wait for an error."""
+    if mine.size > 1 and args.checkpoint is not None:
+        raise InputError(f"--checkpoint is for a run in one process, got {mine.size} processes of torchrun")
+    shows = mine.rank == 0
     hyper = hyper_parameters(args.stream, args.learner, learner_options(args))
     for option in ("resume", "checkpoint_every"):
         if getattr(args, option) and args.checkpoint is None:
@@ -89,16 +109,22 @@ def _run(args: argparse.Namespace) -> None:
         with extra("--out"):
             from gem_fast.paper import plots
     config = stream_config(args)
-    download_data(args, config["data"])
+    if shows:
+        download_data(args, config["data"])
+    if mine.size > 1:
+        dist.barrier()
     options = config | {"device": args.device, "learner": args.learner}
-    training_run = TrainingRun(options | hyper | {"eval_every": args.eval_every})
+    training_run = TrainingRun(options | hyper | {"eval_every": args.eval_every}, mine)
     for option in ("out", "checkpoint"):
-        if getattr(args, option) is not None:
+        if getattr(args, option) is not None and shows:
             prepare_folder(flag(option), getattr(args, option))
     checkpointer = journal = None
     if args.checkpoint is not None:
         checkpointer = Checkpointer(args.checkpoint, args.checkpoint_every, training_run)
         journal = checkpointer.begin(args.resume)
+    if not shows:
+        training_run.run()
+        return
     print(", ".join(f"{name} {value}" for name, value in training_run.config.items()), flush=True)
     learned = 0 if journal is None else journal.batches
     try:

@@ -18,6 +18,7 @@ from gem_fast.paper.protocol import Journal, Record, learn_stream
 from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.stream_info import StreamInfo
 from gem_fast.paper.stream_options import DEFAULTS, load_data_of, make_stream
+from gem_fast.paper.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
 
 __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
@@ -107,15 +108,17 @@ class TrainingRun:
         learner: The learner, on the device.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, mine: Processes = ALONE) -> None:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
         Args:
             config: As `configuration` returns it. If `eval_every` is None, each experience has as many evaluations
                 as EVALUATIONS_PER_EXPERIENCE says.
+            mine: The processes that do the run together; this one alone by default.
 
         Raises:
-            InputError: The data cannot be loaded, or are not enough, or the run does not fit into memory.
+            InputError: The data cannot be loaded, or are not enough, or the run does not fit into memory, or cannot be
+                done by several processes.
         """
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
@@ -127,8 +130,14 @@ class TrainingRun:
         eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE[self.stream.architecture])
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
+        if mine.size > 1:
+            check_options(mine, config["learner"], hyper)
+            self.config["processes"] = mine.size
+            hyper = share(mine, hyper)
         torch.manual_seed(config["seed"])
         self.learner = LEARNERS[config["learner"]](StreamInfo.of(self.stream), device, **hyper)
+        if mine.size > 1 and isinstance(self.learner, Shareable):
+            self.learner = DataParallel(self.learner, mine, self.stream.n_tasks)
 
     def run(
         self,

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from gem_fast.distributed import replica
 from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
 from gem_fast.state import check_keys
 
@@ -46,11 +49,15 @@ class SgdLearner(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     # A convolution takes the format of its weights, whatever that of the images; this one is faster.
                     module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self.model = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
 
     def logits(self, x: Tensor, task: int) -> Tensor:
         """The model's outputs that are the task's classes, shape (batch, classes)."""
-        logits: Tensor = self.model(x, task) if self._pass_task else self.model(x)
+        # Several processes evaluate different examples: those passes exchange nothing.
+        model = self.model if self.training else replica(self.model)
+        logits: Tensor = model(x, task) if self._pass_task else model(x)
         return logits
 
     def all_outputs(self, x: Tensor) -> Tensor:

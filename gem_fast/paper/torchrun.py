@@ -1,0 +1,217 @@
+"""The subcommand run under torchrun: processes train replicas of one model, each on its part of every mini-batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from gem_fast.gem import GEM
+from gem_fast.paper.errors import InputError, flag
+from gem_fast.paper.learners.agem import Agem
+from gem_fast.paper.learners.gem import Gem
+from gem_fast.paper.learners.single import Single
+
+__all__ = [
+    "ALONE",
+    "LEARNERS",
+    "DataParallel",
+    "Processes",
+    "Shareable",
+    "check_options",
+    "is_first_to_fail",
+    "processes",
+    "share",
+    "started",
+]
+
+# Those whose loss is a mean over the mini-batch, and whose memory, if any, is that of a gem_fast hook.
+LEARNERS = ("single", "gem", "agem")
+Shareable = Single | Gem | Agem
+# Hyper-parameters that count examples of all processes together.
+SHARED = ("memory_per_task", "memory_batch")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run.
+
+    Attributes:
+        size: How many there are.
+        rank: The number of this one, from 0; number 0 alone shows and writes anything.
+    """
+
+    size: int = 1
+    rank: int = 0
+
+
+ALONE = Processes()
+
+
+def processes() -> Processes:
+    """Those that torchrun has started, as it says in the environment; one where it has not."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    return Processes(int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))
+
+
+@contextmanager
+def started(device: str) -> Iterator[Processes]:
+    """A context in which the processes of a run are connected; nothing for a single one.
+
+    The first of them to fail says why. The others, whose messages it no longer answers, end with exit code 1 and say
+    nothing.
+
+    Args:
+        device: What --device was given. With cuda, process number i of a machine takes GPU number i.
+
+    Raises:
+        InputError: The device cannot be used by several processes, or another one has ended without a word.
+    """
+    mine = processes()
+    if mine.size == 1:
+        yield mine
+        return
+    try:
+        kind = _set_device(device)
+        backend = {"cpu": "gloo", "cuda": "nccl"}[kind]
+        dist.init_process_group(backend, store=_store(), rank=mine.rank, world_size=mine.size)
+        yield mine
+        dist.barrier()  # so that none ends, and takes its store along, while others are at work
+    except BaseException as error:
+        if not is_first_to_fail():
+            raise SystemExit(1) from None
+        if isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError)):
+            raise InputError(f"process {mine.rank} of {mine.size} has lost the others, or one of them") from error
+        raise
+    dist.destroy_process_group()
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other process has failed yet: the first one says why, in time before torchrun ends it."""
+    if processes().size == 1:
+        return True
+    with suppress(RuntimeError):  # the store is gone with the process that kept it
+        return bool(_store().add("gem_fast failed", 1) == 1)
+    return False
+
+
+@cache
+def _store() -> Any:
+    return next(rendezvous("env://"))[0]
+
+
+def _set_device(name: str) -> str:
+    """The kind of device; of GPUs the one of this process becomes torch's current one."""
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda under torchrun, got {name!r}")
+    if name == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"--nproc-per-node of torchrun must be at most {torch.cuda.device_count()}, the number of GPUs here, "
+                f"got {os.environ.get('LOCAL_WORLD_SIZE')}"
+            )
+        torch.cuda.set_device(local)
+    return name
+
+
+def check_options(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> None:
+    """Raises unless several processes can do a run together.
+
+    Args:
+        mine: The processes.
+        learner: The learner's name.
+        hyper: Its hyper-parameters.
+
+    Raises:
+        InputError: They cannot.
+    """
+    if learner not in LEARNERS:
+        raise InputError(
+            f"--learner {learner} trains in one process only, got {mine.size} processes of torchrun, which "
+            f"{', '.join(LEARNERS)} can use"
+        )
+    for name in SHARED:
+        if (hyper.get(name) or 0) % mine.size:
+            raise InputError(
+                f"{flag(name)} must be a multiple of {mine.size}, the number of processes, got {hyper[name]}"
+            )
+
+
+def share(mine: Processes, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of one process: its share of the examples that all keep, or draw, together."""
+    return {name: value // mine.size if name in SHARED and value else value for name, value in hyper.items()}
+
+
+class DataParallel(nn.Module):
+    """A learner that takes its part of every mini-batch; together they make the step of the whole one.
+
+    Example number n of a task, counted from 0 as the task's examples come, goes to process n mod size: the memories
+    that keep the last m / size examples each are then the memory that keeps the last m.
+    """
+
+    trains_jointly: ClassVar[bool] = False
+
+    def __init__(self, learner: Shareable, mine: Processes, n_tasks: int) -> None:
+        """Makes the learner's reductions sums with the weights of the parts.
+
+        Args:
+            learner: Of a class in LEARNERS, with its model in DistributedDataParallel.
+            mine: The processes.
+            n_tasks: The number of tasks.
+        """
+        super().__init__()
+        self.learner = learner
+        self._mine = mine
+        self._seen = [0] * n_tasks
+        self._weight = 1.0
+        assert isinstance(learner.model, DistributedDataParallel)
+        learner.model.register_comm_hook(None, lambda _, bucket: self._reduce(bucket))
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Trains on this process's part of a mini-batch."""
+        part = slice((self._mine.rank - self._seen[task]) % self._mine.size, None, self._mine.size)
+        self._seen[task] += len(y)
+        self._weight = len(y[part]) / len(y)
+        if self._weight:
+            self.learner.observe(x[part], y[part], task)
+            return
+        # A mini-batch smaller than the number of processes: this one takes part in the exchange with weight 0.
+        self.learner.optimizer.zero_grad()
+        self.learner.loss(x, y, task).backward()
+        for hook in self.learner.parts().values():
+            if isinstance(hook, GEM):
+                hook.current_task = task
+        self.learner.optimizer.step()
+
+    def predict(self, x: Tensor, task: int) -> Tensor:
+        """The learner's logits."""
+        return self.learner.predict(x, task)
+
+    def broadcast_buffers(self) -> None:
+        """Gives all processes the running statistics of number 0, so that they evaluate the same model."""
+        for buffer in self.learner.model.buffers():
+            dist.broadcast(buffer, 0)
+
+    def part(self, tasks: Sequence[int]) -> Sequence[int]:
+        """The tasks that this process evaluates."""
+        return tasks[self._mine.rank :: self._mine.size]
+
+    def sum_(self, x: Tensor) -> None:
+        """Adds up a tensor over all processes, in place."""
+        dist.all_reduce(x)
+
+    def _reduce(self, bucket: Any) -> Any:
+        """The gradient of the mean over the mini-batch: those of the parts' means, weighted by their examples."""
+        work = dist.all_reduce(bucket.buffer().mul_(self._weight), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
