@@ -14,14 +14,10 @@ from gem_fast.gradients.fused.task_batch import TaskSizes
 
 def is_rms_norm(module: nn.Module) -> bool:
     """Whether a module is one, by its name and by having one parameter, (features,), and nothing else."""
-    weight = module._parameters.get("weight")
-    return (
-        type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
-        and len(module._parameters) == 1
-        and not module._modules
-        and weight is not None
-        and weight.dim() == 1
-    )
+    if not type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) or module._modules:
+        return False
+    parameters = module._parameters
+    return list(parameters) == ["weight"] and parameters["weight"] is not None and parameters["weight"].dim() == 1
 
 
 def own_rms_norm(
