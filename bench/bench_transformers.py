@@ -44,6 +44,7 @@ ENGINES = {
     "layerwise": lambda: gem_fast.Fused(form="layerwise"),
     "loop": gem_fast.Loop,
 }
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "9"))
 METHODS = ("plain", "all at once", *ENGINES)
 MEGABYTE = 10**6
 
@@ -121,8 +122,8 @@ def time_all(kind: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
     """The median seconds of each method's step, in turn, and of the loop's divided by it, round by round."""
     steps = {method: new_step(kind, method, sizes) for method in METHODS}
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for step in steps.values():
-        step()  # compared with the loop, as are steps 2, 4 and 8: few enough for a median of 9
+    for step in [*steps.values()] * 2:
+        step()  # compared with the loop, as are steps 4 and 8: few enough for a median of 3 rounds, or of 9
     for _ in range(rounds):
         for method, step in steps.items():
             start = now()
@@ -169,7 +170,7 @@ def _bytes(name: str) -> int:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    sizes, rounds = (QUICK, 2) if quick else (SIZES, 9)
+    sizes, rounds = (QUICK, 2) if quick else (SIZES, ROUNDS)
     result: dict[str, Any] = {"sizes": sizes, "device": DEVICE.type, "dtype": "float32", "threads": THREADS}
     for kind in KINDS:
         parameters = [p for p in new_model(kind, sizes).parameters() if p.requires_grad]
