@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from kernels import use_our_solver_where_quadprog_is_missing
 from models import Workload, workloads
-from timing import Call, Device
+from timing import Call, Device, graph_of
 from torch import Tensor, nn
 
 import gem_fast
@@ -109,16 +109,7 @@ def captured(**options: Any) -> Callable[..., Call]:
 
         if x.device.type == "cpu":
             return step
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(5):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        return graph.replay
+        return graph_of(step, warm_up=5).replay
 
     return method
 

@@ -14,6 +14,21 @@ import torch
 Call = Callable[[], object]
 
 
+def graph_of(call: Call, warm_up: int, in_a_row: int = 1) -> torch.cuda.CUDAGraph:
+    """Calls in a row as a CUDA graph, after a few on a stream of their own, as a capture asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(in_a_row):
+            call()
+    return graph
+
+
 @dataclass
 class Device:
     """The device that is measured, where results go, and how long there is.
@@ -77,16 +92,7 @@ class Device:
         """Seconds of one call out of several in a CUDA graph: without what the host takes to launch them."""
         if self.dry:
             return self.median(call)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(in_a_row):
-                call()
+        graph = graph_of(call, warm_up=3, in_a_row=in_a_row)
         return self.median(graph.replay, seconds, most=50) / in_a_row
 
     def _once(self, call: Call) -> float:
