@@ -1,6 +1,5 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn
@@ -11,28 +10,24 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from gem_fast import amp
-from gem_fast.accuracy_watch import AccuracyWatch
 from gem_fast.batches import check_examples, device_of
-from gem_fast.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.containers import Nest
-from gem_fast.cuda_graph import GraphedPass, kind_of
 from gem_fast.distributed import ranks_of, replica
-from gem_fast.distributed_state import load_share, pack, unpack
-from gem_fast.explain import pass_explained, values_explained
-from gem_fast.first_memory import FirstMemoryCheck
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
 from gem_fast.gradients.sharded_engine import ShardedEngine
+from gem_fast.hook import amp, hook_state
+from gem_fast.hook.accuracy_watch import AccuracyWatch
+from gem_fast.hook.attachment import Attachment, check_is_free
+from gem_fast.hook.checks import check_attachable, check_parameters, check_solved, trained_parameters
+from gem_fast.hook.cuda_graph import GraphedPass, kind_of
+from gem_fast.hook.explain import pass_explained, values_explained
+from gem_fast.hook.first_memory import FirstMemoryCheck
+from gem_fast.hook.one_projection import OneProjection
+from gem_fast.hook.step_watch import StepWatch
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
-from gem_fast.one_projection import OneProjection
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
-from gem_fast.state import check_keys, check_plain_task
-from gem_fast.step_watch import StepWatch
 from gem_fast.wrappers import inner_optimizer, task_parameter
-
-# The optimizers that a hook is attached to; an entry goes when its optimizer does.
-_hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
 class GEM:
@@ -164,11 +159,7 @@ class GEM:
             )
         optimizer = inner_optimizer(optimizer)
         check_attachable(model, optimizer)
-        if optimizer in _hooked:
-            raise RuntimeError(
-                "optimizer must have no hook of gem_fast yet, got one that has: it would be projected twice; call "
-                "detach() on the first hook"
-            )
+        check_is_free(optimizer)
         ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
         model = replica(model)
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
@@ -191,14 +182,7 @@ class GEM:
         self._watch = StepWatch()
         self._first_memory = FirstMemoryCheck()
         self._autocast = amp.PassAutocast()
-        # The optimizer owns the hook; a strong reference back would keep both, and the model, until a collection.
-        self._optimizer = weakref.ref(optimizer)
-        self._attached = True
-        self._handles = (
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        )
-        _hooked.add(optimizer)
+        self._attachment = Attachment(optimizer, self._before_step, self._after_step)
 
     @property
     def past_tasks(self) -> list[Hashable]:
@@ -243,24 +227,19 @@ class GEM:
         self.memory.observe(x, y, task)
         self._current = task
         self._one_projection.new_step()
-        self._watch.observed(self._optimizer() if self._attached else None)
+        self._watch.observed(self._attachment.optimizer)
 
     @property
     def attached(self) -> bool:
         """Whether the optimizer's steps are projected: from construction to `detach`."""
-        return self._attached and self._optimizer() is not None
+        return self._attachment.optimizer is not None
 
     def detach(self) -> None:
         """Takes the hook off the optimizer, whose steps are plain ones from then on; a second call does nothing.
 
         The optimizer can then have another hook. Leaving a `with` block over the hook detaches it, too.
         """
-        optimizer = self._optimizer()
-        if self._attached and optimizer is not None:
-            for handle in self._handles:
-                handle.remove()
-            _hooked.discard(optimizer)
-        self._attached = False
+        self._attachment.detach()
 
     def __enter__(self) -> "GEM":
         if not self.attached:
@@ -290,14 +269,7 @@ class GEM:
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
-        check_plain_task("task", self._current)
-        mine = {
-            "memory": self.memory.state_dict(),
-            "current": self._current,
-            "engine": self._engine.state_dict(),
-            "generator": self.generators.state_dict(),
-        }
-        return mine if self._ranks is None else {"ranks": pack(self._ranks.gather(mine))}
+        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, self._ranks)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
@@ -308,31 +280,12 @@ class GEM:
         Raises:
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
-        states = [state]
-        if isinstance(state, dict) and "ranks" in state:
-            check_keys("state", state, ("ranks",))
-            states = unpack(state["ranks"])
-        rank, size = (0, 1) if self._ranks is None else (self._ranks.rank, self._ranks.size)
-        for each in states:
-            check_keys("state", each, ("memory", "current", "engine", "generator"))
-            check_plain_task("current", each["current"])
-        restored = [self.generators.restored(each["generator"]) for each in states]
-        mine = states[rank % len(states)]
-        before = self._engine.state_dict()
-        self._engine.load_state_dict(mine["engine"])
-        try:
-            if len(states) == size:
-                self.memory.load_state_dict(mine["memory"])
-            else:
-                load_share(self.memory, [each["memory"] for each in states], rank, size)
-        except ValueError:
-            self._engine.load_state_dict(before)
-            raise
-        self.generators = restored[rank % len(states)]
-        self._current = mine["current"]
+        self._current, self.generators, as_many_ranks = hook_state.load(
+            state, self.memory, self._engine, self.generators, self._ranks
+        )
         self._watch.loaded()
         if self._sharded is not None:
-            self._sharded.reset(keep_rows=len(states) == size)
+            self._sharded.reset(keep_rows=as_many_ranks)
         self.last = None
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from utils.fake_gpu import FakeGpu, OnFakeGpu, move_to_fake_gpu, on_fake_gpu
 from utils.models import MultiHead, mlp
 
-from gem_fast import GEM, EpisodicMemory, Fused, Loop, cuda_graph, ops, sampling
+from gem_fast import GEM, EpisodicMemory, Fused, Loop, ops, sampling
+from gem_fast.hook import cuda_graph
 
 
 class FakeGraph:
