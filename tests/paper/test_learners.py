@@ -51,6 +51,15 @@ def test_a_task_that_comes_back(name: str, kind: str) -> None:
     assert accuracy(learner, kind, 1) > 1.5 / len(stream_info(kind).outputs[0]) - 0.2
 
 
+def test_networks_whose_backward_in_the_fast_format_would_write_beyond_its_memory_keep_the_plain_one() -> None:
+    info = StreamInfo(10, tuple(range(2 * k, 2 * k + 2) for k in range(10)), 20, (3, 32, 32), "resnet18")
+    learner = LEARNERS["independent"](info, CPU, **PRESETS["cifar100", "independent"])
+    narrow = [c for c in learner.modules() if isinstance(c, nn.Conv2d) and c.stride == (2, 2) and c.in_channels < 8]
+    assert narrow
+    for convolution in learner.modules():
+        assert not isinstance(convolution, nn.Conv2d) or convolution.weight.is_contiguous()
+
+
 @pytest.mark.parametrize("name", [name for name in LEARNERS if name != "multimodal"])
 def test_convolutions_stay_in_the_fast_format(name: str) -> None:
     info = StreamInfo(2, (range(3), range(3, 6)), 6, (3, 32, 32), "resnet18")

@@ -44,11 +44,11 @@ class SgdLearner(nn.Module):
         self.device = device
         self._pass_task = stream_info.multi_head if model is None else True
         self.model = (stream_info.new_model() if model is None else model).to(device)
-        if device.type == "cpu":
-            for module in self.model.modules():
-                if isinstance(module, nn.Conv2d):
-                    # A convolution takes the format of its weights, whatever that of the images; this one is faster.
-                    module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+        convolutions = [module for module in self.model.modules() if isinstance(module, nn.Conv2d)]
+        if device.type == "cpu" and all(map(_is_safe_channels_last, convolutions)):
+            # A convolution takes the format of its weights or of its input; this one is faster.
+            for convolution in convolutions:
+                convolution.weight.data = convolution.weight.data.to(memory_format=torch.channels_last)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.model = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
@@ -125,3 +125,13 @@ class SgdLearner(nn.Module):
             raise ValueError(
                 f"state_dict must be of a {type(self).__name__} learner like this one: {reason}"
             ) from error
+
+
+def _is_safe_channels_last(convolution: nn.Conv2d) -> bool:
+    """Whether PyTorch's backward in that format keeps to its own memory on a CPU.
+
+    With kernels of one pixel, a stride and two to seven input channels, that of 2.13 writes beyond it: the process
+    crashes, at once or later.
+    """
+    strided = convolution.kernel_size == (1, 1) and convolution.stride != (1, 1)
+    return not strided or convolution.in_channels >= 8
