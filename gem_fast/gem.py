@@ -1,8 +1,7 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
 from collections.abc import Callable, Hashable, Sequence
-from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +10,28 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast.batches import check_examples, device_of
-from gem_fast.containers import Nest
+from gem_fast.containers import Nest, Objects
 from gem_fast.distributed import ranks_of, replica
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
 from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.hook import amp, hook_state
 from gem_fast.hook.accuracy_watch import AccuracyWatch
-from gem_fast.hook.attachment import Attachment, check_is_free
+from gem_fast.hook.attachment import Attached, Attachment, check_is_free
 from gem_fast.hook.checks import check_attachable, check_parameters, check_solved, trained_parameters
-from gem_fast.hook.cuda_graph import GraphedPass, kind_of
+from gem_fast.hook.created import keep_created
+from gem_fast.hook.cuda_graph import Graphed, kind_of, obstacle_of
 from gem_fast.hook.explain import pass_explained, values_explained
 from gem_fast.hook.first_memory import FirstMemoryCheck
 from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
+from gem_fast.hook.training_step import Done, TrainingStep
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
 from gem_fast.wrappers import inner_optimizer, task_parameter
 
 
-class GEM:
+class GEM(Attached):
     """Projects each gradient to the closest one that raises no past task's loss, in the optimizer's step pre-hook.
 
     ```python
@@ -42,6 +43,8 @@ class GEM:
             gem.observe(x, y, task)
             optimizer.step()
     ```
+
+    The body of the inner loop in one call is `gem.step(x, y, task)`.
 
     There is one constraint per task seen so far except the current one (a task may come back later), which is the one
     observed last, or what `current_task` is set to. The pass over the memory leaves no trace: `.grad`, random number
@@ -111,7 +114,10 @@ class GEM:
             with a GPU; a NaN or an infinity on the CPU raises always.
         cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
             were made, and capture another where a task joins or the model changes. `last` then holds the same tensors
-            in each step. A pass that cannot be captured stays as it is, with one line in the log "gem_fast".
+            in each step. Of `step` all is one graph, but for `observe`: then the returned loss and `.grad` are the same
+            tensors, too, dropout goes on from other random numbers, and the optimizer must be SGD or have
+            capturable=True, without step hooks of the user's. What cannot be captured stays as it is, with one line in
+            the log "gem_fast".
 
     Attributes:
         last: what the last step's projection did (violations, v, q, status and residual, as tensors on the device: to
@@ -157,11 +163,11 @@ class GEM:
                 'engine must be "auto", gem_fast.Fused(...), gem_fast.Loop(...) or another gem_fast.Engine, '
                 f"got {engine!r:.50}"
             )
-        optimizer = inner_optimizer(optimizer)
+        given, optimizer = optimizer, inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         check_is_free(optimizer)
         ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
-        model = replica(model)
+        as_given, model = model, replica(model)
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
@@ -176,13 +182,19 @@ class GEM:
         if ranks is not None and (ranks.size > 1 or ranks.shards):
             self._sharded = ShardedEngine(engine, ranks, model)
         self._accuracy = AccuracyWatch()
-        self._graphed = GraphedPass() if cuda_graph else None
+        self._graphed: Graphed[tuple[Projection, list[bool]]] | None = None
+        if cuda_graph:
+            self._graphed = Graphed("the memory pass", in_place=True)
         self._current: Hashable = None
         self._one_projection = OneProjection()
         self._watch = StepWatch()
         self._first_memory = FirstMemoryCheck()
         self._autocast = amp.PassAutocast()
-        self._attachment = Attachment(optimizer, self._before_step, self._after_step)
+        self._step = TrainingStep(
+            Objective(as_given, loss_fn, takes_task, forward), self._backward_together, cuda_graph=cuda_graph
+        )
+        self._prepared: tuple[list[Constraint], Sample | None, TaskGradients | None] | None = None
+        self._attachment = Attachment(optimizer, given, self._before_step, self._after_step)
 
     @property
     def past_tasks(self) -> list[Hashable]:
@@ -229,36 +241,45 @@ class GEM:
         self._one_projection.new_step()
         self._watch.observed(self._attachment.optimizer)
 
-    @property
-    def attached(self) -> bool:
-        """Whether the optimizer's steps are projected: from construction to `detach`."""
-        return self._attachment.optimizer is not None
+    def step(
+        self, x: Nest, y: Nest, task: Hashable, *, update: bool = True, scaler: torch.amp.GradScaler | None = None
+    ) -> Tensor:
+        """A whole training step with a mini-batch: gradient, `observe`, projection and the optimizer's own step.
 
-    def detach(self) -> None:
-        """Takes the hook off the optimizer, whose steps are plain ones from then on; a second call does nothing.
+        ```python
+        for x, y in loader:
+            loss = gem.step(x, y, task)
+        ```
 
-        The optimizer can then have another hook. Leaving a `with` block over the hook detaches it, too.
+        The result is, but for rounding, that of `optimizer.zero_grad()`, a forward and backward of the mini-batch under
+        the caller's autocast, `observe` and `optimizer.step()`. Where the engine can, the mini-batch goes through the
+        model together with the past tasks' examples.
+
+        Args:
+            x: as for `observe`; the model is called with it as the class says.
+            y: as for `observe`.
+            task: as for `observe`.
+            update: whether the optimizer steps. If not, the gradients are kept, and those of the next call are added.
+            scaler: of torch.amp, which scales the loss, skips steps and is updated, as torch's examples do it.
+
+        Returns:
+            () the mean loss over the mini-batch before the step, without a history; on its device, so that nothing
+            waits.
+
+        Raises:
+            TypeError, ValueError: as for `observe`, or the loss is not a scalar.
+            RuntimeError: the hook is detached.
         """
-        self._attachment.detach()
-
-    def __enter__(self) -> "GEM":
-        if not self.attached:
-            raise RuntimeError(
-                "the hook must be attached to be used in a with block, got a detached one; make a new one"
-            )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.detach()
-
-    def __reduce__(self) -> NoReturn:
-        # Both copy.deepcopy and pickle come here.
-        raise TypeError(
-            f"{type(self).__name__} cannot be copied or pickled: the copy would be attached to no optimizer; make a "
-            "new one on the copied optimizer and give it this one's state_dict()"
-        )
+        optimizer = self._attachment.to_step()
+        self.observe(x, y, task)
+        collate_fn = getattr(self.memory, "collate_fn", None)
+        current = Batch(self._current, x if collate_fn is None else Objects(list(x), collate_fn), y)
+        is_plain = update and scaler is None and optimizer is self._attachment.optimizer
+        try:
+            done = self._from_graph(current) if is_plain else None
+            return self._step.run(optimizer, current, update=update, scaler=scaler) if done is None else done.loss
+        finally:
+            self._prepared = None
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, the current task and what draws subsets: a resumed run goes on with the same bits.
@@ -325,6 +346,55 @@ class GEM:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._one_projection.new_step()
+        self._step.accumulates = False
+
+    def _backward_together(self, current: Batch) -> Tensor | None:
+        """Has one pass leave g in `.grad`, keeps G for the projection and returns the loss; None where none can."""
+        optimizer = self._attachment.optimizer
+        assert optimizer is not None
+        parameters = trained_parameters(optimizer)
+        if not parameters or not self.past_tasks or self._sharded is not None:
+            return None
+        if self._graphed is not None and not self._step.is_graphed:  # the memory pass has a graph of its own
+            return None
+        if torch.is_autocast_enabled(parameters[0].device.type):  # which holds for the mini-batch alone
+            return None
+        check_parameters(parameters)
+        constraints, sample = self.constraints()
+        self._prepared = constraints, sample, None
+        joint = self._engine.with_current(self.objective, current, constraints, parameters, sample)
+        if joint is None:
+            return None
+        self._prepared = constraints, sample, joint.G
+        for p, grad in zip(parameters, joint.grads, strict=True):
+            if grad is not None:
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
+        return joint.loss
+
+    def _kind(self, parameters: Sequence[Parameter]) -> tuple[Hashable, str | None]:
+        """What a CUDA graph stands for, and why there can be none."""
+        options = self.margin, self.ridge, self.memory_batch
+        kind = kind_of(self.objective.model, self._stored_batches(), parameters, options)
+        return kind, obstacle_of(parameters, self._engine.repeats and self._sharded is None)
+
+    def _from_graph(self, current: Batch) -> Done | None:
+        """The step by a graph of all of it; None, with nothing done, where there is none."""
+        optimizer = self._attachment.optimizer
+        if self._step.graphed is None or optimizer is None or self._step.accumulates:
+            return None
+        parameters = trained_parameters(optimizer)
+        if not parameters or torch.is_autocast_enabled(parameters[0].device.type):
+            return None
+        kind, obstacle = self._kind(parameters)
+        if obstacle is not None:  # which the memory pass says
+            return None
+        done = self._step.run_graphed(optimizer, current, kind, lambda: self.last, self.generators.of_gpus)
+        if done is not None:
+            self.last = done.last
+            self._watch.stepped(self._current)
+            if self.check and done.last is not None:
+                check_solved(done.last)
+        return done
 
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
@@ -341,49 +411,33 @@ class GEM:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
-            constraints, sample = self.constraints()
+            constraints, sample, G = self._prepared or (*self.constraints(), None)
             with amp.disabled(parameters[0].device):
-                with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
-                    G = self._autocast.run(  # rows g_k (Eq. 5)
-                        self._task_gradients, self.objective, constraints, parameters, sample
-                    )
+                if G is None:
+                    with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
+                        G = self._autocast.run(  # rows g_k (Eq. 5)
+                            self._task_gradients, self.objective, constraints, parameters, sample
+                        )
                 with values_explained(self.memory, grads):
                     projection = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
                 with self._autocast.context(constraints, parameters[0]):
                     self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
             return projection, G.depends
 
-        if self._graphed is None:
-            self.last, depends = project(grads)
-        else:
-            batches = self._stored_batches()
-            options = self.margin, self.ridge, self.memory_batch
-            kind = kind_of(self.objective.model, batches, parameters, options)
-            self.last, depends = self._graphed(
+        done = None
+        if self._graphed is not None and not self._step.is_graphed:
+            kind, obstacle = self._kind(parameters)
+            done = self._graphed(
                 project,
                 grads,
                 kind,
                 parameters=parameters,
-                repeats=self._engine.repeats and self._sharded is None,
                 generators=self.generators.of_gpus,
+                obstacle=obstacle,
             )
+        self.last, depends = project(grads) if done is None else done
         self._accuracy.projected(self.last)
         if self.check:
             with values_explained(self.memory, grads):
                 check_solved(self.last)
-        _keep_created(parameters, grads, depends, self.last)
-
-
-def _keep_created(
-    parameters: list[Parameter], grads: list[Tensor], depends: list[bool], projection: Projection
-) -> None:
-    """Makes gradients that did not exist the parameters' own, where the projection has a part for them."""
-    created = [(p, g) for p, g, used in zip(parameters, grads, depends, strict=True) if p.grad is None and used]
-    if not created:
-        return
-    # On a GPU the outcome is not known without waiting for it: the gradient is then created in any case.
-    on_cpu = projection.v.device.type == "cpu"
-    if on_cpu and not bool(projection.v.any()):
-        return
-    for parameter, grad in created:
-        parameter.grad = grad
+        keep_created(parameters, grads, depends, self.last)

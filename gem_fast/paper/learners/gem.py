@@ -57,10 +57,7 @@ class Gem(SgdLearner):
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
-        self.optimizer.zero_grad()
-        self.loss(x, y, task).backward()
-        self.gem.observe(x, y, task)
-        self.optimizer.step()
+        self.gem.step(x, y, task)
 
     def parts(self) -> dict[str, Any]:
         """The optimizer, and the hook with its memory."""
