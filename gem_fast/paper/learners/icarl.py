@@ -13,6 +13,7 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.base import SgdLearner
 from gem_fast.paper.learners.current_task import CurrentTaskBuffer
 from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.streams.classes import TEST_BATCH
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 __all__ = ["Icarl"]
@@ -87,11 +88,12 @@ class Icarl(SgdLearner):
         if self._means is None:
             self._means = {c: self._evaluate(kept).mean(0) for c, kept in self.current_exemplars().items()}
         classes = [(task, label) for label in range(len(self.stream_info.outputs[task]))]
+        outputs = self.all_outputs(x)
         if not any(c in self._means for c in classes):
-            return x.new_zeros(len(x), len(classes))
-        missing = torch.full((self.stream_info.n_outputs,), FAR_AWAY, device=x.device, dtype=x.dtype)
+            return outputs.new_zeros(len(outputs), len(classes))
+        missing = outputs.new_full((self.stream_info.n_outputs,), FAR_AWAY)
         means = torch.stack([self._means.get(c, missing) for c in classes])
-        distances: Tensor = (self.all_outputs(x)[:, None] - means).norm(dim=2)
+        distances: Tensor = (outputs[:, None] - means).norm(dim=2)
         return -distances
 
     def current_exemplars(self) -> dict[Class, Tensor]:
@@ -115,7 +117,7 @@ class Icarl(SgdLearner):
     def _evaluate(self, x: Tensor) -> Tensor:
         """The features of examples, in evaluation mode and without gradients."""
         with torch.no_grad(), self.evaluation_mode():
-            return torch.cat([self.all_outputs(part) for part in x.split(1000)])
+            return torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
 
     def _distillation(self, past: _PastExemplars) -> Tensor:
         rows = (past.first + self.sampler.below(past.sizes)).to(past.x.device)
