@@ -12,9 +12,9 @@ from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 from training import DEVICE, TASKS
 
+from gem_fast.paper.experiments.training_run import TrainingRun, configuration, hyper_parameters
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.stream_info import StreamInfo
-from gem_fast.paper.training_run import TrainingRun, configuration, hyper_parameters
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 # name in the results -> learner; gem is the one under test

@@ -13,9 +13,9 @@ from utils.models import mlp, stream
 from utils.states import through_a_file
 
 from gem_fast import AGEM, GEM, EpisodicMemory
+from gem_fast.paper.experiments.presets import PRESETS
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 HYPER = {name: PRESETS["split", name] | {"lr": 0.1} for name in LEARNERS}
 HYPER["gem"] |= {"memory_per_task": 8}

@@ -11,13 +11,13 @@ import pytest
 from utils.commands import fails
 from utils.idx_files import write_folder
 
-import gem_fast.paper
+import gem_fast.paper.reports
 from gem_fast import metrics
-from gem_fast.paper import training_run
 from gem_fast.paper.cli import main
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiments import training_run
+from gem_fast.paper.experiments.presets import PRESETS
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
 
 
 @pytest.fixture
@@ -199,14 +199,14 @@ def test_a_broken_data_file(capsys, data, small):
 
 
 @pytest.mark.parametrize(
-    ("module", "user", "purpose"), [("matplotlib", "plots", "--out"), ("tqdm", "progress", "the progress bar")]
+    ("module", "user", "purpose"), [("matplotlib", "run_plots", "--out"), ("tqdm", "progress", "the progress bar")]
 )
 def test_a_missing_extra_is_told_before_training(capsys, monkeypatch, tmp_path, small, module, user, purpose):
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, f"gem_fast.paper.{user}", raising=False)
-    monkeypatch.delattr(gem_fast.paper, user, raising=False)
+    monkeypatch.delitem(sys.modules, f"gem_fast.paper.reports.{user}", raising=False)
+    monkeypatch.delattr(gem_fast.paper.reports, user, raising=False)
     message = fails(capsys, [*small, "--out", str(tmp_path / "out")])
     assert f"{purpose} needs a package that cannot be imported here" in message
     assert "pip install 'gem_fast[demo]'" in message

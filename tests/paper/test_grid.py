@@ -6,11 +6,11 @@ import pytest
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
-from gem_fast.paper import grid, run_cache
-from gem_fast.paper.cli import main
+from gem_fast.paper.cli import grid, main
+from gem_fast.paper.experiments import run_cache
+from gem_fast.paper.experiments.presets import PRESETS
+from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.training_run import TrainingRun
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from gem_fast import metrics
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import Diverged
+from gem_fast.paper.experiments.presets import PRESETS
+from gem_fast.paper.experiments.protocol import evaluate, learn_stream
+from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import evaluate, learn_stream
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams import STREAMS, permutations, rotations
-from gem_fast.paper.training_run import TrainingRun, configuration
 
 
 def groups(values):

@@ -13,15 +13,16 @@ from PIL import Image
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
-from gem_fast.paper import figures, run_cache, tables
-from gem_fast.paper.cli import main
+from gem_fast.paper.cli import main, tables
 from gem_fast.paper.data import sources
 from gem_fast.paper.data.stand_in import make_stand_in
+from gem_fast.paper.experiments import run_cache
+from gem_fast.paper.experiments.runner import parse_seeds
+from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
-from gem_fast.paper.result_table import MeanStd, ResultTable, Row
-from gem_fast.paper.runner import parse_seeds
-from gem_fast.paper.training_run import TrainingRun
+from gem_fast.paper.reports import table_plots
+from gem_fast.paper.reports.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
+from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row
 
 QUICK = "QUICK: "
 STAND_IN = "STAND-IN: "
@@ -85,8 +86,8 @@ def test_tables_of_digits(tiny, tmp_path, capsys, name):
 
 def test_a_stand_in_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeypatch):
     titles = []
-    png = figures.png
-    monkeypatch.setattr(figures, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
+    png = table_plots.png
+    monkeypatch.setattr(table_plots, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
     options = ["--quick", *tiny[-2:], "--cifar", "cifar100-stand-in"]
     assert main(["table2", *options, "--seeds", "0"]) == 0
     result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN)
@@ -257,6 +258,6 @@ def test_pictures_take_one_seed_and_negative_values():
         )
         for learner in ("gem", "single")
     )
-    picture = figures.DRAWINGS["table3"](ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
+    picture = table_plots.DRAWINGS["table3"](ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gem_fast.paper.data import MNIST_5K, load_data
+from gem_fast.paper.experiments.presets import PRESETS
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams import Stream, permutations, split
 
 CPU = torch.device("cpu")

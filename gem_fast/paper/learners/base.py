@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gem_fast.distributed import replica
-from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
+from gem_fast.paper.learners.stream_info import MultiHeadModel, StreamInfo
 from gem_fast.state import check_keys
 
 __all__ = ["SgdLearner"]

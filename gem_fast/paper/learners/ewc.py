@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from gem_fast.paper.learners.base import SgdLearner
 from gem_fast.paper.learners.current_task import CurrentTaskBuffer
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_keys, check_plain_tensor
 
 __all__ = ["Ewc"]

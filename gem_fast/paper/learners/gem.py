@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gem_fast
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 __all__ = ["Gem"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gem_fast.memory import EpisodicMemory
 from gem_fast.paper.errors import extra
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.reference import PurePythonGEM
 
 __all__ = ["GemPurePython"]

@@ -12,7 +12,7 @@ from gem_fast.memory.herding import herding_order
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.base import SgdLearner
 from gem_fast.paper.learners.current_task import CurrentTaskBuffer
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.classes import TEST_BATCH
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 

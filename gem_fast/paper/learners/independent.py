@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gem_fast.paper.learners.single import Single
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_count, check_keys
 
 __all__ = ["Independent"]

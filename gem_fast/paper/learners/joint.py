@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 __all__ = ["Joint"]
 

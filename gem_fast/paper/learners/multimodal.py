@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.single import Single
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.models import mlp
-from gem_fast.paper.stream_info import StreamInfo
 
 __all__ = ["Multimodal"]
 

@@ -9,11 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gem_fast.paper.cli.numbers import whole
+from gem_fast.paper.cli.stream_options import add_data_options, add_root_options, download_data
 from gem_fast.paper.data import MNIST_5K, STAND_IN
 from gem_fast.paper.errors import extra
-from gem_fast.paper.numbers import whole
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.published import (
+from gem_fast.paper.experiments.presets import PRESETS
+from gem_fast.paper.experiments.runner import (
+    CACHE,
+    Experiment,
+    add_options,
+    prepare,
+    run_experiments,
+    write_table,
+)
+from gem_fast.paper.experiments.training_run import Config, configuration
+from gem_fast.paper.reports.published import (
     MEASURES,
     PAPER_FIGURE1,
     PAPER_TABLE1,
@@ -22,16 +32,6 @@ from gem_fast.paper.published import (
     PUBLISHED_CODE,
     Numbers,
 )
-from gem_fast.paper.runner import (
-    CACHE,
-    Experiment,
-    add_options,
-    prepare,
-    run_experiments,
-    write_table,
-)
-from gem_fast.paper.stream_options import add_data_options, add_root_options, download_data
-from gem_fast.paper.training_run import Config, configuration
 
 __all__ = ["add_parser"]
 
@@ -110,7 +110,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(name: str, make_spec: Callable[[argparse.Namespace], TableSpec], args: argparse.Namespace) -> None:
     with extra("the picture"):
-        from gem_fast.paper import figures
+        from gem_fast.paper.reports import table_plots
     prepare(args)
     spec = make_spec(args)
     download_data(args, *dict.fromkeys(experiment.config["data"] for experiment in spec.experiments))
@@ -121,7 +121,7 @@ def _run(name: str, make_spec: Callable[[argparse.Namespace], TableSpec], args: 
         notes += (DIGITS,)
     if any(experiment.published_code for experiment in spec.experiments):
         notes += (CODE,)
-    write_table(name, spec.title, notes, rows, spec.experiments, args, figures.DRAWINGS[name])
+    write_table(name, spec.title, notes, rows, spec.experiments, args, table_plots.DRAWINGS[name])
 
 
 def _table1(args: argparse.Namespace) -> TableSpec:

@@ -11,10 +11,10 @@ from pathlib import Path
 from signal import SIGINT
 from typing import NoReturn, TextIO
 
-from gem_fast.paper import grid, run, tables
+from gem_fast.paper.cli import grid, run, tables
 from gem_fast.paper.errors import PROGRAM, InputError, print_line
-from gem_fast.paper.signals import Stopped
-from gem_fast.paper.torchrun import is_first_to_fail, processes
+from gem_fast.paper.experiments.signals import Stopped
+from gem_fast.paper.experiments.torchrun import is_first_to_fail, processes
 
 __all__ = ["main"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gem_fast.paper import report
 from gem_fast.paper.data import STAND_IN
+from gem_fast.paper.experiments.protocol import Record
+from gem_fast.paper.experiments.run_cache import run_cached
+from gem_fast.paper.experiments.training_run import Config, check_device
 from gem_fast.paper.files import prepare_folder
-from gem_fast.paper.protocol import Record
-from gem_fast.paper.published import MEASURES, Numbers
-from gem_fast.paper.result_table import MeanStd, ResultTable, Row, mean_std_by_measure
-from gem_fast.paper.run_cache import run_cached
-from gem_fast.paper.training_run import Config, check_device
+from gem_fast.paper.reports.published import MEASURES, Numbers
+from gem_fast.paper.reports.result import to_json, write_files
+from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row, mean_std_by_measure
 
 __all__ = [
     "CACHE",
@@ -188,8 +188,8 @@ def write_table(
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:
         files[f"{name}.png"] = draw(table)
-    files[f"{name}.json"] = report.to_json(table.to_dict())
-    report.write_files(args.out, files)
+    files[f"{name}.json"] = to_json(table.to_dict())
+    write_files(args.out, files)
     print(table.to_text())
     print(f"written: {', '.join(str(args.out / file) for file in files)}")
 

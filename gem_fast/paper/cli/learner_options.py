@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gem_fast import MEMORY_POLICIES
+from gem_fast.paper.cli.numbers import real, whole
 from gem_fast.paper.errors import flag
+from gem_fast.paper.experiments.presets import PRESETS
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.numbers import real, whole
-from gem_fast.paper.presets import PRESETS
 
 __all__ = ["OPTIONS", "add_learner_options", "learner_options"]
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from gem_fast.paper import report
+from gem_fast.paper.cli.learner_options import add_learner_options, learner_options
+from gem_fast.paper.cli.numbers import whole
+from gem_fast.paper.cli.stream_options import add_stream_options, download_data, stream_config
 from gem_fast.paper.errors import InputError, extra, flag
+from gem_fast.paper.experiments.resume import Checkpointer
+from gem_fast.paper.experiments.signals import stopped
+from gem_fast.paper.experiments.torchrun import Processes, started
+from gem_fast.paper.experiments.training_run import TrainingRun, check_device, hyper_parameters
 from gem_fast.paper.files import prepare_folder
-from gem_fast.paper.numbers import whole
-from gem_fast.paper.options import add_learner_options, learner_options
-from gem_fast.paper.resume import Checkpointer
-from gem_fast.paper.signals import stopped
-from gem_fast.paper.stream_options import add_stream_options, download_data, stream_config
-from gem_fast.paper.torchrun import Processes, started
-from gem_fast.paper.training_run import TrainingRun, check_device, hyper_parameters
+from gem_fast.paper.reports.result import result_of, summary, to_json, write_files
 
 __all__ = ["add_parser", "run"]
 
@@ -104,10 +104,10 @@ def _train(args: argparse.Namespace, mine: Processes) -> None:
             raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
     check_device(args.device)
     with extra("the progress bar"):
-        from gem_fast.paper.progress import Progress
+        from gem_fast.paper.reports.progress import Progress
     if args.out is not None:
         with extra("--out"):
-            from gem_fast.paper import plots
+            from gem_fast.paper.reports import run_plots
     config = stream_config(args)
     if shows:
         download_data(args, config["data"])
@@ -145,13 +145,13 @@ def _train(args: argparse.Namespace, mine: Processes) -> None:
         ) from interrupt
     files = {}
     try:
-        print(f"\n{report.summary(record)}", flush=True)
+        print(f"\n{summary(record)}", flush=True)
     finally:  # what was computed is kept, whatever became of the terminal
         if args.out is not None:
-            files = plots.draw_all(record, _title(args, training_run))
+            files = run_plots.draw_all(record, _title(args, training_run))
             # It comes last: where it is, the run is complete.
-            files["result.json"] = report.to_json(report.result_of(record, training_run.config))
-            report.write_files(args.out, files)
+            files["result.json"] = to_json(result_of(record, training_run.config))
+            write_files(args.out, files)
     if files:
         print(f"written: {', '.join(str(args.out / name) for name in files)}")
 

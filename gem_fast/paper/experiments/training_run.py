@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gem_fast.paper.cli.stream_options import DEFAULTS, load_data_of, make_stream
 from gem_fast.paper.errors import Diverged, InputError, flag
-from gem_fast.paper.footprint import check_footprint
+from gem_fast.paper.experiments.footprint import check_footprint
+from gem_fast.paper.experiments.presets import PRESETS
+from gem_fast.paper.experiments.protocol import Journal, Record, learn_stream
+from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import Journal, Record, learn_stream
-from gem_fast.paper.schedule import make_schedule
-from gem_fast.paper.stream_info import StreamInfo
-from gem_fast.paper.stream_options import DEFAULTS, load_data_of, make_stream
-from gem_fast.paper.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.streams.schedule import make_schedule
 
 __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 

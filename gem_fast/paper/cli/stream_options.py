@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from gem_fast.paper.cli.numbers import whole
 from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, default_root, download, load_data
 from gem_fast.paper.errors import InputError, flag
-from gem_fast.paper.numbers import whole
 from gem_fast.paper.streams import STREAMS, Stream
 
 __all__ = [

@@ -7,16 +7,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from gem_fast.paper.cli.learner_options import OPTIONS
+from gem_fast.paper.cli.stream_options import add_data_options, download_data
 from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import InputError, extra, flag
+from gem_fast.paper.experiments.presets import PRESETS
+from gem_fast.paper.experiments.runner import Experiment, add_options, prepare, run_experiments, write_table
+from gem_fast.paper.experiments.training_run import configuration
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.options import OPTIONS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.result_table import Row
-from gem_fast.paper.runner import Experiment, add_options, prepare, run_experiments, write_table
-from gem_fast.paper.stream_options import add_data_options, download_data
+from gem_fast.paper.reports.result_table import Row
 from gem_fast.paper.streams import STREAMS
-from gem_fast.paper.training_run import configuration
 
 __all__ = ["add_parser"]
 
