@@ -14,8 +14,8 @@ from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments import footprint
 from gem_fast.paper.experiments.footprint import check_footprint
-from gem_fast.paper.experiments.presets import PRESETS
 from gem_fast.paper.experiments.training_run import configuration
+from gem_fast.paper.learners import PRESETS
 
 DIGITS = ImageData("digits", *(torch.zeros(shape, dtype=torch.uint8) for shape in ((100, 28, 28), (100,)) * 2))
 

@@ -79,7 +79,7 @@ def test_one_process_of_torchrun_is_the_plain_run(data, tmp_path, monkeypatch):
     ("arguments", "sentence"),
     [
         (["table3"], "only the command run can use several processes, got 2 of torchrun"),
-        (["run", "--tasks", "many"], "argument --tasks"),
+        (["run", "--tasks", "many"], "--tasks must be a whole number, got 'many'"),
     ],
 )
 def test_the_first_process_to_fail_says_why(arguments, sentence, monkeypatch, capsys):

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from gem_fast.paper.cli.learner_options import OPTIONS
-from gem_fast.paper.cli.stream_options import add_data_options, download_data
-from gem_fast.paper.data import MNIST_5K
+from gem_fast.paper.config import Rate, Real, Whole
 from gem_fast.paper.errors import InputError, extra, flag
-from gem_fast.paper.experiments.presets import PRESETS
-from gem_fast.paper.experiments.runner import Experiment, add_options, prepare, run_experiments, write_table
+from gem_fast.paper.experiments.runner import Experiment, TableOptions, run_experiments, write_table
 from gem_fast.paper.experiments.training_run import configuration
-from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.learners import PRESETS, LearnerName
 from gem_fast.paper.reports.result_table import Row
-from gem_fast.paper.streams import STREAMS
+from gem_fast.paper.streams import StreamName
+from gem_fast.paper.streams.config import DataOptions, download_data
 
-__all__ = ["add_parser"]
+__all__ = ["GridOptions", "grid"]
 
 # The values that are tried where none are given, those of the published runs among them. A hyper-parameter that is not
 # here keeps its published value.
@@ -32,69 +30,69 @@ QUICK_SIZE = {"tasks": 4, "samples_per_task": 100}
 SEARCHED = ("lr", "memory_per_task", "memory", "margin", "strength")
 
 
-def add_parser(subparsers: Any) -> None:
-    """Adds the subcommand to the command line.
+@dataclass(frozen=True, kw_only=True)
+class GridOptions(DataOptions, TableOptions):
+    """What is tried, and on what."""
+
+    DESCRIPTION: ClassVar[str] = (
+        "Tries all combinations of hyper-parameters of each learner (Appendix A of the paper), prints them sorted by "
+        "ACC, and writes grid-STREAM-LEARNER.json and .md. An interrupted command goes on where it was, and one with "
+        "more values computes only what is new."
+    )
+    default_seeds: ClassVar[tuple[int, ...]] = (0,)
+
+    stream: StreamName = "rotations"
+    """kind of tasks"""
+    learner: tuple[LearnerName, ...] = ("gem",)
+    """one or more methods"""
+    lr: tuple[Rate, ...] = ()
+    """learning rates of SGD; none: seven from 0.001 to 1"""
+    memory_per_task: tuple[Whole, ...] = ()
+    """examples of each task kept; none: the published one"""
+    memory: tuple[Whole, ...] = ()
+    """exemplars of all classes together, for icarl; none: the published one"""
+    margin: tuple[Real, ...] = ()
+    """lower bounds of the dual variables; none: 0, 0.1, ..., 1"""
+    strength: tuple[Real, ...] = ()
+    """weights of ewc's penalty or of icarl's distillation; none: seven from 1 to 1000"""
+
+
+def grid(options: GridOptions) -> None:
+    """Searches, prints and writes.
 
     Args:
-        subparsers: What argparse's add_subparsers returned.
+        options: What is tried.
+
+    Raises:
+        InputError: An option cannot be used.
+        KeyboardInterrupt: After SIGINT or SIGTERM.
     """
-    parser = subparsers.add_parser(
-        "grid",
-        help="search over hyper-parameters, best by ACC (Appendix A)",
-        description="Tries all combinations of hyper-parameters of each learner, prints them sorted by ACC, and writes "
-        "grid-STREAM-LEARNER.json and .md. An interrupted command goes on where it was, and one with more values "
-        "computes only what is new.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_run)
-    parser.add_argument("--stream", choices=STREAMS, default="rotations", help="kind of tasks (default: %(default)s)")
-    parser.add_argument(
-        "--learner", choices=LEARNERS, nargs="+", default=["gem"], help="one or more methods (default: gem)"
-    )
-    add_data_options(parser, MNIST_5K, MNIST_5K)
-    for name in SEARCHED:
-        parse, metavar, text = OPTIONS[name]
-        values = " ".join(f"{value:g}" for value in GRID.get(name, ())) or "the published one"
-        parser.add_argument(
-            flag(name),
-            type=parse,
-            nargs="+",
-            metavar=metavar,
-            help=f"values of: {text} (default: {values})",
-        )
-    add_options(parser, default_seeds=(0,))
-
-
-def _run(args: argparse.Namespace) -> None:
     with extra("the grid"):
         import tqdm  # noqa: F401
-    experiments = {learner: _experiments(args, learner) for learner in dict.fromkeys(args.learner)}
-    download_data(args, args.data)
-    data = Path(args.data).resolve().name
-    prepare(args)
+    experiments = {learner: _experiments(options, learner) for learner in dict.fromkeys(options.learner)}
+    if options.download:
+        download_data(options.data_root, options.data)
+    data = Path(options.data).resolve().name
+    options.prepare()
     for learner, combinations in experiments.items():
-        rows = run_experiments(combinations, args, may_diverge=True)
+        rows = run_experiments(combinations, options, may_diverge=True)
         rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
-        title = f"Grid search: {learner} on {args.stream} of {data}, {len(rows)} combinations, best ACC first"
-        write_table(f"grid-{args.stream}-{learner}", title, (_best(rows),), rows, combinations, args)
+        title = f"Grid search: {learner} on {options.stream} of {data}, {len(rows)} combinations, best ACC first"
+        write_table(f"grid-{options.stream}-{learner}", title, (_best(rows),), rows, combinations, options)
 
 
-def _experiments(args: argparse.Namespace, learner: str) -> list[Experiment]:
-    preset = PRESETS.get((args.stream, learner), {})
-    given = {name: getattr(args, name) for name in SEARCHED if getattr(args, name) is not None}
+def _experiments(options: GridOptions, learner: str) -> list[Experiment]:
+    preset = PRESETS.get((options.stream, learner), {})
+    given = {name: getattr(options, name) for name in SEARCHED if getattr(options, name)}
     for name in given:
-        if name not in preset and not any(name in PRESETS.get((args.stream, other), {}) for other in args.learner):
-            raise InputError(f"{flag(name)} is not an option of {', '.join(args.learner)}")
-    default = QUICK_GRID if args.quick else GRID
+        if not any(name in PRESETS.get((options.stream, other), {}) for other in options.learner):
+            raise InputError(f"{flag(name)} is not an option of {', '.join(options.learner)}")
+    default = QUICK_GRID if options.quick else GRID
     values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
-    size = QUICK_SIZE if args.quick else {}
+    common: dict[str, Any] = {"data": options.data, "data_root": options.data_root, "device": options.device}
+    common |= QUICK_SIZE if options.quick else {}
     return [
-        Experiment(
-            point,
-            configuration(
-                args.stream, learner, data=args.data, data_root=args.data_root, device=args.device, **size, **point
-            ),
-        )
+        Experiment(point, configuration(options.stream, learner, **common, **point))
         for point in (dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values()))
     ]
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from gem_fast.paper.cli.numbers import whole
-from gem_fast.paper.cli.stream_options import add_data_options, add_root_options, download_data
+from gem_fast.paper.config import Whole
 from gem_fast.paper.data import MNIST_5K, STAND_IN
 from gem_fast.paper.errors import extra
-from gem_fast.paper.experiments.presets import PRESETS
-from gem_fast.paper.experiments.runner import (
-    CACHE,
-    Experiment,
-    add_options,
-    prepare,
-    run_experiments,
-    write_table,
-)
+from gem_fast.paper.experiments.runner import CACHE, Experiment, TableOptions, run_experiments, write_table
 from gem_fast.paper.experiments.training_run import Config, configuration
+from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports.published import (
     MEASURES,
     PAPER_FIGURE1,
@@ -32,8 +22,9 @@ from gem_fast.paper.reports.published import (
     PUBLISHED_CODE,
     Numbers,
 )
+from gem_fast.paper.streams.config import DataOptions, RootOptions, download_data
 
-__all__ = ["add_parser"]
+__all__ = ["TABLES", "Table", "reproduce"]
 
 # Less of everything, for a check that all works.
 QUICK = {"tasks": 4, "samples_per_task": 200}
@@ -43,7 +34,7 @@ CIFAR = {"tasks": 20, "samples_per_task": 2500}
 # Table 2: the examples in memory, all tasks together.
 MEMORIES = (200, 1280, 2560, 5120)
 
-STREAMS = ("permutations", "rotations", "cifar100")
+STREAMS: tuple[Literal["permutations", "rotations", "cifar100"], ...] = ("permutations", "rotations", "cifar100")
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
@@ -65,112 +56,120 @@ class TableSpec:
     notes: tuple[str, ...] = ()
 
 
-def add_parser(subparsers: Any) -> None:
-    """Adds the subcommands to the command line.
+@dataclass(frozen=True, kw_only=True)
+class CifarOptions(TableOptions):
+    """What runs on CIFAR-100."""
+
+    cifar: str = "cifar100"
+    """CIFAR-100: cifar100, as torchvision stores it, or a folder or .tar.gz"""
+    memory_batch: Whole | None = None
+    """examples that gem draws of each past task for a step on cifar100; None: all, as published"""
+
+    @property
+    def sampled(self) -> int | None:
+        """As in TableOptions."""
+        return self.memory_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table1Options(DataOptions, TableOptions):
+    """The options of table1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table2Options(RootOptions, CifarOptions):
+    """The options of table2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table3Options(DataOptions, TableOptions):
+    """The options of table3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure1Options(DataOptions, CifarOptions):
+    """The options of figure1."""
+
+    streams: tuple[Literal["permutations", "rotations", "cifar100"], ...] = STREAMS
+    """panels of the figure"""
+
+
+def reproduce(options: Any) -> None:
+    """Runs what is missing of a table, prints it beside the paper's numbers and writes its files.
 
     Args:
-        subparsers: What argparse's add_subparsers returned.
+        options: Of one of TABLES.
+
+    Raises:
+        InputError: An option cannot be used.
+        KeyboardInterrupt: After SIGINT or SIGTERM.
     """
-    for name, (make_spec, text) in COMMANDS.items():
-        parser = subparsers.add_parser(
-            name,
-            help=text,
-            description=f"Reproduces {text}. Prints ours beside the paper's numbers and writes {name}.json, {name}.md "
-            f"and {name}.png. An interrupted command goes on where it was: finished runs are in OUT/run_cache.",
-            allow_abbrev=False,
-        )
-        parser.set_defaults(command=partial(_run, name, make_spec))
-        add_options(parser, default_seeds=range(5))
-        if name == "table2":
-            add_root_options(parser)
-        else:
-            add_data_options(parser, MNIST_5K, MNIST_5K)
-        if name in ("table2", "figure1"):
-            parser.add_argument(
-                "--cifar",
-                metavar="DATA",
-                default="cifar100",
-                help="CIFAR-100: cifar100, as torchvision stores it, or a folder or .tar.gz (default: %(default)s)",
-            )
-            parser.add_argument(
-                "--memory-batch",
-                type=whole(1),
-                metavar="N",
-                help="examples that gem draws of each past task for a step on cifar100 (default: all, as published)",
-            )
-        if name == "figure1":
-            parser.add_argument(
-                "--streams",
-                nargs="+",
-                choices=STREAMS,
-                default=list(STREAMS),
-                help="panels of the figure (default: all)",
-            )
-
-
-def _run(name: str, make_spec: Callable[[argparse.Namespace], TableSpec], args: argparse.Namespace) -> None:
     with extra("the picture"):
         from gem_fast.paper.reports import table_plots
-    prepare(args)
-    spec = make_spec(args)
-    download_data(args, *dict.fromkeys(experiment.config["data"] for experiment in spec.experiments))
+    name, make_spec = next((table.name, table.make_spec) for table in TABLES if table.options is type(options))
+    options.prepare()
+    spec = make_spec(options)
+    if options.download:
+        download_data(options.data_root, *dict.fromkeys(each.config["data"] for each in spec.experiments))
     # Table 1 compares times, which must be measured side by side: it does not take runs of other tables.
-    rows = run_experiments(spec.experiments, args, cache=f"{CACHE}/table1" if name == "table1" else CACHE)
+    rows = run_experiments(spec.experiments, options, cache=f"{CACHE}/table1" if name == "table1" else CACHE)
     notes = spec.notes
     if any(experiment.config["data"] == MNIST_5K for experiment in spec.experiments):
         notes += (DIGITS,)
     if any(experiment.published_code for experiment in spec.experiments):
         notes += (CODE,)
-    write_table(name, spec.title, notes, rows, spec.experiments, args, table_plots.DRAWINGS[name])
+    write_table(name, spec.title, notes, rows, spec.experiments, options, table_plots.DRAWINGS[name])
 
 
-def _table1(args: argparse.Namespace) -> TableSpec:
+def _table1(options: Table1Options) -> TableSpec:
     experiments = [
         Experiment(
             {"stream": stream, "learner": learner},
-            _digits(args, stream, learner),
+            _digits(options, stream, learner),
             ("seconds",),
             paper=PAPER_TABLE1.get((stream, learner), {}),
-            published_code=_published_code(args, stream, learner, ("seconds",)),
+            published_code=_published_code(options, stream, learner, ("seconds",)),
         )
         for stream in ("permutations", "rotations")
         for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
         if (stream, learner) in PRESETS
     ]
     notes = ("Seconds of training without evaluation; the code's are with it.",)
-    return TableSpec(f"Table 1: training time on {_name(args.data)} in seconds ({args.device})", experiments, notes)
+    return TableSpec(
+        f"Table 1: training time on {_name(options.data)} in seconds ({options.device})", experiments, notes
+    )
 
 
-def _table2(args: argparse.Namespace) -> TableSpec:
+def _table2(options: Table2Options) -> TableSpec:
     experiments = []
     for learner in ("gem", "icarl"):
         for memory in MEMORIES:
-            per_task = memory // _cifar_size(args)["tasks"]
-            options = {"memory_per_task": per_task} if learner == "gem" else {"memory": memory}
-            config = _cifar(args, learner, **options)
-            paper = {} if args.cifar == STAND_IN else PAPER_TABLE2[learner, memory]
+            per_task = memory // _cifar_size(options)["tasks"]
+            size = {"memory_per_task": per_task} if learner == "gem" else {"memory": memory}
+            config = _cifar(options, learner, **size)
+            paper = {} if options.cifar == STAND_IN else PAPER_TABLE2[learner, memory]
             experiments.append(Experiment({"learner": learner, "memory": memory}, config, ("acc",), paper=paper))
-    return TableSpec(f"Table 2: ACC on {_cifar_name(args)} by the examples in memory", experiments)
+    return TableSpec(f"Table 2: ACC on {_cifar_name(options)} by the examples in memory", experiments)
 
 
-def _table3(args: argparse.Namespace) -> TableSpec:
+def _table3(options: Table3Options) -> TableSpec:
     experiments = []
     for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
         for epochs in (1, 2, 5):
             measures = ("acc",) if learner == "joint" else ("acc", "bwt")
-            published_code = _published_code(args, "rotations", learner, measures) if epochs == 1 else {}
+            published_code = _published_code(options, "rotations", learner, measures) if epochs == 1 else {}
             paper = {name: PAPER_TABLE3[learner, epochs][name] for name in measures}
-            config = _digits(args, "rotations", learner, epochs=epochs)
+            config = _digits(options, "rotations", learner, epochs=epochs)
             condition = {"learner": learner, "epochs": epochs}
             experiments.append(Experiment(condition, config, measures, paper=paper, published_code=published_code))
     note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
-    title = f"Table 3: ACC and BWT on rotations of {_name(args.data)} by epochs per task"
+    title = f"Table 3: ACC and BWT on rotations of {_name(options.data)} by epochs per task"
     return TableSpec(title, experiments, (note, DIVIDED))
 
 
-def _figure1(args: argparse.Namespace) -> TableSpec:
+def _figure1(options: Figure1Options) -> TableSpec:
     experiments = []
-    for stream in args.streams:
+    for stream in options.streams:
         for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
             if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
                 continue
@@ -178,49 +177,67 @@ def _figure1(args: argparse.Namespace) -> TableSpec:
             paper = PAPER_FIGURE1.get((stream, learner), {})
             published_code: Numbers = {}
             if stream == "cifar100":
-                config = _cifar(args, learner)
-                condition["stream"] = _cifar_name(args)
-                paper = {} if args.cifar == STAND_IN else paper
+                config = _cifar(options, learner)
+                condition["stream"] = _cifar_name(options)
+                paper = {} if options.cifar == STAND_IN else paper
             else:
-                config = _digits(args, stream, learner)
-                published_code = _published_code(args, stream, learner, MEASURES)
+                config = _digits(options, stream, learner)
+                published_code = _published_code(options, stream, learner, MEASURES)
             experiments.append(Experiment(condition, config, MEASURES, True, paper, published_code))
     paper_note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
     title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
     return TableSpec(title, experiments, (DIVIDED, paper_note))
 
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], TableSpec], str]] = {
-    "table1": (_table1, "Table 1, the training time of all learners"),
-    "table2": (_table2, "Table 2, ACC on CIFAR-100 by the size of the memory"),
-    "table3": (_table3, "Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"),
-    "figure1": (_figure1, "Figure 1, ACC, BWT and FWT of all learners on three streams"),
-}
+class Table(NamedTuple):
+    """A table or figure of the paper, and the command that reproduces it."""
+
+    name: str
+    options: type[TableOptions]
+    make_spec: Callable[[Any], TableSpec]
+    text: str
+
+    @property
+    def description(self) -> str:
+        """For --help."""
+        return (
+            f"Reproduces {self.text}. Prints ours beside the paper's numbers and writes {self.name}.json, "
+            f"{self.name}.md and {self.name}.png. An interrupted command goes on where it was: finished runs are in "
+            "OUT/run_cache."
+        )
 
 
-def _digits(args: argparse.Namespace, stream: str, learner: str, **options: Any) -> Config:
-    size = QUICK if args.quick else {}
-    options |= {"data": args.data, "data_root": args.data_root, "device": args.device}
-    return configuration(stream, learner, **size, **options)
+TABLES = (
+    Table("table1", Table1Options, _table1, "Table 1, the training time of all learners"),
+    Table("table2", Table2Options, _table2, "Table 2, ACC on CIFAR-100 by the size of the memory"),
+    Table("table3", Table3Options, _table3, "Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"),
+    Table("figure1", Figure1Options, _figure1, "Figure 1, ACC, BWT and FWT of all learners on three streams"),
+)
 
 
-def _cifar(args: argparse.Namespace, learner: str, **options: Any) -> Config:
+def _digits(options: Table1Options | Table3Options | Figure1Options, stream: str, learner: str, **more: Any) -> Config:
+    size = QUICK if options.quick else {}
+    more |= {"data": options.data, "data_root": options.data_root, "device": options.device}
+    return configuration(stream, learner, **size, **more)
+
+
+def _cifar(options: Table2Options | Figure1Options, learner: str, **more: Any) -> Config:
     if learner == "gem":
-        options["memory_batch"] = args.memory_batch
-    options |= {"data": args.cifar, "data_root": args.data_root, "device": args.device}
-    return configuration("cifar100", learner, **_cifar_size(args), **options)
+        more["memory_batch"] = options.memory_batch
+    more |= {"data": options.cifar, "data_root": options.data_root, "device": options.device}
+    return configuration("cifar100", learner, **_cifar_size(options), **more)
 
 
-def _cifar_size(args: argparse.Namespace) -> dict[str, int]:
-    return QUICK_CIFAR if args.quick else CIFAR
+def _cifar_size(options: CifarOptions) -> dict[str, int]:
+    return QUICK_CIFAR if options.quick else CIFAR
 
 
-def _cifar_name(args: argparse.Namespace) -> str:
-    return "a stand-in for CIFAR-100" if args.cifar == STAND_IN else "CIFAR-100"
+def _cifar_name(options: CifarOptions) -> str:
+    return "a stand-in for CIFAR-100" if options.cifar == STAND_IN else "CIFAR-100"
 
 
-def _published_code(args: argparse.Namespace, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
-    numbers = PUBLISHED_CODE.get((stream, learner), {}) if args.data == MNIST_5K else {}
+def _published_code(options: DataOptions, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
+    numbers = PUBLISHED_CODE.get((stream, learner), {}) if options.data == MNIST_5K else {}
     return {name: value for name, value in numbers.items() if name in measures}
 
 

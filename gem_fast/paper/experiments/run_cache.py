@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gem_fast.paper.cli.stream_options import load_data_of
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
 from gem_fast.paper.experiments.footprint import check_footprint
 from gem_fast.paper.experiments.protocol import Record
@@ -22,6 +21,7 @@ from gem_fast.paper.experiments.signals import stopped
 from gem_fast.paper.experiments.training_run import Config, TrainingRun
 from gem_fast.paper.files import prepare_folder, readable
 from gem_fast.paper.reports.result import record_of, result_of, to_json, write_files
+from gem_fast.paper.streams.config import load_data_of
 
 __all__ = ["read_run", "run_cached", "run_name"]
 
