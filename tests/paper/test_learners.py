@@ -7,11 +7,10 @@ from torch import nn
 from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, stream_info, weights
 
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.joint_batches import joint_batches
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import learn_stream
-from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
+from gem_fast.paper.experiments.protocol import learn_stream
+from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
+from gem_fast.paper.learners.stream_info import ARCHITECTURES, MultiHeadModel, StreamInfo
+from gem_fast.paper.streams.joint_batches import joint_batches
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -66,7 +65,7 @@ def test_convolutions_stay_in_the_fast_format(name: str) -> None:
     # Small sizes, so that it takes a moment.
     small = {"memory_per_task": 4, "memory_batch": 4, "memory": 6}
     hyper = {key: small.get(key) or value for key, value in PRESETS["cifar100", name].items()}
-    learner = LEARNERS[name](info, CPU, **hyper)
+    learner = make_learner(name, info, CPU, **hyper)
     x, y = torch.rand(3, 3, 32, 32), torch.arange(3)
     for task in (0, 1):
         learner.observe(x, y, task)
@@ -159,9 +158,9 @@ def test_multimodals_other_input_layers_get_no_update(kind: str) -> None:
 
 
 def test_multimodal_is_for_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("gem_fast.paper.stream_info").paper.stream_info.ARCHITECTURES, "resnet18", None)
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", None)
     with pytest.raises(InputError, match="--learner multimodal needs the architecture mlp, got resnet18"):
-        LEARNERS["multimodal"](StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
+        make_learner("multimodal", StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
 
 
 # ---- agem ------------------------------------------------------------------------------------------------------------
