@@ -6,6 +6,8 @@
 ```
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from gem_fast.integrations import framework
 with framework("torchjd"):
     from torchjd import aggregation
     from torchjd.linalg import DualConeProjector
+
+_log = logging.getLogger("gem_fast")
 
 __all__ = ["DualProj", "DualProjWeighting", "NnqpProjector", "UPGrad", "UPGradWeighting"]
 
@@ -32,15 +36,18 @@ class NnqpProjector(DualConeProjector):
             projection.
 
     Raises:
-        ValueError: norm_eps or reg_eps is negative or not finite.
+        ValueError: norm_eps or reg_eps is negative or not finite, here or when it is set later.
     """
 
     def __init__(self, *, norm_eps: float = 1e-4, reg_eps: float = 1e-4) -> None:
-        for name, value in (("norm_eps", norm_eps), ("reg_eps", reg_eps)):
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
         self.norm_eps = norm_eps
         self.reg_eps = reg_eps
+        self._said_inaccurate = False
+
+    def __setattr__(self, name: str, value: float) -> None:
+        if name in ("norm_eps", "reg_eps") and not 0.0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(norm_eps={self.norm_eps}, reg_eps={self.reg_eps})"
@@ -63,7 +70,15 @@ class NnqpProjector(DualConeProjector):
         trace = P.diagonal().sum()
         P = torch.where(trace <= self.norm_eps, 0.0, P / trace)
         P.diagonal().add_(self.reg_eps)
-        return (u + ops.nnqp(P, u @ P).v).to(G.dtype)
+        v, status, _ = ops.nnqp(P, u @ P)
+        if v.device.type == "cpu" and not self._said_inaccurate and bool(status.any()):
+            self._said_inaccurate = True
+            _log.warning(
+                "the Gramian is not positive semidefinite by more than reg_eps = %g, so some projections are inexact: "
+                "give a larger reg_eps, or a Gramian of float64 gradients",
+                self.reg_eps,
+            )
+        return (u + v).to(G.dtype)
 
 
 class _WithNnqp:
