@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from gem_fast.batches import check_examples, device_of
 from gem_fast.containers import Nest
-from gem_fast.distributed import ranks_of, replica
+from gem_fast.distributed import Ranks
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
 from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.hook import amp, hook_state
@@ -22,6 +22,7 @@ from gem_fast.hook.checks import check_attachable, check_parameters, check_solve
 from gem_fast.hook.cuda_graph import GraphedPass, kind_of
 from gem_fast.hook.explain import pass_explained, values_explained
 from gem_fast.hook.first_memory import FirstMemoryCheck
+from gem_fast.hook.membership import Membership
 from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
@@ -104,9 +105,9 @@ class GEM:
             called as forward(model, x, task=task).
         seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
             hook's state, and the only ones it touches.
-        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model in
-            DistributedDataParallel or sharded by `fully_shard`. Each then observes its own examples, and those of all
-            count (docs/distributed.md).
+        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model that
+            is in DistributedDataParallel or sharded by `fully_shard` by the first step. Each then observes its own
+            examples, and those of all count (docs/distributed.md).
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
         cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
@@ -160,8 +161,8 @@ class GEM:
         optimizer = inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         check_is_free(optimizer)
-        ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
-        model = replica(model)
+        self._membership = Membership(model, trained_parameters(optimizer), process_group, engine)
+        model = self._membership.model
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
@@ -172,9 +173,6 @@ class GEM:
         self.objective = Objective(model, loss_fn, takes_task, forward)
         self.generators = Generators(seed)
         self._engine = engine
-        self._sharded: ShardedEngine | None = None  # on several processes
-        if ranks is not None and (ranks.size > 1 or ranks.shards):
-            self._sharded = ShardedEngine(engine, ranks, model)
         self._accuracy = AccuracyWatch()
         self._graphed = GraphedPass() if cuda_graph else None
         self._current: Hashable = None
@@ -269,7 +267,8 @@ class GEM:
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
-        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, self._ranks)
+        ranks = self._ranks()
+        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, ranks)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
@@ -281,12 +280,16 @@ class GEM:
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
         self._current, self.generators, as_many_ranks = hook_state.load(
-            state, self.memory, self._engine, self.generators, self._ranks
+            state, self.memory, self._engine, self.generators, self._ranks()
         )
         self._watch.loaded()
-        if self._sharded is not None:
-            self._sharded.reset(keep_rows=as_many_ranks)
+        self._membership.loaded(as_many_ranks=as_many_ranks)
         self.last = None
+
+    def _ranks(self) -> Ranks | None:
+        optimizer = self._attachment.optimizer
+        self._membership.find([] if optimizer is None else trained_parameters(optimizer))
+        return self._membership.ranks
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
@@ -304,6 +307,10 @@ class GEM:
         """The examples of the past tasks; on several processes another one may have all of a task."""
         pad, held = getattr(self.memory, "pad", None), self.memory.tasks
         return [Batch(task, *self.memory.examples(task), pad) for task in self.past_tasks if task in held]
+
+    @property
+    def _sharded(self) -> ShardedEngine | None:
+        return self._membership.sharded
 
     def _constrained_tasks(self) -> list[list[Hashable]]:
         """Of each constraint the tasks that it is about."""
@@ -331,6 +338,7 @@ class GEM:
             return
         self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
+        self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:
             self._sharded.begin_step(self.memory, self._current)
         if not parameters or not self.past_tasks:
