@@ -44,6 +44,11 @@ class TrainingStep:
         self._objective = objective
         self._together = together
 
+    @property
+    def model(self) -> torch.nn.Module:
+        """As the user has it."""
+        return self._objective.model
+
     def run(self, optimizer: Any, current: Batch, *, update: bool, scaler: torch.amp.GradScaler | None) -> Tensor:
         """The step by itself; returns the loss. For the arguments see `GEM.step`; optimizer: as the user has it."""
         if not self.accumulates:
