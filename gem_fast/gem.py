@@ -342,7 +342,7 @@ class GEM:
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
             constraints, sample = self.constraints()
-            with amp.disabled(parameters[0].device):
+            with amp.disabled(self.objective.model, parameters[0].device):
                 with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
                     G = self._autocast.run(  # rows g_k (Eq. 5)
                         self._task_gradients, self.objective, constraints, parameters, sample
