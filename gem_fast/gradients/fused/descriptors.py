@@ -25,6 +25,8 @@ class DescriptorCache:
 
     def __call__(self, batch: TaskBatch, sources: Sequence[Batch]) -> TaskBatch:
         """As `with_descriptors`."""
+        if not has_descriptors(sources):
+            return batch
         descriptors, sizes = [source.descriptor for source in sources], batch.tasks.sizes
         is_same = len(descriptors) == len(self._of) and all(map(_is, descriptors, self._of)) and sizes == self._sizes
         if not is_same:
