@@ -80,6 +80,6 @@ class NamedClasses(nn.Module):
 
 
 def angle_descriptor(degrees: float) -> Tensor:
-    """(2 HARMONICS,) float32: cosines and sines of an angle and of its multiples."""
+    """(2 HARMONICS,) float32, of length 1: cosines and sines of an angle and of its multiples."""
     multiples = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64)) * torch.arange(1, HARMONICS + 1)
-    return torch.cat([multiples.cos(), multiples.sin()]).float()
+    return torch.cat([multiples.cos(), multiples.sin()]).div(HARMONICS**0.5).float()
