@@ -37,6 +37,7 @@ class Descriptors:
             task = plain_task(task)
             self.check(task, descriptor)
             self.keep(task, descriptor)
+        self._given = dict(self._kept)
 
     def check(self, task: Hashable, descriptor: Nest) -> None:
         """Raises unless a task may have a descriptor, or for None may go without another word.
@@ -89,17 +90,20 @@ class Descriptors:
         """All of them by task, to be sent to other processes."""
         return {task: moved(descriptor, "cpu", None) for task, descriptor in self._kept.items()}
 
-    def merged(self, others: Sequence[Mapping[Hashable, Nest]], where: str) -> dict[Hashable, Nest]:
+    def merged(
+        self, others: Sequence[Mapping[Hashable, Nest]], where: str, *, anew: bool = False
+    ) -> dict[Hashable, Nest]:
         """These and others, which `take` takes.
 
         Args:
             others: descriptors by task.
             where: what a task's descriptors must be the same as, or where, for the error.
+            anew: whether those that came one by one are left out.
 
         Raises:
             ValueError: a task has two that are not the same; or the model takes none.
         """
-        all_of_them = dict(self._kept)
+        all_of_them = dict(self._given if anew else self._kept)
         for task, descriptor in (item for other in others for item in other.items()):
             if self._objective.descriptor_name is None:
                 raise ValueError(f"the model must take a descriptor {where}, got one without such a parameter")
@@ -110,6 +114,8 @@ class Descriptors:
     def take(self, descriptors: Mapping[Hashable, Nest]) -> None:
         """Keeps these from now on."""
         self._kept = dict(descriptors)
+        self._moved.clear()
+        self._last.clear()
 
     def _is_last(self, task: Hashable, descriptor: Nest) -> bool:
         last, before = self._last.get(task, (None, None))

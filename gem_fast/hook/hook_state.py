@@ -66,7 +66,8 @@ def load(
         check_keys("state", each, ("memory", "current", "engine", "generator", "descriptors"))
         check_plain_task("current", each["current"])
     restored = [generators.restored(each["generator"]) for each in states]
-    of_tasks = descriptors.merged([descriptors_of_state(each["descriptors"]) for each in states], "as in the state")
+    in_states = [descriptors_of_state(each["descriptors"]) for each in states]
+    of_tasks = descriptors.merged(in_states, "as in the state", anew=True)
     mine = states[rank % len(states)]
     before = engine.state_dict()
     engine.load_state_dict(mine["engine"])

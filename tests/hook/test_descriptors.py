@@ -284,6 +284,18 @@ def test_a_resumed_run_has_the_same_bits(make: Any) -> None:
     assert_same_bits(weights(model), weights(resumed))
 
 
+def test_a_state_takes_the_place_of_what_came_before() -> None:
+    _, gem = attached(Modulated())
+    before = gem.state_dict()
+    gem.observe(X, Y, 0, DESCRIPTORS[0])
+    state = through_a_file(gem.state_dict())
+    gem.load_state_dict(before)
+    gem.observe(X, Y, 0, DESCRIPTORS[1])
+    assert torch.equal(gem._descriptors.of(0), DESCRIPTORS[1])
+    gem.load_state_dict(state)
+    assert torch.equal(gem._descriptors.of(0), DESCRIPTORS[0])
+
+
 def of(task: Any, descriptor: Any) -> dict[str, Any]:
     return {"task": task, "descriptor": descriptor}
 
