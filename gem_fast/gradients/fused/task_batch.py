@@ -87,6 +87,7 @@ class TaskBatch:
         entries: the non-zero entries of `memory`, where they are few.
         positions: (N,) int64: the examples of `memory` that count; None for all of them.
         past: the same without the last task, where that is the current mini-batch.
+        descriptor: the task's, where the examples are one task's; else (N, ...): each example has its task's.
     """
 
     memory: Nest
@@ -97,20 +98,22 @@ class TaskBatch:
     entries: SparseEntries | None = None
     positions: Tensor | None = None
     past: TaskBatch | None = None
+    descriptor: Nest = None
 
     @cached_property
     def x(self) -> Nest:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
         return self.memory if self.positions is None else select(self.memory, self.positions)
 
-    def with_current(self, x: Nest, y: Nest) -> TaskBatch | None:
+    def with_current(self, x: Nest, y: Nest, descriptor: Nest) -> TaskBatch | None:
         """The same with the current mini-batch as one more task; None where they cannot be one batch as they are."""
         try:
             x, y = concatenate("x", [self.x, x]), concatenate("y", [self.y, y])
+            descriptor = concatenate("descriptor", [self.descriptor, descriptor])
         except DoNotFit:
             return None
         sizes = [*self.tasks.sizes, size_of(x) - self.tasks.total]
-        return TaskBatch(x, y, None, TaskSizes(sizes, with_current=True), past=self)
+        return TaskBatch(x, y, None, TaskSizes(sizes, with_current=True), past=self, descriptor=descriptor)
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
@@ -119,7 +122,8 @@ class TaskBatch:
             return self
         bounds = [0, *accumulate(self.tasks.sizes)]
         examples = slice(bounds[some.start], bounds[some.start] + sum(sizes))
-        part = replace(self, y=select(self.y, examples), tasks=TaskSizes(sizes))
+        descriptor = select(self.descriptor, examples)
+        part = replace(self, y=select(self.y, examples), tasks=TaskSizes(sizes), descriptor=descriptor)
         if self.positions is not None:
             return replace(part, positions=self.positions[examples])
         entries = self.entries and self.entries.of_tasks(some)
