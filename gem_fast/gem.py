@@ -392,7 +392,7 @@ class GEM(Attached):
             return None
         if self._graphed is not None and not self._step.is_graphed:  # the memory pass has a graph of its own
             return None
-        if torch.is_autocast_enabled(parameters[0].device.type):  # which holds for the mini-batch alone
+        if amp.is_on(self._step.model, parameters[0].device):  # which holds for the mini-batch alone
             return None
         check_parameters(parameters)
         constraints, sample = self.constraints()

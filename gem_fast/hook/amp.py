@@ -50,11 +50,23 @@ def disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        prepared = getattr(model, "_orig_mod", model)  # the one inside of a compiled one
-        if "_original_forward" in vars(prepared) and "forward" in vars(prepared):
+        prepared = _prepared(model)
+        if prepared is not None:
             stack.callback(setattr, prepared, "forward", prepared.forward)
             prepared.forward = prepared._original_forward
         yield
+
+
+def is_on(model: nn.Module, device: torch.device) -> bool:
+    """Whether the model's forward runs under autocast: the caller's, or one that it enters itself."""
+    available = torch.amp.is_autocast_available(device.type)
+    return (available and torch.is_autocast_enabled(device.type)) or _prepared(model) is not None
+
+
+def _prepared(model: nn.Module) -> nn.Module | None:
+    """The model, or the one inside of a compiled one, where Accelerate has replaced its forward."""
+    model = getattr(model, "_orig_mod", model)
+    return model if {"_original_forward", "forward"} <= vars(model).keys() else None
 
 
 class PassAutocast:
