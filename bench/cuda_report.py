@@ -13,7 +13,7 @@ import sysconfig
 from collections import Counter
 from pathlib import Path
 
-from gem_fast import _C
+import gem_fast
 
 # Columns of the instruction mix: a name and what SASS calls it.
 INSTRUCTIONS = {
@@ -51,7 +51,9 @@ def cuobjdump(*arguments: str) -> str:
     )
     if not program:
         raise SystemExit("the report needs cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
-    return subprocess.run([program, *arguments, _C.__file__], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [program, *arguments, gem_fast._C.__file__], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def kernel_name(mangled: str) -> str:
@@ -84,16 +86,16 @@ def instructions(architecture: str) -> dict[str, Counter[str]]:
 
 def report() -> str:
     """The whole text."""
-    info = _C.build_info()
+    info = gem_fast.build_info()
     lines = [f"CUDA kernels of gem_fast {info['version']}, nvcc {info['nvcc']}", "", NOTE]
     columns = ["total", *INSTRUCTIONS]
     for capability in info["cuda_architectures"]:
         architecture = "sm_" + capability.removesuffix("+PTX").replace(".", "")
         mixes = instructions(architecture)
-        header = f"{architecture:<26}{'regs':>5}{'stack':>6}{'local':>6} |"
+        header = f"{architecture:<31}{'regs':>5}{'stack':>6}{'local':>6} |"
         lines += ["", header + "".join(f"{column:>8}" for column in columns)]
         for mangled, used in sorted(resources(architecture).items(), key=lambda item: kernel_name(item[0])):
-            row = f"{kernel_name(mangled):<26}{used['regs']:>5}{used['stack']:>6}{used['local']:>6} |"
+            row = f"{kernel_name(mangled):<31}{used['regs']:>5}{used['stack']:>6}{used['local']:>6} |"
             lines.append(row + "".join(f"{mixes[mangled][column]:>8}" for column in columns))
     return "\n".join(lines)
 

@@ -30,6 +30,9 @@ constexpr int kStages = 4;
 
 template <class T>
 constexpr int kColumnsOfWarp = 4 * kPerVector<T>;
+// Columns of all warps at a time.
+template <class T>
+constexpr int kColumns = kWarps * kColumnsOfWarp<T>;
 
 // A lane's 16 bytes as fragments: two steps of mma, and for float32 two parts of each.
 template <class T>
@@ -174,7 +177,6 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
       }
     }
   };
-  int products = 0;
   const int mine = lane() % 4 * kPerVector<T>;
   // The next columns are on their way while these are multiplied.
   uint4 next[kBlocksOfRows];
@@ -184,7 +186,7 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
   };
   int c = warp() * kColumnsOfWarp<T>;
   fetch(c);
-  for (; c < count; c += in.columns) {
+  for (; c < count; c += kColumns<T>) {
     uint4 words_a[kBlocksOfRows];
     if constexpr (!kSame) {
 #pragma unroll
@@ -192,7 +194,7 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
     }
     const Operand<T> of_b[kBlocksOfRows] = {Operand<T>(next[0]), Operand<T>(next[1]), Operand<T>(next[2]),
                                             Operand<T>(next[3])};
-    fetch(c + in.columns);
+    fetch(c + kColumns<T>);
 #pragma unroll
     for (int x = 0; x < kCount; ++x) {
       const int i = tile_i<kSame>(x);
@@ -203,11 +205,8 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
         add_tile<T>(Operand<T>(words_a[2 * i]), Operand<T>(words_a[2 * i + 1]), of_b[j], sum[x]);
       }
     }
-    products += kColumnsOfWarp<T>;
-    if (products >= kFloatSum) {
-      flush();
-      products = 0;
-    }
+    constexpr int kTimes = kFloatSum / kColumnsOfWarp<T>;
+    if (c / kColumns<T> % kTimes == kTimes - 1) flush();
   }
   flush();
 
@@ -259,8 +258,7 @@ bool gram_by_mma(const RowMatrix& G, Products products) {
 }
 
 Tiling mma_tiling(const RowMatrix& G, const TensorList& g) {
-  const int columns = G.dtype == DType::kFloat32 ? kColumnsOfWarp<float> : kColumnsOfWarp<BFloat16>;
-  return Tiling(G, g, kWarps * columns, kStages);
+  return Tiling(G, g, G.dtype == DType::kFloat32 ? kColumns<float> : kColumns<BFloat16>, kStages);
 }
 
 template <class T>
