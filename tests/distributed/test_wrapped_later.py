@@ -168,7 +168,8 @@ def test_steps_in_one_call_are_those_of_the_loop(two: Pool, make) -> None:
 
 
 def refused_step(rank, make):
-    gem, _, _ = make(net())
+    gem, optimizer, _ = make(net())
+    assert optimizer is gem._attachment.optimizer
     with pytest.raises(RuntimeError, match="step needs the hook's model in DistributedDataParallel"):
         gem.step(torch.zeros(2, 6), torch.zeros(2, dtype=torch.long), 0)
     assert gem.memory.tasks == []
