@@ -51,11 +51,14 @@ def test_a_run_from_start_to_end(capsys, tmp_path, small, stream, learner):
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["result.json", "r_matrix.png", "first_task.png", "curves.png"]
     )
-    keys = ["acc", "bwt", "fwt", "R", "baseline", "seconds", "config", "versions", "curves"]
+    keys = ["acc", "bwt", "fwt", "zero_shot", "R", "baseline", "seconds", "config", "versions", "curves"]
     assert list(result) == keys
     assert result["acc"] == metrics.acc(result["R"])
     assert result["bwt"] == metrics.bwt(result["R"])
     assert result["fwt"] == metrics.fwt(result["R"], result["baseline"])
+    curves = result["curves"]
+    unseen = metrics.zero_shot(curves["accuracy"], curves["task"]).mean()
+    assert result["zero_shot"] == (None if learner == "joint" else unseen)
     assert list(result["seconds"]) == ["train", "eval"]
     assert len(result["curves"]["batch"]) == 3 * 2 * 2
     np.testing.assert_array_equal(metrics.r_matrix(result["curves"]["accuracy"], result["curves"]["task"]), result["R"])

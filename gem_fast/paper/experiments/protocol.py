@@ -70,6 +70,12 @@ class Record:
         """Forward transfer, Eq. 4."""
         return metrics.fwt(self.R, self.baseline)
 
+    @property
+    def zero_shot(self) -> float:
+        """Mean accuracy on the tasks not yet seen, along the stream; 0.0 with a single task. Not for joint training."""
+        unseen = metrics.zero_shot(self.accuracy, self.task)
+        return float(unseen.mean()) if unseen.size else 0.0
+
 
 @dataclass
 class Journal:

@@ -55,6 +55,8 @@ def result_of(record: Record, config: dict[str, Any]) -> dict[str, Any]:
         "acc": record.acc,
         "bwt": record.bwt,
         "fwt": record.fwt,
+        # Joint training sees all tasks from the start.
+        "zero_shot": None if config.get("learner") == "joint" else record.zero_shot,
         "R": record.R.tolist(),
         "baseline": record.baseline.tolist(),
         "seconds": {"train": record.train_seconds, "eval": record.eval_seconds},
