@@ -224,6 +224,18 @@ def test_a_missing_extra_is_told_before_training(capsys, monkeypatch, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_command_line_without_its_library(capsys, monkeypatch, small):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert "the command line needs a package that cannot be imported here" in fails(capsys, small)
+
+
+def test_importing_the_library_imports_nothing_of_the_paper():
+    code = (
+        "import sys, gem_fast; gem_fast.GEM; print([name for name in sys.modules if 'paper' in name or 'tyro' in name])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_a_run_that_diverges_leaves_no_files(capsys, tmp_path, small):
     assert main([*small, "--lr", "1e30", "--epochs", "3", "--out", str(tmp_path / "out")]) == 2
     assert "training diverged" in capsys.readouterr().err
