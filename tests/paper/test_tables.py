@@ -182,9 +182,9 @@ def test_interrupted_then_resumed_gives_the_same_tables(tiny, tmp_path, monkeypa
         ("table2 --cifar nowhere", "got 'nowhere'"),
         ("table2 --data-root nowhere", "the data set cifar100 must be stored in --data-root as cifar-100-binary"),
         ("figure1 --streams split", "invalid choice 'split' for argument '--streams'"),
-        ("table2 --data mnist-5k", "Unrecognized options: --data, mnist-5k"),
+        ("table2 --data mnist-5k", "unrecognized arguments: --data mnist-5k"),
         ("table3 --device nonsense", "--device must be a device torch can use here"),
-        ("figure1 --tasks 3", "Unrecognized options: --tasks, 3"),
+        ("figure1 --tasks 3", "unrecognized arguments: --tasks 3"),
     ],
 )
 def test_bad_options_give_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):

@@ -9,7 +9,7 @@ import itertools
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -25,24 +25,29 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Numbers, refused with a sentence that says what was expected; their bounds are the options' own affair."""
-    kinds: dict[Any, str] = {int: "a whole number", float: "a number"}
-    if info.type not in kinds:
+    """A number, or several, refused with a sentence that says what was expected; bounds are the options' own affair."""
+    several = info.type_origin is tuple
+    kind: Any = get_args(info.type)[0] if several else info.type
+    kind = getattr(kind, "__origin__", kind)  # of Annotated
+    expected = {int: "a whole number", float: "a number"}.get(kind)
+    if expected is None:
         return None
-    expected = kinds[info.type]
 
-    def read(texts: list[str]) -> Any:
+    def read(text: str) -> Any:
         try:
-            return info.type(texts[0])
+            return kind(text)
         except ValueError:
-            raise ValueError(f"must be {expected}, got {shortened(texts[0])!r}") from None
+            raise ValueError(f"must be {expected}, got {shortened(text)!r}") from None
+
+    def shown(value: float) -> str:
+        return f"{value:g}" if kind is float else str(value)
 
     return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=info.type.__name__.upper(),
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, info.type),
-        str_from_instance=lambda value: [f"{value:g}" if info.type is float else str(value)],
+        nargs="*" if several else 1,
+        metavar=kind.__name__.upper() + " ..." * several,
+        instance_from_str=lambda texts: tuple(map(read, texts)) if several else read(texts[0]),
+        is_instance=lambda value: isinstance(value, tuple if several else kind),
+        str_from_instance=lambda value: list(map(shown, value)) if several else [shown(value)],
     )
 
 
@@ -64,20 +69,25 @@ def parse(commands: Mapping[str, tuple[Any, str]], arguments: Sequence[str]) -> 
         Annotated[kind, tyro.conf.subcommand(name, description=text, prefix_name=False)]
         for name, (kind, text) in commands.items()
     ]
-    return _read(functools.reduce(operator.or_, kinds), arguments)
+    options, others = _read(functools.reduce(operator.or_, kinds), arguments)
+    if others:
+        raise InputError(f"unrecognized arguments: {shortened(' '.join(others))} (see {PROGRAM} COMMAND --help)")
+    return options
 
 
 def split_off(kind: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]:
     """Reads the options of one class, and returns them and all other arguments; errors as for `parse`."""
-    options, others = _read(kind, arguments, return_unknown_args=True, add_help=False)
+    options, others = _read(kind, arguments, add_help=False)
     return options, others
 
 
 def _read(kind: Any, arguments: Sequence[str], **how: Any) -> Any:
+    """An object of a class, and the arguments that are none of its options."""
+    how |= {"prog": PROGRAM, "config": (tyro.conf.OmitArgPrefixes,), "return_unknown_args": True}
     printed = io.StringIO()
     try:
         with REGISTRY, contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, prog=PROGRAM, args=list(arguments), config=(tyro.conf.OmitArgPrefixes,), **how)
+            return tyro.cli(kind, args=list(arguments), **how)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -85,9 +95,9 @@ def _read(kind: Any, arguments: Sequence[str], **how: Any) -> Any:
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of the box that tyro prints for an error."""
-    lines = [line.strip("│ ") for line in box.splitlines()]
-    text = " ".join(itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines[1:]))
+    """The first paragraph below the title of the box that tyro prints for an error."""
+    lines = [line.strip(" │╰╯─-") for line in box.splitlines()[1:]]
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
     # "Error parsing --lr: must be ..." is ours from there on; of a whole class, so is all that follows.
     text = re.sub(r"^Error parsing (--\S+): ", r"\1 ", text)
     return f"{re.sub(r'^Error parsing [^:]*: ', '', text)} (see {PROGRAM} COMMAND --help)"

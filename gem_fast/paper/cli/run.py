@@ -49,7 +49,7 @@ class Measuring(Options):
     device: str = "cpu"
     """torch device, such as cuda or cuda:1"""
     eval_every: Whole | None = None
-    """mini-batches between two evaluations, besides those at the end of tasks; None: half a task's; no other on cifar100"""
+    """mini-batches between two evaluations; each task ends with one anyway; None: half a task's, none on cifar100"""
     out: Path | None = None
     """folder for result.json, r_matrix.png, first_task.png and curves.png; None: write nothing"""
     download: bool = False
@@ -72,7 +72,7 @@ class Resuming(Options):
 class RunOptions(Options):
     """The options of run, in groups."""
 
-    kinds: Kinds
+    main: Kinds
     stream: StreamConfig
     learner: SgdConfig
     measuring: Measuring = field(default_factory=Measuring)
@@ -95,7 +95,7 @@ def run_options(arguments: Sequence[str]) -> type[RunOptions]:
     kinds, others = split_off(Kinds, arguments)
     hyper = hyper_parameters(kinds.stream, kinds.learner, {})
     groups: dict[str, Options] = {
-        "kinds": kinds,
+        "main": kinds,
         "stream": STREAM_CONFIGS[kinds.stream](),
         "learner": LEARNERS[kinds.learner].Config(**hyper),
     }
@@ -151,7 +151,7 @@ def _train(options: RunOptions, mine: Processes) -> None:
         download_data(options.stream.data_root, options.stream.data)
     if mine.size > 1:
         dist.barrier()
-    config = asdict(options.kinds) | asdict(options.stream) | asdict(options.learner)
+    config = asdict(options.main) | asdict(options.stream) | asdict(options.learner)
     training_run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every}, mine)
     for option, folder in (("--out", out), ("--checkpoint", checkpoint)):
         if folder is not None and shows:
@@ -197,4 +197,4 @@ def _train(options: RunOptions, mine: Processes) -> None:
 def _title(options: RunOptions, run: TrainingRun) -> str:
     tasks = "1 task" if run.stream.n_tasks == 1 else f"{run.stream.n_tasks} tasks"
     data = Path(run.stream.data).resolve().name
-    return f"{options.kinds.learner} on {options.kinds.stream} of {data}, {tasks}, seed {options.stream.seed}"
+    return f"{options.main.learner} on {options.main.stream} of {data}, {tasks}, seed {options.stream.seed}"

@@ -29,7 +29,7 @@ class DataOptions(RootOptions):
     """The data set."""
 
     data: str = MNIST_5K
-    """mnist-5k (5000 digits); mnist, fashion-mnist, kmnist, cifar100 of torchvision; IDX files; CIFAR-100 or its .tar.gz"""
+    """mnist-5k, 5000 digits; mnist, fashion-mnist, kmnist, cifar100 of torchvision; a folder or .tar.gz of such"""
 
 
 @dataclass(frozen=True, kw_only=True)
