@@ -357,7 +357,7 @@ class GEM(Attached):
             return None
         if self._graphed is not None and not self._step.is_graphed:  # the memory pass has a graph of its own
             return None
-        if torch.is_autocast_enabled(parameters[0].device.type):  # which holds for the mini-batch alone
+        if amp.is_enabled(parameters[0].device):  # which holds for the mini-batch alone
             return None
         check_parameters(parameters)
         constraints, sample = self.constraints()
@@ -383,8 +383,10 @@ class GEM(Attached):
         if self._step.graphed is None or optimizer is None or self._step.accumulates:
             return None
         parameters = trained_parameters(optimizer)
-        if not parameters or torch.is_autocast_enabled(parameters[0].device.type):
+        if not parameters or amp.is_enabled(parameters[0].device):
             return None
+        for p in parameters:
+            p.grad = None
         kind, obstacle = self._kind(parameters)
         if obstacle is not None:  # which the memory pass says
             return None
@@ -399,7 +401,8 @@ class GEM(Attached):
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
             return
-        self._watch.stepped(self._current)
+        if not self._step.is_graphed:  # a graph does not come by here
+            self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
         if self._sharded is not None and parameters:
             self._sharded.begin_step(self.memory, self._current)

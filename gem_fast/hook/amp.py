@@ -41,9 +41,14 @@ def unscale_(optimizer: Optimizer) -> None:
     optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
+def is_enabled(device: torch.device) -> bool:
+    """Whether the caller is under autocast for a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def disabled(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """A block outside of autocast: in float16 without a loss scale small gradients, and their constraints, are lost."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if is_enabled(device):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
