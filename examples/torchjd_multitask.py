@@ -1,8 +1,8 @@
 """Two tasks on the same digits with few shared features: the mean of the losses against UPGrad, and a picture.
 
-Task one is to tell the digit, task two to draw it again from the same sixteen features. The second loss is a sum over
-pixels, so its gradient is the longer one, and the mean of both follows it against the first. The picture shows both losses while training, and how
-often a step along the update would have raised one of them.
+Task one is to tell the digit, task two to draw it again from the same sixteen features. The second loss has the longer
+gradient, and the mean of both follows it against the first. The picture shows both losses while training, and how often
+a step along the update raises one of them, to first order. The projection is exact: reg_eps is 0.
 
     pip install 'gem_fast[torchjd]' mlxtend matplotlib
     python examples/torchjd_multitask.py --out out/torchjd_multitask.png
