@@ -418,7 +418,7 @@ class GEM(Attached):
         if self._step.graphed is None or optimizer is None or self._step.accumulates:
             return None
         parameters = trained_parameters(optimizer)
-        if not parameters or amp.is_enabled(parameters[0].device):
+        if not parameters or amp.is_on(self._step.model, parameters[0].device):
             return None
         for p in parameters:
             p.grad = None
