@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gem_fast.batches import check_examples, device_of
 from gem_fast.containers import Nest, Objects
-from gem_fast.distributed import ranks_of, replica
+from gem_fast.distributed import Ranks
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
 from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.hook import amp, hook_state
@@ -22,6 +22,7 @@ from gem_fast.hook.created import keep_created
 from gem_fast.hook.cuda_graph import Graphed, kind_of, obstacle_of
 from gem_fast.hook.explain import pass_explained, values_explained
 from gem_fast.hook.first_memory import FirstMemoryCheck
+from gem_fast.hook.membership import Membership
 from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
 from gem_fast.hook.training_step import Done, TrainingStep
@@ -107,9 +108,9 @@ class GEM(Attached):
             called as forward(model, x, task=task).
         seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
             hook's state, and the only ones it touches.
-        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model in
-            DistributedDataParallel or sharded by `fully_shard`. Each then observes its own examples, and those of all
-            count (docs/distributed.md).
+        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model that
+            is in DistributedDataParallel or sharded by `fully_shard` by the first step. Each then observes its own
+            examples, and those of all count (docs/distributed.md).
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
         cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
@@ -166,8 +167,8 @@ class GEM(Attached):
         given, optimizer = optimizer, inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         check_is_free(optimizer)
-        ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
-        as_given, model = model, replica(model)
+        self._membership = Membership(model, trained_parameters(optimizer), process_group, engine)
+        as_given, model = model, self._membership.model
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
@@ -178,9 +179,6 @@ class GEM(Attached):
         self.objective = Objective(model, loss_fn, takes_task, forward)
         self.generators = Generators(seed)
         self._engine = engine
-        self._sharded: ShardedEngine | None = None  # on several processes
-        if ranks is not None and (ranks.size > 1 or ranks.shards):
-            self._sharded = ShardedEngine(engine, ranks, model)
         self._accuracy = AccuracyWatch()
         self._graphed: Graphed[tuple[Projection, list[bool]]] | None = None
         if cuda_graph:
@@ -268,9 +266,12 @@ class GEM(Attached):
 
         Raises:
             TypeError, ValueError: as for `observe`, or the loss is not a scalar.
-            RuntimeError: the hook is detached.
+            RuntimeError: the hook is detached; or its model is inside of DistributedDataParallel, which the gradient
+                would not go through.
         """
         optimizer = self._attachment.to_step()
+        self._find_ranks()
+        self._membership.check_reduces()
         self.observe(x, y, task)
         collate_fn = getattr(self.memory, "collate_fn", None)
         current = Batch(self._current, x if collate_fn is None else Objects(list(x), collate_fn), y)
@@ -290,7 +291,8 @@ class GEM(Attached):
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
-        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, self._ranks)
+        ranks = self._find_ranks()
+        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, ranks)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
@@ -302,12 +304,16 @@ class GEM(Attached):
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
         self._current, self.generators, as_many_ranks = hook_state.load(
-            state, self.memory, self._engine, self.generators, self._ranks
+            state, self.memory, self._engine, self.generators, self._find_ranks()
         )
         self._watch.loaded()
-        if self._sharded is not None:
-            self._sharded.reset(keep_rows=as_many_ranks)
+        self._membership.loaded(as_many_ranks=as_many_ranks)
         self.last = None
+
+    def _find_ranks(self) -> Ranks | None:
+        optimizer = self._attachment.optimizer
+        self._membership.find([] if optimizer is None else trained_parameters(optimizer))
+        return self._membership.ranks
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
@@ -325,6 +331,10 @@ class GEM(Attached):
         """The examples of the past tasks; on several processes another one may have all of a task."""
         pad, held = getattr(self.memory, "pad", None), self.memory.tasks
         return [Batch(task, *self.memory.examples(task), pad) for task in self.past_tasks if task in held]
+
+    @property
+    def _sharded(self) -> ShardedEngine | None:
+        return self._membership.sharded
 
     def _constrained_tasks(self) -> list[list[Hashable]]:
         """Of each constraint the tasks that it is about."""
@@ -401,6 +411,7 @@ class GEM(Attached):
             return
         self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
+        self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:
             self._sharded.begin_step(self.memory, self._current)
         if not parameters or not self.past_tasks:
