@@ -1,10 +1,11 @@
 """Lightning: the plain hook is all that training needs, and the callback all that checkpoints need."""
 
-import itertools
 import logging
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from utils.asserts import assert_same_bits
-from utils.lightning_training import SIZE, How, Module, loader, new, plain, trainer, weights
+from utils.lightning_training import How, Module, loader, new, plain, trainer, weights
 from utils.ranks import Pool
 
 import gem_fast
@@ -201,3 +202,52 @@ def test_testing_from_a_checkpoint_leaves_no_state_for_the_next_training(tmp_pat
     both.test(module, loader(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
     both.fit(module, loader(tasks=[0]))
     assert module.gem.memory.tasks == [0]
+
+
+@pytest.fixture
+def two() -> Iterator[Pool]:
+    pool = Pool(2)
+    yield pool
+    pool.stop()
+
+
+# ---- several processes -------------------------------------------------------------------------------------------------
+
+
+def on_two(how: How, epochs: int = 1, ckpt_path: str | None = None) -> tuple[Module, pl.Trainer]:
+    """Trained on this rank of two, whose process group is there already."""
+    module = Module(how, per_task=8)
+    options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False, "callbacks": [GEMCheckpoint()]}
+    training = trainer(how, epochs, **options)
+    training.fit(module, loader(ranks=2), ckpt_path=ckpt_path)
+    return module, training
+
+
+def trained_on_two(rank: int, how: How, folder: str) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """After two epochs, and the same with a checkpoint between them."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole, _ = on_two(how, epochs=2)
+        _, training = on_two(how)
+        training.save_checkpoint(f"{folder}/one.ckpt")
+        again, _ = on_two(how, epochs=2, ckpt_path=f"{folder}/one.ckpt")
+    return weights(whole), weights(again), whole.violations
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_two_processes_are_one_on_the_union_of_their_memories(two: Pool, manual: bool, tmp_path: Path) -> None:
+    how = How(manual=manual)
+    results = two.run(trained_on_two, how, str(tmp_path))
+    alone = Module(how, per_task=16)
+    trainer(how, epochs=2).fit(alone, loader())
+    for whole, again, violations in results:
+        assert_same_bits(whole, results[0][0])
+        assert_same_bits(whole, again)
+        assert violations == alone.violations > 0
+    torch.testing.assert_close(whole, weights(alone), rtol=1e-5, atol=1e-6)
+
+    # What two processes saved, one takes up.
+    resumed = Module(how, per_task=16)
+    trainer(how, epochs=2, callbacks=[GEMCheckpoint()]).fit(resumed, loader(), ckpt_path=tmp_path / "one.ckpt")
+    torch.testing.assert_close(weights(resumed), weights(alone), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import gem_fast
 from utils.models import mlp, stream
@@ -27,10 +27,13 @@ class How(NamedTuple):
     rule: Callable[..., gem_fast.GEM] = gem_fast.GEM
 
 
-def loader(size: int = SIZE, tasks: Sequence[int] = range(TASKS)) -> DataLoader:
-    """(x, y, task), task after task."""
+def loader(tasks: Sequence[int] = range(TASKS), ranks: int = 1) -> DataLoader:
+    """(x, y, task), task after task; on several ranks every rank has its part of each mini-batch."""
     batches = [(x, y, torch.full_like(y, task)) for x, y, task in stream(TASKS, BATCHES, SIZE) if task in tasks]
-    return DataLoader(TensorDataset(*map(torch.cat, zip(*batches, strict=True))), size)
+    data = TensorDataset(*map(torch.cat, zip(*batches, strict=True)))
+    # Lightning's own sampler would shuffle the tasks.
+    sampler = DistributedSampler(data, shuffle=False) if ranks > 1 else None
+    return DataLoader(data, SIZE // ranks, sampler=sampler)
 
 
 def new() -> nn.Module:
