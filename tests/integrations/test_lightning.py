@@ -10,7 +10,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import nn
 from utils.asserts import assert_same_bits
 from utils.lightning_training import How, Module, loader, new, plain, trainer, weights
 from utils.ranks import Pool
@@ -120,7 +119,7 @@ def test_a_memory_that_the_module_keeps_lasts_from_one_fit_to_the_next() -> None
     assert module.violations > 0
 
 
-# ---- checkpoints -------------------------------------------------------------------------------------------------------
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def interrupted(folder: Path, how: How, before: Module, after: Module, **options: object) -> None:
@@ -171,7 +170,7 @@ def test_a_module_without_a_hook_is_an_error() -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    with pytest.raises(RuntimeError, match="the LightningModule must have a hook, self.gem = "):
+    with pytest.raises(RuntimeError, match=r"the LightningModule must have a hook, self\.gem = "):
         trainer(callbacks=[GEMCheckpoint()]).fit(Plain(How()), loader())
 
 
@@ -209,7 +208,7 @@ def two() -> Iterator[Pool]:
     pool.stop()
 
 
-# ---- several processes -------------------------------------------------------------------------------------------------
+# ---- several processes -----------------------------------------------------------------------------------------------
 
 
 def on_two(how: How, epochs: int = 1, ckpt_path: str | None = None) -> tuple[Module, pl.Trainer]:
