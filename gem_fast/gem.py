@@ -291,7 +291,7 @@ class GEM(Attached):
                 DistributedDataParallel instead of the wrapper.
         """
         optimizer = self._attachment.to_step()
-        self._ranks()
+        self._find_ranks()
         self._membership.check_exchanges(self._step.model)
         self.observe(x, y, task, descriptor)
         collate_fn = getattr(self.memory, "collate_fn", None)
@@ -314,7 +314,7 @@ class GEM(Attached):
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
         return hook_state.state_of(
-            self.memory, self._current, self._engine, self.generators, self._descriptors, self._ranks()
+            self.memory, self._current, self._engine, self.generators, self._descriptors, self._find_ranks()
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -327,13 +327,13 @@ class GEM(Attached):
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
         self._current, self.generators, as_many_ranks = hook_state.load(
-            state, self.memory, self._engine, self.generators, self._descriptors, self._ranks()
+            state, self.memory, self._engine, self.generators, self._descriptors, self._find_ranks()
         )
         self._watch.loaded()
         self._membership.loaded(as_many_ranks=as_many_ranks)
         self.last = None
 
-    def _ranks(self) -> Ranks | None:
+    def _find_ranks(self) -> Ranks | None:
         optimizer = self._attachment.optimizer
         self._membership.find([] if optimizer is None else trained_parameters(optimizer))
         return self._membership.ranks

@@ -27,6 +27,9 @@ class How(NamedTuple):
     rule: Callable[..., gem_fast.GEM] = gem_fast.GEM
 
 
+USUAL = How()
+
+
 def loader(tasks: Sequence[int] = range(TASKS), ranks: int = 1) -> DataLoader:
     """(x, y, task), task after task; on several ranks every rank has its part of each mini-batch."""
     batches = [(x, y, torch.full_like(y, task)) for x, y, task in stream(TASKS, BATCHES, SIZE) if task in tasks]
@@ -85,7 +88,7 @@ class Module(pl.LightningModule):
             self.violations += bool(self.gem.last.violations.any())
 
 
-def trainer(how: How = How(), epochs: int = 1, **options: Any) -> pl.Trainer:
+def trainer(how: How = USUAL, epochs: int = 1, **options: Any) -> pl.Trainer:
     if not how.manual:
         options |= {"accumulate_grad_batches": how.accumulate, "gradient_clip_val": how.clip}
     if how.precision == "16-mixed":  # which a Trainer refuses on a CPU
