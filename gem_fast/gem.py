@@ -423,7 +423,7 @@ class GEM(Attached):
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
             constraints, sample, G = self._prepared or (*self.constraints(), None)
-            with amp.disabled(parameters[0].device):
+            with amp.disabled(self.objective.model, parameters[0].device):
                 if G is None:
                     with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
                         G = self._autocast.run(  # rows g_k (Eq. 5)
