@@ -84,7 +84,9 @@ class GEMTrainer(Trainer):
             raise ValueError("model_init must be None, got a function that makes a new model in each call of train")
         self._options = {"seed": self.args.seed, **(gem_options or {})}
         if own := sorted({"loss_fn", "forward", "pass_task"} & set(self._options)):
-            raise ValueError(f"gem_options must leave the loss and the model's call to the Trainer, got {', '.join(own)}")
+            raise ValueError(
+                f"gem_options must leave the loss and the model's call to the Trainer, got {', '.join(own)}"
+            )
         memory = self._options.pop("memory", None)
         self.memory: Memory = (
             EpisodicMemory(per_task=256, pad=padding(self.processing_class)) if memory is None else memory
@@ -295,13 +297,11 @@ class _MemoryLoss:
 
 
 def _trained_loss(trainer: GEMTrainer, model: nn.Module, batch: _Batch, **options: Any) -> Any:
-    """What `Trainer.compute_loss` makes of a mini-batch, as a mean of its own."""
-    if trainer.compute_loss_func is None:
-        return trainer.compute_loss(model, dict(batch), **options)
+    """What `Trainer.compute_loss` makes of a mini-batch, as if it were all of a step."""
     n = _count(trainer, _labels(trainer, batch))
     result = trainer.compute_loss(model, dict(batch), num_items_in_batch=n, **options)
-    args = trainer.args  # the mean over all processes is taken later
-    scale = max(args.n_gpu, trainer.accelerator.num_processes) if args.average_tokens_across_devices else 1
+    args = trainer.args  # over all processes, the mean is taken later
+    scale = 1 if n is None or not args.average_tokens_across_devices else trainer.accelerator.num_processes
     return (result[0] / scale, result[1]) if options else result / scale
 
 
@@ -312,24 +312,25 @@ def _losses_at_outputs(trainer: GEMTrainer) -> dict[str, _LossAtOutputs]:
     if trainer.label_smoother is not None:
         smooth = trainer.label_smoother
         return {
-            "smoothed": lambda outputs, y: smooth(outputs, y["labels"]),
-            "smoothed, next token": lambda outputs, y: smooth(outputs, y["labels"], shift_labels=True),
+            "smoothed": lambda outputs, y: smooth(outputs, y["labels"], False, _count(trainer, y)),
+            "smoothed, next token": lambda outputs, y: smooth(outputs, y["labels"], True, _count(trainer, y)),
         }
     return {
-        "own": lambda outputs, y: _own_loss(trainer.model, outputs, y),
+        "own": lambda outputs, y: _own_loss(trainer, outputs, y),
         # of encoders with a decoder, whose outputs are at the labels already
-        "own, not shifted": lambda outputs, y: _own_loss(trainer.model, outputs, y, shift_labels=y["labels"]),
+        "own, not shifted": lambda outputs, y: _own_loss(trainer, outputs, y, shift_labels=y["labels"]),
     }
 
 
-def _own_loss(model: nn.Module, outputs: Mapping[str, Any], labels: _Batch, **options: Any) -> Tensor:
+def _own_loss(trainer: GEMTrainer, outputs: Mapping[str, Any], labels: _Batch, **options: Any) -> Tensor:
     """The model's `loss_function`, with those arguments that it takes, as models of the library call it."""
-    model = getattr(model, "get_base_model", lambda: model)()
+    model = getattr(trainer.model, "get_base_model", lambda: trainer.model)()
     offered = {
         **outputs,
         "pooled_logits": outputs.get("logits"),
         "vocab_size": outputs["logits"].shape[-1] if "logits" in outputs else None,
         "config": model.config,
+        "num_items_in_batch": _count(trainer, labels),
         **labels,
         **options,
     }
@@ -346,8 +347,8 @@ def _without(batch: _Batch, labels: _Batch) -> _Batch:
 
 
 def _count(trainer: GEMTrainer, labels: _Batch) -> Tensor | None:
-    """How many of the labels count, as the Trainer counts them."""
-    if "labels" not in labels:
+    """What the Trainer divides the sum of the losses by: the number of labels that count; None for a mean."""
+    if "labels" not in labels or not (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None):
         return None
     mine = labels["labels"][..., 1:] if trainer._loss_shifts_labels else labels["labels"]
     return mine.ne(_IGNORED).sum()
