@@ -115,3 +115,8 @@ def test_every_public_name_is_found() -> None:
         assert getattr(gem_fast, name).__name__.split(".")[-1] == name
     with pytest.raises(AttributeError, match="module 'gem_fast' has no attribute 'nothing'"):
         _ = gem_fast.nothing
+
+
+@pytest.mark.parametrize("module", ["gem", "gradients", "memory", "projection"])
+def test_any_module_may_be_imported_first(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import gem_fast.{module}; import gem_fast; gem_fast.GEM"], check=True)

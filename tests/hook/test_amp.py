@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from utils.asserts import assert_same_bits
 from utils.engines import loop
@@ -181,3 +183,28 @@ def test_half_precision_that_autocast_does_not_help_is_the_memorys_dtype() -> No
     gem.memory.to(dtype=torch.bfloat16)
     optimizer.step()
     assert gem.last is not None
+
+
+def test_autocast_in_the_forward_that_accelerate_prepares() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        prepared, _ = accelerator.prepare(model, optimizer)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    gem = GEM(prepared, optimizer, memory=EpisodicMemory(per_task=16))
+    dtypes: list[torch.dtype] = []
+    layer = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    layer.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    for x, y, task in stream(2):
+        optimizer.zero_grad()
+        F.cross_entropy(prepared(x), y).backward()
+        assert dtypes == [torch.bfloat16]
+        gem.observe(x, y, task)
+        dtypes.clear()
+        forward = prepared.forward
+        optimizer.step()
+        assert prepared.forward == forward
+        assert set(dtypes) == ({torch.float32} if task else set())
+        dtypes.clear()
