@@ -11,6 +11,7 @@ import torch
 from torch.nn import Parameter
 
 from gem_fast.containers import Objects
+from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
@@ -187,7 +188,7 @@ class Fused(RowEngine):
         tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
             batches = self._task_batches(model.objective, constraints, sample, stale)
-            is_new = False
+            is_new = is_mlp = False
             try:
                 is_mlp = shortcuts and not model.objective.pass_task and model.is_mlp(batches[0])
                 is_new = verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
@@ -195,7 +196,11 @@ class Fused(RowEngine):
                 if not is_layerwise:  # else what is not finite is found in P and q
                     raise
 
+            plan = model.sample_plan(batches[0]) if is_mlp and self._keeps_no_rows(len(constraints)) else None
+
             def run() -> TaskGradients:
+                if plan is not None:
+                    return cpu_mlp.ExampleGradients(plan, batches[0])
                 if is_layerwise:
                     done = model.run(batches, shortcuts=shortcuts)
                     assert isinstance(done, LayerPass)
@@ -218,6 +223,10 @@ class Fused(RowEngine):
                         raise RowsDiffer(self._with_unchecked(error)) from error
                 self._schedule.passed(tasks, due)
                 return G
+
+    def _keeps_no_rows(self, t: int) -> bool:
+        """Whether all is computed anew in each step, and at once."""
+        return self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None and t > 1
 
     def _rows_of_passes(
         self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int

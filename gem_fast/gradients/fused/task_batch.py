@@ -59,7 +59,7 @@ class TaskBatch:
 
     Attributes:
         memory: (M, ...): inputs, one task after the other.
-        y: (N, ...): targets, or None.
+        targets: (M, ...): of the same examples, or None.
         task: the model's argument `task`, where it takes one; the examples are then one task's.
         tasks: which examples are whose.
         plain_cross_entropy: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
@@ -68,7 +68,7 @@ class TaskBatch:
     """
 
     memory: Nest
-    y: Nest
+    targets: Nest
     task: Hashable
     tasks: TaskSizes
     plain_cross_entropy: bool = False
@@ -80,6 +80,11 @@ class TaskBatch:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
         return self.memory if self.positions is None else select(self.memory, self.positions)
 
+    @cached_property
+    def y(self) -> Nest:
+        """(N, ...): the targets, likewise."""
+        return self.targets if self.positions is None else select(self.targets, self.positions)
+
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
         sizes = self.tasks.sizes[some]
@@ -87,8 +92,10 @@ class TaskBatch:
             return self
         bounds = [0, *accumulate(self.tasks.sizes)]
         examples = slice(bounds[some.start], bounds[some.start] + sum(sizes))
-        part = replace(self, y=select(self.y, examples), tasks=TaskSizes(sizes))
+        tasks = TaskSizes(sizes)
         if self.positions is not None:
-            return replace(part, positions=self.positions[examples])
-        entries = self.entries and self.entries.of_tasks(some)
-        return replace(part, memory=select(self.memory, examples), entries=entries)
+            return replace(self, tasks=tasks, positions=self.positions[examples])
+        memory, targets = select(self.memory, examples), select(self.targets, examples)
+        return replace(
+            self, memory=memory, targets=targets, tasks=tasks, entries=self.entries and self.entries.of_tasks(some)
+        )
