@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast.batches import check_examples, device_of
-from gem_fast.containers import Nest
+from gem_fast.containers import Nest, Objects
 from gem_fast.distributed import ranks_of, replica
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
 from gem_fast.gradients.sharded_engine import ShardedEngine
@@ -20,11 +20,13 @@ from gem_fast.hook.accuracy_watch import AccuracyWatch
 from gem_fast.hook.attachment import Attachment, check_is_free
 from gem_fast.hook.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.hook.cuda_graph import GraphedPass, kind_of
+from gem_fast.hook.current import backward, scales
 from gem_fast.hook.explain import pass_explained, values_explained
 from gem_fast.hook.first_memory import FirstMemoryCheck
 from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
+from gem_fast.memory.stored import StoredBatches
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
 from gem_fast.wrappers import inner_optimizer, task_parameter
@@ -157,11 +159,11 @@ class GEM:
                 'engine must be "auto", gem_fast.Fused(...), gem_fast.Loop(...) or another gem_fast.Engine, '
                 f"got {engine!r:.50}"
             )
-        optimizer = inner_optimizer(optimizer)
+        given, optimizer = optimizer, inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         check_is_free(optimizer)
         ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
-        model = replica(model)
+        as_given, model = model, replica(model)
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
@@ -170,6 +172,7 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self.objective = Objective(model, loss_fn, takes_task, forward)
+        self._as_given = Objective(as_given, loss_fn, takes_task, forward)
         self.generators = Generators(seed)
         self._engine = engine
         self._sharded: ShardedEngine | None = None  # on several processes
@@ -182,7 +185,10 @@ class GEM:
         self._watch = StepWatch()
         self._first_memory = FirstMemoryCheck()
         self._autocast = amp.PassAutocast()
-        self._attachment = Attachment(optimizer, self._before_step, self._after_step)
+        self._accumulates = False
+        self._stored = StoredBatches()
+        self._prepared: tuple[list[Constraint], Sample | None, TaskGradients | None] | None = None
+        self._attachment = Attachment(optimizer, given, self._before_step, self._after_step)
 
     @property
     def past_tasks(self) -> list[Hashable]:
@@ -228,6 +234,55 @@ class GEM:
         self._current = task
         self._one_projection.new_step()
         self._watch.observed(self._attachment.optimizer)
+
+    def step(
+        self, x: Nest, y: Nest, task: Hashable, *, update: bool = True, scaler: torch.amp.GradScaler | None = None
+    ) -> Tensor:
+        """A whole training step with a mini-batch: gradient, `observe`, projection and the optimizer's own step.
+
+        ```python
+        for x, y in loader:
+            loss = gem.step(x, y, task)
+        ```
+
+        The result is, but for rounding, that of `optimizer.zero_grad()`, a forward and backward of the mini-batch under
+        the caller's autocast, `observe` and `optimizer.step()`. Where the engine can, the mini-batch goes through the
+        model together with the past tasks' examples.
+
+        Args:
+            x: as for `observe`; the model is called with it as the class says.
+            y: as for `observe`.
+            task: as for `observe`.
+            update: whether the optimizer steps. If not, the gradients are kept, and those of the next call are added.
+            scaler: of torch.amp, which scales the loss, skips steps and is updated, as torch's examples do it.
+
+        Returns:
+            () the mean loss over the mini-batch before the step, without a history; on its device, so that nothing
+            waits.
+
+        Raises:
+            TypeError, ValueError: as for `observe`, or the loss is not a scalar.
+            RuntimeError: the hook is detached.
+        """
+        optimizer = self._attachment.to_step()
+        self.observe(x, y, task)
+        if not self._accumulates:
+            optimizer.zero_grad()
+        collate_fn = getattr(self.memory, "collate_fn", None)
+        current = Batch(self._current, x if collate_fn is None else Objects(list(x), collate_fn), y)
+        try:
+            loss = self._backward_together(current) if update and not scales(scaler) else None
+            if loss is None:
+                loss = backward(self._as_given, current, scaler)
+            self._accumulates = not update
+            if update and scaler is not None:
+                scaler.step(optimizer)
+                scaler.update()
+            elif update:
+                optimizer.step()
+        finally:
+            self._prepared = None
+        return loss
 
     @property
     def attached(self) -> bool:
@@ -292,18 +347,19 @@ class GEM:
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
+        past_tasks = self.past_tasks
         stored = {batch.task: batch for batch in self._stored_batches()}
-        constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in self.past_tasks]
+        constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in past_tasks]
         if self.memory_batch is None or not constraints:
             return constraints, None
         device = device_of(next(iter(stored.values())).x) if stored else torch.device("cpu")
-        counts = [sum(batch.size for batch in batches) for batches in constraints]
+        sizes = dict(zip(stored, self._stored.sizes, strict=True))
+        counts = [sizes.get(task, 0) for task in past_tasks]
         return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
 
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
-        pad, held = getattr(self.memory, "pad", None), self.memory.tasks
-        return [Batch(task, *self.memory.examples(task), pad) for task in self.past_tasks if task in held]
+        return self._stored(self.memory, self.past_tasks)
 
     def _constrained_tasks(self) -> list[list[Hashable]]:
         """Of each constraint the tasks that it is about."""
@@ -325,6 +381,28 @@ class GEM:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._one_projection.new_step()
+        self._accumulates = False
+
+    def _backward_together(self, current: Batch) -> Tensor | None:
+        """Has one pass leave g in `.grad`, keeps G for the projection and returns the loss; None where none can."""
+        optimizer = self._attachment.optimizer
+        assert optimizer is not None
+        parameters = trained_parameters(optimizer)
+        if not parameters or not self.past_tasks or self._sharded is not None or self._graphed is not None:
+            return None
+        if torch.is_autocast_enabled(parameters[0].device.type):  # which holds for the mini-batch alone
+            return None
+        check_parameters(parameters)
+        constraints, sample = self.constraints()
+        self._prepared = constraints, sample, None
+        joint = self._engine.with_current(self.objective, current, constraints, parameters, sample)
+        if joint is None:
+            return None
+        self._prepared = constraints, sample, joint.G
+        for p, grad in zip(parameters, joint.grads, strict=True):
+            if grad is not None:
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
+        return joint.loss
 
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
@@ -341,12 +419,13 @@ class GEM:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
-            constraints, sample = self.constraints()
+            constraints, sample, G = self._prepared or (*self.constraints(), None)
             with amp.disabled(parameters[0].device):
-                with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
-                    G = self._autocast.run(  # rows g_k (Eq. 5)
-                        self._task_gradients, self.objective, constraints, parameters, sample
-                    )
+                if G is None:
+                    with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
+                        G = self._autocast.run(  # rows g_k (Eq. 5)
+                            self._task_gradients, self.objective, constraints, parameters, sample
+                        )
                 with values_explained(self.memory, grads):
                     projection = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
                 with self._autocast.context(constraints, parameters[0]):

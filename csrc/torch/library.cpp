@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
       "in_float64) -> "
       "(Tensor v, Tensor status, Tensor residual)");
 
+  // Random int64 numbers, min(size, count) for each of the counts, as that many different positions among so many.
+  m.def("_distinct(Tensor numbers, int[] counts, int size) -> Tensor");
+
   // Private ones for linear layers, on the CPU, in float32 and float64. The sparse entries that they take come from
   // _sparse_rows and _sparse_pairs, and are not checked again.
   m.def("_sparse_rows(Tensor x) -> (Tensor start, Tensor columns, Tensor values)");

@@ -140,6 +140,16 @@ class Objective:
         return loss
 
 
+class JointPass(NamedTuple):
+    """The gradients of the current mini-batch and of the past tasks, computed together."""
+
+    G: TaskGradients
+    grads: list[Tensor | None]
+    """g, per parameter; None where the loss does not depend on it. Whoever asked for them may keep them."""
+    loss: Tensor
+    """() the mean loss over the current mini-batch, without a history."""
+
+
 class Engine(abc.ABC):
     """Computes the past tasks' gradients in each step. `Fused` and `Loop` are two; a subclass of yours is a third.
 
@@ -169,6 +179,29 @@ class Engine(abc.ABC):
         Returns:
             G, valid until the engine is called again.
         """
+
+    def with_current(
+        self,
+        objective: Objective,
+        current: Batch,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None = None,
+    ) -> JointPass | None:
+        """The current mini-batch's gradient together with G, for `GEM.step`; an engine need not have this.
+
+        Args:
+            objective: as for `__call__`.
+            current: the mini-batch of the current task.
+            constraints: as for `__call__`.
+            parameters: as for `__call__`; g has one gradient for each.
+            sample: as for `__call__`.
+
+        Returns:
+            What a backward from its loss and then a call of the engine would give, but for rounding: buffers and random
+            number generators are left as by these. None: these are to do it.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the memory to go on with the same bits; here nothing."""

@@ -44,17 +44,30 @@ class RowGradients:
         self._step = 0
 
     @property
+    def with_current(self) -> Tensor:
+        """(t + 1, p): G, and a row for the current mini-batch's gradient, where `begin_step` was told of one."""
+        assert self._buffer is not None
+        return self._buffer[: len(self._past) + 1]
+
+    @property
     def G(self) -> Tensor:
         """(t, p): rows of the parameters' gradients, flattened one after the other."""
         assert self._buffer is not None
         return self._buffer[: len(self._past)]
 
-    def begin_step(self, past: list[Hashable], parameters: Sequence[Parameter], *, anew: bool = False) -> None:
+    def begin_step(
+        self,
+        past: list[Hashable],
+        parameters: Sequence[Parameter],
+        *,
+        anew: bool = False,
+        with_current: bool = False,
+    ) -> None:
         """Says which tasks and parameters the rows are of in this step, and finds out which of them are stale.
 
-        With `anew` all of them are.
+        With `anew` all of them are. With `with_current` there is one more row, for the current mini-batch.
         """
-        t, buffer = len(past), rows_for(len(past), parameters, reuse=self._buffer)
+        t, buffer = len(past), rows_for(len(past) + with_current, parameters, reuse=self._buffer)
         if buffer is not self._buffer:
             self._buffer = buffer
         elif not anew and self.refresh_every > 1 and past == self._past and self._has_rows_of(parameters):

@@ -13,12 +13,22 @@ from torch.nn import Parameter
 from gem_fast.containers import Objects
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.joint import Joint
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.schedule import Schedule
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.fused.verifier import RowsDiffer, Verifier, batch_of_task, failures_as_reasons
-from gem_fast.gradients.interface import Constraint, Objective, Sample, TaskGradients, is_captured, random_devices
+from gem_fast.gradients.interface import (
+    Batch,
+    Constraint,
+    JointPass,
+    Objective,
+    Sample,
+    TaskGradients,
+    is_captured,
+    random_devices,
+)
 from gem_fast.gradients.layerwise import layerwise
 from gem_fast.gradients.loop import RowEngine, fill_rows
 from gem_fast.gradients.restore import buffers_restored
@@ -94,6 +104,8 @@ class Fused(RowEngine):
         self._cache: BatchCache | None = None
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
+        self._joint: Joint | None = None
+        self._was_by_examples = False  # whether the model's last pass was one of `cpu_mlp.ExampleGradients`
         self._schedule = Schedule()
         self._reason: str | None = None  # why the model is left to the loop
         self._has_said_several = False
@@ -143,6 +155,74 @@ class Fused(RowEngine):
         if is_given_up:  # and the loop has not failed, too
             self._leave_to_the_loop(str(reason))
         return rows
+
+    def with_current(
+        self,
+        objective: Objective,
+        current: Batch,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None = None,
+    ) -> JointPass | None:
+        """As `Engine.with_current`."""
+        model, verifier = self._current(objective, parameters)
+        assert self._joint is not None
+        is_own = type(self).__call__ is not Fused.__call__  # of a subclass, which may make something else of G
+        if is_own or self._reason is not None or not self._joint.takes(current):
+            return None
+        if self._shortcuts:
+            batch = self._joint.mlp_batch(current)
+            if batch is not None:
+                together = self._by_examples(model, constraints, sample, batch)
+                if together is not None:
+                    return JointPass(together, together.grads, together.loss)
+                alone = self._joint.by_shortcut(current, batch)
+                if alone is not None:
+                    return JointPass(self(objective, constraints, parameters, sample), *alone)
+        t = len(constraints)
+        if (
+            self._rows.refresh_every > 1
+            or self._is_layerwise(t, parameters)
+            or any(len(batches) != 1 for batches in constraints)
+            or (self._tasks_per_pass is None and model.is_faster_one_by_one())
+        ):
+            return None
+        every = slice(0, t)
+        with self._joint.attempt(), torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
+            batches = self._task_batches(model.objective, constraints, sample, every)
+            joint = self._joint.batch(batches, current)
+            is_new = verifier.verify_new(constraints, shortcuts=self._shortcuts, is_mlp=False)
+            if joint is None or self._tasks_at_once(joint.tasks.sizes, verifier.bytes_per_example) < t:
+                return None
+            tasks = [batch.task for [batch] in constraints]
+            self._rows.begin_step(tasks, parameters, with_current=True)
+            is_first = is_new or self._joint.is_first
+            due = [] if is_captured(parameters) else self._schedule.due(tasks, is_new=is_first)
+            with buffers_restored(model.stateful(), only_on_failure=True), failures_as_reasons():
+                done = self._joint.run(joint, self._rows, constraints, sample, due, current, self._shortcuts)
+            self._schedule.passed(tasks, due)
+            return done
+        return None
+
+    def _by_examples(
+        self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None, current: TaskBatch
+    ) -> cpu_mlp.ExampleGradients | None:
+        """One pass for all, where it is of a kind that was compared and no comparison is due; else None."""
+        tasks = [batches[0].task for batches in constraints]
+        if (
+            sample is None
+            or not self._was_by_examples
+            or not self._keeps_no_rows(len(tasks))
+            or any(len(batches) != 1 for batches in constraints)
+            or self._schedule.due(tasks, is_new=False)
+        ):
+            return None
+        [batch] = self._task_batches(model.objective, constraints, sample, slice(0, len(tasks)))
+        plan = model.sample_plan(batch) if model.is_mlp(batch) else None
+        if plan is None:
+            return None
+        self._schedule.passed(tasks, [])
+        return cpu_mlp.ExampleGradients(plan, batch, current)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
@@ -222,6 +302,7 @@ class Fused(RowEngine):
                     except RowsDiffer as error:
                         raise RowsDiffer(self._with_unchecked(error)) from error
                 self._schedule.passed(tasks, due)
+                self._was_by_examples = plan is not None
                 return G
 
     def _keeps_no_rows(self, t: int) -> bool:
@@ -234,13 +315,16 @@ class Fused(RowEngine):
         """The stale rows, by as many passes as the activations need."""
         rows, pass_task = self._rows, model.objective.pass_task
         sizes = [size for batch in batches for size in batch.tasks.sizes]
-        step = self._tasks_per_pass or max(1, self._activation_bytes // (bytes_per_example * max(sizes)))
+        step = self._tasks_at_once(sizes, bytes_per_example)
         for first in range(0, len(sizes), step):
             some = slice(first, min(first + step, len(sizes)))
             done = model.run(batches[some] if pass_task else [batches[0].of_tasks(some)], shortcuts=shortcuts)
             done.write(rows.G[stale][some], model.parameters)
             rows.computed(done.depends(model.parameters))
         return rows
+
+    def _tasks_at_once(self, sizes: list[int], bytes_per_example: int) -> int:
+        return self._tasks_per_pass or max(1, self._activation_bytes // (bytes_per_example * max(sizes)))
 
     def _current(self, objective: Objective, parameters: Sequence[Parameter]) -> tuple[FusedModel, Verifier]:
         # A compiled model is run as it was: compiled code has no layers to look into.
@@ -257,6 +341,8 @@ class Fused(RowEngine):
                 self._reason = None
             self._model = FusedModel(objective, parameters)
             self._verifier = Verifier(self._model)
+            self._was_by_examples = False
+            self._joint = Joint(self._model, self._verifier)
         return self._model, self._verifier
 
     def _task_batches(

@@ -50,6 +50,8 @@ class LossRoot(NamedTuple):
     """The gradient at `start`; None where that is the loss."""
     shared: Sequence[Tensor] = ()
     """Leaves in the place of outputs that are not one per example: a loss that relies on them is not one task's own."""
+    current: Tensor | None = None
+    """The loss of the current mini-batch, where that is the batch's last task."""
 
     @classmethod
     def of(cls, objective: Objective, output: Any, batch: TaskBatch) -> LossRoot:
@@ -65,7 +67,11 @@ class LossRoot(NamedTuple):
         shared: list[Tensor] = []
         if len(batch.tasks) > 1 and not isinstance(output, Tensor):
             output = map_tensors(lambda x: _without_shared(x, batch.tasks.total, shared), output)
-        return cls(output, _sum_of_means(objective, output, batch), None, shared)
+        if batch.past is None:
+            return cls(output, _sum_of_means(objective, output, batch), None, shared)
+        (of_past, mine), (_, wanted) = _past_and_current(output, batch), _past_and_current(batch.y, batch)
+        current = objective.scalar_loss(mine, wanted)
+        return cls(output, current + _sum_of_means(objective, of_past, batch.past), None, shared, current.detach())
 
     def gradient(self) -> Tensor:
         """The gradient at the output."""
@@ -76,14 +82,26 @@ class LossRoot(NamedTuple):
         return grad
 
 
+def _past_and_current(value: Any, batch: TaskBatch) -> list[Any]:
+    n = batch.tasks.sizes[-1]
+    parts = split(value, [batch.tasks.total - n, n]) if value is not None else [None, None]
+    if parts is None:
+        raise _not_per_example(value, batch)
+    return parts
+
+
+def _not_per_example(output: Any, batch: TaskBatch) -> CannotFuse:
+    got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    return CannotFuse(f"the model returns {got} for {batch.tasks.total} examples")
+
+
 def _sum_of_means(objective: Objective, output: Any, batch: TaskBatch) -> Tensor:
     target, tasks = batch.y, batch.tasks
     if len(tasks) == 1:
         return objective.scalar_loss(output, target)
     outputs = split(output, tasks.sizes)
     if outputs is None:
-        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise CannotFuse(f"the model returns {got} for {tasks.total} examples")
+        raise _not_per_example(output, batch)
     if batch.plain_cross_entropy and tasks.equal is not None and isinstance(output, Tensor):
         # Losses are per position (N, d1, ...): every task's mean is over the same number of them.
         positions = output.numel() // output.shape[1] // len(tasks)

@@ -92,7 +92,7 @@ class FusedModel:
         return cpu_mlp.is_whole(self.mlp_layers, self.objective.model, batch)
 
     def sample_plan(self, batch: TaskBatch) -> cpu_mlp.SamplePlan | None:
-        """What a pass of `cpu_mlp.ExampleGradients` takes; None where rows cost less. For a batch of which `is_mlp` holds."""
+        """What passes of such samples share; None where rows cost less. For a batch of which `is_mlp` holds."""
         if batch.positions is None:
             return None
         if self._plan is None or not self._plan.serves(self.mlp_layers, batch):
@@ -125,7 +125,23 @@ class FusedModel:
             if found is not None:
                 return found
         recorder = Recorder(self._wanted, self._dims, learn_dims)
-        roots = self._forward(recorder, batches)
+        return self._backward(recorder, self._forward(recorder, batches), batches, shortcuts, verifying)
+
+    def run_with_current(self, batch: TaskBatch, *, shortcuts: bool) -> tuple[cpu_mlp.MlpPass | LayerPass, Tensor]:
+        """The same for a batch whose last task is the current mini-batch, and the loss of that."""
+        recorder = Recorder(self._wanted, self._dims, learn_dims=False)
+        [root] = self._forward(recorder, [batch])
+        assert root.current is not None
+        return self._backward(recorder, [root], [batch], shortcuts, verifying=False), root.current
+
+    def _backward(
+        self,
+        recorder: Recorder,
+        roots: Sequence[LossRoot],
+        batches: Sequence[TaskBatch],
+        shortcuts: bool,
+        verifying: bool,
+    ) -> cpu_mlp.MlpPass | LayerPass:
         if shortcuts and not self.objective.pass_task:
             found = cpu_mlp.recorded_pass(recorder, roots, batches[0])
             if found is not None:
@@ -139,6 +155,17 @@ class FusedModel:
         if verifying:
             _check_every_use_is_known(contributions, self._wanted, roots)
         return LayerPass(contributions)
+
+    def has_other_gradients(self) -> bool:
+        """Whether a backward of the user's would do more than add the wanted gradients to `.grad`."""
+        loss = self.objective.loss_fn
+        modules = [self.objective.model, *([loss] if isinstance(loss, nn.Module) else [])]
+        return any(
+            parameter._post_accumulate_grad_hooks or parameter._backward_hooks or parameter not in self._wanted
+            for module in modules
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ) or any(is_hooked for _, _, is_hooked in self._states)
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
         roots, first = [], 0

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gem_fast.batches import select
+from gem_fast.batches import DoNotFit, concatenate, select, size_of
 from gem_fast.containers import Nest
 from gem_fast.gradients.fused.entries import SparseEntries
+
+
+class Run(NamedTuple):
+    """Tasks in a row that have equally many examples: one operator serves them all."""
+
+    tasks: slice
+    examples: slice
+    size: int
+    """The number of examples of each."""
 
 
 class TaskSizes:
@@ -22,15 +32,29 @@ class TaskSizes:
         sizes: the number of examples of each task.
         total: N, their sum.
         equal: the number of examples where all tasks have the same, else None.
+        order: in which order the tasks go through a module that keeps something of each: the current one, which is the
+            last, before those of the past.
     """
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], *, with_current: bool = False) -> None:
         self.sizes = sizes
+        last = len(sizes) - 1
+        self.order = [last, *range(last)] if with_current else list(range(len(sizes)))
         self.total = sum(sizes)
         self.equal = sizes[0] if len(set(sizes)) == 1 else None
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All tasks, in as few runs as there can be."""
+        runs, task, example = [], 0, 0
+        for size, group in groupby(self.sizes):
+            count = len(list(group))
+            runs.append(Run(slice(task, task + count), slice(example, example + count * size), size))
+            task, example = task + count, example + count * size
+        return runs
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, ...) as one view (n_k, ...) per task."""
@@ -39,11 +63,8 @@ class TaskSizes:
 
     def sum(self, x: Tensor, out: Tensor) -> None:
         """out[k] = the sum over task k's examples of x (N, ...); out is (t, ...)."""
-        if self.equal is not None:
-            torch.sum(x.reshape(len(self.sizes), self.equal, *x.shape[1:]), 1, out=out)
-            return
-        for mine, row in zip(self.split(x), out, strict=True):
-            torch.sum(mine, 0, out=row)
+        for tasks, examples, size in self.runs:
+            torch.sum(x[examples].reshape(-1, size, *x.shape[1:]), 1, out=out[tasks])
 
     def repeat(self, per_task: Tensor) -> Tensor:
         """(t,) as (N,): each task's value for all of its examples."""
@@ -65,6 +86,7 @@ class TaskBatch:
         plain_cross_entropy: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
         entries: the non-zero entries of `memory`, where they are few.
         positions: (N,) int64: the examples of `memory` that count; None for all of them.
+        past: the same without the last task, where that is the current mini-batch.
     """
 
     memory: Nest
@@ -74,6 +96,7 @@ class TaskBatch:
     plain_cross_entropy: bool = False
     entries: SparseEntries | None = None
     positions: Tensor | None = None
+    past: TaskBatch | None = None
 
     @cached_property
     def x(self) -> Nest:
@@ -84,6 +107,15 @@ class TaskBatch:
     def y(self) -> Nest:
         """(N, ...): the targets, likewise."""
         return self.targets if self.positions is None else select(self.targets, self.positions)
+
+    def with_current(self, x: Nest, y: Nest) -> TaskBatch | None:
+        """The same with the current mini-batch as one more task; None where they cannot be one batch as they are."""
+        try:
+            x, y = concatenate("x", [self.x, x]), concatenate("y", [self.y, y])
+        except DoNotFit:
+            return None
+        sizes = [*self.tasks.sizes, size_of(x) - self.tasks.total]
+        return TaskBatch(x, y, None, TaskSizes(sizes, with_current=True), past=self)
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""

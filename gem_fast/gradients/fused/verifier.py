@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from gem_fast.gradients.interface import Batch, Constraint, Sample, TaskGradient
 from gem_fast.gradients.loop import fill_rows
 from gem_fast.gradients.restore import Buffers, buffers_restored, parameters_moved
 from gem_fast.gradients.rows import RowGradients, by_parameter, rows_for
+from gem_fast.ops import pack_
+
+AnyGradients = TypeVar("AnyGradients", bound=TaskGradients | Tensor)
 
 # How often a comparison is tried: with the parameters as they are, and twice with others close to them.
 _ATTEMPTS = 3
@@ -84,12 +87,13 @@ class Verifier:
 
     def verified(
         self,
-        run: Callable[[], TaskGradients],
+        run: Callable[[], AnyGradients],
         constraints: Sequence[Constraint],
         sample: Sample | None,
         rows: slice,
         due: Sequence[int],
-    ) -> TaskGradients:
+        current: Batch | None = None,
+    ) -> AnyGradients:
         """What a pass gives, once the loop gives the same for some rows of it, and leaves the same buffers.
 
         A pass that uses random numbers cannot be compared itself, but one with nothing dropped.
@@ -100,23 +104,28 @@ class Verifier:
             sample: as for `Engine.__call__`.
             rows: the rows of G that the pass computes.
             due: which of these rows to compare.
+            current: the current mini-batch, where its gradient is the last row; it is compared, too.
 
         Raises:
             CannotVerify: the gradients are not finite.
             CannotFuse: the loop does not do the same. Buffers are then as they were.
         """
         devices, modules = random_devices(self._model.parameters), list(self._model.objective.model.modules())
-        batches = [batch for [batch] in (constraints if sample is None else sample.of(constraints))[rows]]
+        sampled = (constraints if sample is None else sample.of(constraints))[rows]
+        t, batches = len(constraints), list(enumerate((batch for [batch] in sampled), rows.start))
+        compared_rows = {rows.start + k for k in due}
+        if current is not None:
+            t, batches, compared_rows = t + 1, [(t, current), *batches], {*compared_rows, t}
 
-        def compared(even_random: bool) -> TaskGradients:
+        def compared(even_random: bool) -> AnyGradients:
             with torch.random.fork_rng(devices), buffers_restored(modules, only_on_failure=True):
-                start, before = _random_states(devices), Buffers(modules)
+                start, before = random_states(devices), Buffers(modules)
                 G = run()
-                if not even_random and not all(map(torch.equal, _random_states(devices), start)):
+                if not even_random and not all(map(torch.equal, random_states(devices), start)):
                     raise _UsesRandomNumbers
                 _set_random_states(devices, start)
                 with buffers_restored(modules):
-                    self._compare_with_loop(G, len(constraints), batches, rows.start, due, before)
+                    self._compare_with_loop(G, t, batches, compared_rows, before)
             return G
 
         def check_with_nothing_dropped() -> None:
@@ -135,17 +144,44 @@ class Verifier:
         self._up_to_rounding(check_with_nothing_dropped, attempt)
         return run()
 
+    def verify_alone(self, current: Batch, run: Callable[[], Sequence[Tensor | None]]) -> None:
+        """Compares the gradients of a mini-batch that went through the model alone; raises as `verified` does.
+
+        Args:
+            current: the mini-batch.
+            run: computes its gradient per parameter, None where its loss does not depend on one; changes nothing.
+        """
+        objective, parameters = self._model.objective, self._model.parameters
+        expected, got = rows_for(1, parameters), rows_for(1, parameters)
+
+        def check() -> None:
+            with buffers_restored(objective.model.modules()):
+                depends = fill_rows(objective, [[current]], parameters, expected, slice(0, 1))
+            grads = run()
+            pack_(got[0], grads, [parameter.numel() for parameter in parameters])
+            if not bool(expected.isfinite().all()):
+                raise CannotVerify("the gradients are not finite")
+            _compare(objective.model, parameters, expected, got)
+            if depends != [grad is not None for grad in grads]:
+                raise CannotFuse("a parameter that is used outside of its layer would be missed")
+
+        self._up_to_rounding(check)
+
     def _compare_with_loop(
-        self, G: TaskGradients, t: int, batches: Sequence[Batch], first: int, due: Sequence[int], before: Buffers
+        self,
+        G: TaskGradients | Tensor,
+        t: int,
+        batches: Sequence[tuple[int, Batch]],
+        due: Collection[int],
+        before: Buffers,
     ) -> None:
         """One row at a time, so that a form of G that has no rows does not need the memory for many.
 
         Args:
             G: what the pass gave.
             t: the number of rows of G.
-            batches: what went through it, task by task.
-            first: which row of G is the first of these.
-            due: which of these rows to compare.
+            batches: what went through it, task by task, with the rows of G.
+            due: which rows to compare.
             before: the buffers' values before the pass; those after it are in the model.
         """
         objective, parameters = self._model.objective, self._model.parameters
@@ -154,12 +190,13 @@ class Verifier:
         has_changed = not before.are_unchanged()
         before.restore()
         expected = rows_for(1, parameters)
-        for k, batch in enumerate(batches):
+        for k, batch in batches:
             if k in due:
                 fill_rows(objective, [[batch]], parameters, expected, slice(0, 1))
-                got = _row(G, first + k, t, parameters)
+                got = _row(G, k, t, parameters)
                 # Where there are no rows, one that is not finite spoils the others.
-                if not bool((expected if isinstance(G, RowGradients) else expected + got).isfinite().all()):
+                has_rows = isinstance(G, RowGradients | Tensor)
+                if not bool((expected if has_rows else expected + got).isfinite().all()):
                     raise CannotVerify("the gradients are not finite")
                 _compare(objective.model, parameters, expected, got)
             elif has_changed:
@@ -248,7 +285,8 @@ def batch_of_task(batch: Batch) -> TaskBatch:
     return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([batch.size]))
 
 
-def _random_states(devices: Sequence[int]) -> list[Tensor]:
+def random_states(devices: Sequence[int]) -> list[Tensor]:
+    """Those of the CPU's generator and of these GPUs'; to read them waits for nothing."""
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
@@ -258,10 +296,10 @@ def _set_random_states(devices: Sequence[int], states: Sequence[Tensor]) -> None
         torch.cuda.set_rng_state(state, device)
 
 
-def _row(G: TaskGradients, k: int, t: int, parameters: Sequence[Parameter]) -> Tensor:
+def _row(G: TaskGradients | Tensor, k: int, t: int, parameters: Sequence[Parameter]) -> Tensor:
     """(1, p): row k of G (t, p), which need not be kept as rows."""
-    if isinstance(G, RowGradients):
-        return G.G[k : k + 1]
+    if isinstance(G, RowGradients | Tensor):
+        return (G if isinstance(G, Tensor) else G.G)[k : k + 1]
     row = rows_for(1, parameters).zero_()
     unit = torch.zeros(t, dtype=torch.float64, device=row.device)
     unit[k] = 1.0

@@ -120,13 +120,12 @@ def _write_weight(x: Tensor, grad: Tensor, tasks: TaskSizes, out: Tensor) -> Non
 
 def _write_product(left: Tensor, right: Tensor, tasks: TaskSizes, out: Tensor) -> None:
     """out[k] (a, b) = left' right over the examples and positions of task k: left (N, ..., a), right (N, ..., b)."""
-    if tasks.equal is not None:
-        t = len(tasks)
-        factors = left.reshape(t, -1, left.shape[-1]).mT, right.reshape(t, -1, right.shape[-1])
-        if out.numel() <= _MAX_COPIED * t:
-            out.copy_(torch.bmm(*factors))
+    for some, examples, _ in tasks.runs:
+        t, rows = some.stop - some.start, out[some]
+        factors = [x[examples].reshape(t, -1, x.shape[-1]) for x in (left, right)]
+        if t == 1:
+            torch.mm(factors[0][0].mT, factors[1][0], out=rows[0])
+        elif rows.numel() <= _MAX_COPIED * t:
+            rows.copy_(torch.bmm(factors[0].mT, factors[1]))
         else:
-            torch.bmm(*factors, out=out)
-        return
-    for mine, theirs, row in zip(tasks.split(left), tasks.split(right), out, strict=True):
-        torch.mm(mine.reshape(-1, left.shape[-1]).mT, theirs.reshape(-1, right.shape[-1]), out=row)
+            torch.bmm(factors[0].mT, factors[1], out=rows)

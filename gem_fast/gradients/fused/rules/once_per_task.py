@@ -6,6 +6,7 @@ those of one pass per task, in order), and those whose parameters take part in w
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,18 +30,17 @@ def once_per_task(recorder: Recorder, module: nn.Module, forward: Callable[..., 
         for leaf, at in zip(leaves, _extended(dims_in, len(leaves)), strict=True)
     ]
     wanted = recorder.wanted(module)
-    outputs = []
-    start = 0
-    for task, size in enumerate(sizes):
+    outputs: list[Any] = [None] * len(sizes)
+    starts = [0, *accumulate(sizes)]
+    for task in recorder.tasks.order:
         mine = [
-            leaf.narrow(at, start, size) if split else leaf
+            leaf.narrow(at, starts[task], sizes[task]) if split else leaf
             for leaf, at, split in zip(leaves, _extended(dims_in, len(leaves)), is_split, strict=True)
         ]
-        start += size
         args_k, kwargs_k = pytree.tree_unflatten(mine, tree)
         aliases = {parameter: parameter.detach().requires_grad_() for _, _, parameter in wanted}
         with parameters_replaced([(owner, name, aliases[parameter]) for owner, name, parameter in wanted]):
-            outputs.append(forward(*args_k, **kwargs_k))
+            outputs[task] = forward(*args_k, **kwargs_k)
         for parameter, alias in aliases.items():
             recorder.use_alias(parameter, alias, task)
     return _joined(module, outputs, dims_out)
