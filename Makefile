@@ -1,5 +1,6 @@
 # make demo   install and train GEM on the rotated digits      make lint    formatting, style and types
 # make test   install and run the tests                        make bench   install and run the benchmarks
+# make integrations   run the tests of gem_fast.integrations with the frameworks and another torch, but the same build
 # make paper  install and reproduce the paper's tables and its figure into bench/results/paper: hours, resumable
 # make soak   hours of hard inputs: SEED, PROBLEMS, FUZZ_SECONDS and STEPS on the command line change what is run
 # make gpu-check   on a machine with a GPU: build, test and time there in under eight minutes, into OUT
@@ -29,18 +30,22 @@ DEVICE ?= cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
+INTEGRATIONS := .venv-integrations
 CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 # What a build depends on.
 BUILD := setup.py pyproject.toml $(CSRC)
 CXX_FILES := $(CSRC) $(wildcard tests/csrc/simt/* tests/csrc/native/*)
 
-.PHONY: demo test lint bench gpu-check paper soak clean
+.PHONY: demo test integrations lint bench gpu-check paper soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m gem_fast run --stream rotations --learner gem --out out/rotations
 
 test: $(VENV)/installed $(VENV)/test.tools
 	$(BIN)/python -m pytest
+
+integrations: $(INTEGRATIONS)/installed
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/csrc/test_operators.py
 
 lint: $(VENV)/installed $(VENV)/test.tools $(VENV)/lint.tools
 	$(BIN)/ruff format --check .
@@ -72,7 +77,7 @@ soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools
 	    ../$(BIN)/python -m fuzz.run $$target -seed=$$(($(SEED) + 1)) -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean:
-	rm -rf $(VENV) build out *.egg-info gem_fast/*.so
+	rm -rf $(VENV) $(INTEGRATIONS) build out *.egg-info gem_fast/*.so
 
 # gem_fast itself, built and installed in place: Python files are used as they stand.
 $(VENV)/installed: $(BUILD) | $(BIN)/pip
@@ -81,6 +86,14 @@ $(VENV)/installed: $(BUILD) | $(BIN)/pip
 
 $(VENV)/%.tools: pyproject.toml $(VENV)/installed
 	$(BIN)/pip install --quiet --group $*
+	touch $@
+
+# The frameworks, and by a path file the gem_fast that stands in this folder: it is not built again.
+$(INTEGRATIONS)/installed: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --upgrade pip
+	$(INTEGRATIONS)/bin/pip install --quiet --group integrations
+	echo '$(CURDIR)' > "$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gem_fast.pth"
 	touch $@
 
 $(BIN)/pip:

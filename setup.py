@@ -21,9 +21,9 @@ from setuptools.errors import ExecError, PlatformError
 ROOT = Path(__file__).parent
 TORCH_AT_LEAST = (2, 10)
 NVCC_AT_LEAST = (12, 0)  # C++20
-# Compute capabilities that get machine code where TORCH_CUDA_ARCH_LIST does not say otherwise; the newest one that nvcc
-# knows of them also as PTX, which newer devices compile for themselves.
-CUDA_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+# Compute capabilities that get machine code where TORCH_CUDA_ARCH_LIST does not say otherwise: it runs on all devices of
+# the same major version. The newest one that nvcc knows of them also as PTX, which newer devices compile for themselves.
+CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 
 NINJA_RULES = """\
 rule compile

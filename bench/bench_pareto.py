@@ -16,10 +16,10 @@ from conftest import THREADS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gem_fast.paper.result_table import MeanStd, machine
-from gem_fast.paper.run_cache import run_cached
-from gem_fast.paper.runner import parse_seeds
-from gem_fast.paper.training_run import configuration
+from gem_fast.paper.experiments.run_cache import run_cached
+from gem_fast.paper.experiments.runner import parse_seeds
+from gem_fast.paper.experiments.training_run import configuration
+from gem_fast.paper.reports.result_table import MeanStd, machine
 
 RESULTS = Path(__file__).parent / "results"
 

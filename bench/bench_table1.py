@@ -12,9 +12,9 @@ from interleave import interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 from training import DEVICE, TASKS
 
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.stream_info import StreamInfo
-from gem_fast.paper.training_run import TrainingRun, configuration, hyper_parameters
+from gem_fast.paper.experiments.training_run import TrainingRun, configuration, hyper_parameters
+from gem_fast.paper.learners import make_learner
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 # name in the results -> learner; gem is the one under test
@@ -51,11 +51,11 @@ class Training:
             for x, y in made.schedule.batches(made.stream, experience, order)
         ]
         self.stream_info = StreamInfo.of(made.stream)
-        self.learner = LEARNERS[learner]
+        self.learner = learner
         self.hyper = hyper_parameters(stream, learner, {})
 
     def __call__(self) -> None:
         torch.manual_seed(0)
-        learner = self.learner(self.stream_info, DEVICE, **self.hyper)
+        learner = make_learner(self.learner, self.stream_info, DEVICE, **self.hyper)
         for x, y, task in self.batches:
             learner.observe(x, y, task)

@@ -4,6 +4,7 @@ Every rank keeps the examples that it observed. A past task's gradient is that o
 ranks, so the ranks need the same tasks in the same order (`Agreement`); `gradients/sharded.py` exchanges the rest.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,6 +17,8 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 _log = logging.getLogger("gem_fast")
+
+_REFUSED = "model must be sharded by torch.distributed.fsdp.fully_shard, got one wrapped in FullyShardedDataParallel"
 
 
 class Ranks:
@@ -202,7 +205,7 @@ def ranks_of(
     """The processes that train these parameters together; None where there is no process group.
 
     Args:
-        model: as the user has it; one of DistributedDataParallel has a process group.
+        model: as the user has it; one in DistributedDataParallel has a process group, and so does the model inside.
         parameters: those that the optimizer trains; sharded ones have a device mesh.
         process_group: the ranks that train replicas of the model, where it does not say so itself.
 
@@ -214,25 +217,31 @@ def ranks_of(
             raise ValueError("process_group must be None where torch.distributed is not initialised, got a group")
         return None
     device = parameters[0].device
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError(
-            "model must be sharded by torch.distributed.fsdp.fully_shard, got one wrapped in FullyShardedDataParallel"
-        )
+    if any(_is_first_fsdp(module) for module in model.modules()):
+        raise ValueError(_REFUSED)
     if any(map(is_sharded, parameters)):
         if process_group is not None:
             raise ValueError("process_group must be None for sharded parameters, whose mesh has one, got a group")
         return Ranks(_groups_of_mesh(model, parameters), device, shards=True)
-    wrapper = _replicated(model)
-    group = process_group if wrapper is None or process_group is not None else wrapper.process_group
-    if group is None:
-        if dist.get_world_size() > 1:
-            _log.warning(
-                "%d processes, but the model is in no DistributedDataParallel: each process projects its gradient by "
-                "its own memory alone, unless process_group= is given",
-                dist.get_world_size(),
-            )
-        return None
-    return Ranks([group], device)
+    if process_group is None:
+        wrapper = _replicated(model) or _wrapper_around(parameters[0])
+        process_group = None if wrapper is None else wrapper.process_group
+    return None if process_group is None else Ranks([process_group], device)
+
+
+def exchanges_gradients(model: nn.Module) -> bool:
+    """Whether a backward through the model leaves the mean of all ranks' gradients: whether it is, or is in, DDP."""
+    return _replicated(model) is not None
+
+
+def say_alone() -> None:
+    """Says, where there are several processes, that they do not train one model as far as could be found."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        _log.warning(
+            "%d processes, but the model is in no DistributedDataParallel: each process projects its gradient by its "
+            "own memory alone, unless process_group= is given",
+            dist.get_world_size(),
+        )
 
 
 def replica(model: nn.Module) -> nn.Module:
@@ -261,6 +270,32 @@ def _replicated(model: nn.Module) -> DistributedDataParallel | None:
             return None
         model = inner
     return model
+
+
+def _wrapper_around(parameter: Parameter) -> DistributedDataParallel | None:
+    """The wrapper that trains a parameter, where the hook has the model inside; a wrapper leaves no mark on that."""
+    if dist.get_world_size() == 1:
+        return None
+    wrappers = [x for x in gc.get_objects() if issubclass(type(x), DistributedDataParallel) or _is_first_fsdp(x)]
+    for wrapper in wrappers:
+        if any(p is parameter for p in wrapper.parameters()):
+            if not isinstance(wrapper, DistributedDataParallel):
+                raise ValueError(_REFUSED)
+            if _is_alive(wrapper.process_group):
+                return wrapper
+    return None
+
+
+def _is_alive(group: dist.ProcessGroup) -> bool:
+    try:
+        dist.get_process_group_ranks(group)
+    except KeyError:  # of a wrapper that is left from before the processes joined anew
+        return False
+    return True
+
+
+def _is_first_fsdp(x: object) -> bool:
+    return type(x).__name__ == "FullyShardedDataParallel"
 
 
 def _groups_of_mesh(model: nn.Module, parameters: Sequence[Parameter]) -> list[dist.ProcessGroup]:

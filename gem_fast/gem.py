@@ -1,8 +1,7 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
 from collections.abc import Callable, Hashable, Sequence
-from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +11,21 @@ from torch.optim import Optimizer
 
 from gem_fast.batches import check_examples, device_of
 from gem_fast.containers import Nest, Objects
-from gem_fast.distributed import ranks_of, replica
+from gem_fast.distributed import Ranks
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
 from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.hook import amp, hook_state
 from gem_fast.hook.accuracy_watch import AccuracyWatch
-from gem_fast.hook.attachment import Attachment, check_is_free
+from gem_fast.hook.attachment import Attached, Attachment, check_is_free
 from gem_fast.hook.checks import check_attachable, check_parameters, check_solved, trained_parameters
-from gem_fast.hook.cuda_graph import GraphedPass, kind_of
-from gem_fast.hook.current import backward, scales
+from gem_fast.hook.created import keep_created
+from gem_fast.hook.cuda_graph import Graphed, kind_of, obstacle_of
 from gem_fast.hook.explain import pass_explained, values_explained
 from gem_fast.hook.first_memory import FirstMemoryCheck
+from gem_fast.hook.membership import Membership
 from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
+from gem_fast.hook.training_step import Done, TrainingStep
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
 from gem_fast.memory.stored import StoredBatches
 from gem_fast.projection import Projection, project_
@@ -32,7 +33,7 @@ from gem_fast.sampling import Generators, sample_each
 from gem_fast.wrappers import inner_optimizer, task_parameter
 
 
-class GEM:
+class GEM(Attached):
     """Projects each gradient to the closest one that raises no past task's loss, in the optimizer's step pre-hook.
 
     ```python
@@ -44,6 +45,8 @@ class GEM:
             gem.observe(x, y, task)
             optimizer.step()
     ```
+
+    The body of the inner loop in one call is `gem.step(x, y, task)`.
 
     There is one constraint per task seen so far except the current one (a task may come back later), which is the one
     observed last, or what `current_task` is set to. The pass over the memory leaves no trace: `.grad`, random number
@@ -106,14 +109,17 @@ class GEM:
             called as forward(model, x, task=task).
         seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
             hook's state, and the only ones it touches.
-        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model in
-            DistributedDataParallel or sharded by `fully_shard`. Each then observes its own examples, and those of all
-            count (docs/distributed.md).
+        process_group: the processes (torch.distributed) that train replicas of the model; default those of a model that
+            is in DistributedDataParallel or sharded by `fully_shard` by the first step. Each then observes its own
+            examples, and those of all count (docs/distributed.md).
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
             with a GPU; a NaN or an infinity on the CPU raises always.
         cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
             were made, and capture another where a task joins or the model changes. `last` then holds the same tensors
-            in each step. A pass that cannot be captured stays as it is, with one line in the log "gem_fast".
+            in each step. Of `step` all is one graph, but for `observe`: then the returned loss and `.grad` are the same
+            tensors, too, dropout goes on from other random numbers, and the optimizer must be SGD or have
+            capturable=True, without step hooks of the user's. What cannot be captured stays as it is, with one line in
+            the log "gem_fast".
 
     Attributes:
         last: what the last step's projection did (violations, v, q, status and residual, as tensors on the device: to
@@ -162,8 +168,8 @@ class GEM:
         given, optimizer = optimizer, inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         check_is_free(optimizer)
-        ranks = self._ranks = ranks_of(model, trained_parameters(optimizer), process_group)
-        as_given, model = model, replica(model)
+        self._membership = Membership(model, trained_parameters(optimizer), process_group, engine)
+        as_given, model = model, self._membership.model
         takes_task = task_parameter(model) or False if pass_task is None else pass_task
         self.memory: Memory = EpisodicMemory(per_task=256) if memory is None else memory
         self.margin = margin
@@ -172,21 +178,21 @@ class GEM:
         self.check = check
         self.last: Projection | None = None
         self.objective = Objective(model, loss_fn, takes_task, forward)
-        self._as_given = Objective(as_given, loss_fn, takes_task, forward)
         self.generators = Generators(seed)
         self._engine = engine
-        self._sharded: ShardedEngine | None = None  # on several processes
-        if ranks is not None and (ranks.size > 1 or ranks.shards):
-            self._sharded = ShardedEngine(engine, ranks, model)
         self._accuracy = AccuracyWatch()
-        self._graphed = GraphedPass() if cuda_graph else None
+        self._graphed: Graphed[tuple[Projection, list[bool]]] | None = None
+        if cuda_graph:
+            self._graphed = Graphed("the memory pass", in_place=True)
         self._current: Hashable = None
         self._one_projection = OneProjection()
         self._watch = StepWatch()
         self._first_memory = FirstMemoryCheck()
         self._autocast = amp.PassAutocast()
-        self._accumulates = False
         self._stored = StoredBatches()
+        self._step = TrainingStep(
+            Objective(as_given, loss_fn, takes_task, forward), self._backward_together, cuda_graph=cuda_graph
+        )
         self._prepared: tuple[list[Constraint], Sample | None, TaskGradients | None] | None = None
         self._attachment = Attachment(optimizer, given, self._before_step, self._after_step)
 
@@ -262,58 +268,21 @@ class GEM:
 
         Raises:
             TypeError, ValueError: as for `observe`, or the loss is not a scalar.
-            RuntimeError: the hook is detached.
+            RuntimeError: the hook is detached; or, on several processes, the hook has the model inside of
+                DistributedDataParallel instead of the wrapper.
         """
         optimizer = self._attachment.to_step()
+        self._ranks()
+        self._membership.check_exchanges(self._step.model)
         self.observe(x, y, task)
-        if not self._accumulates:
-            optimizer.zero_grad()
         collate_fn = getattr(self.memory, "collate_fn", None)
         current = Batch(self._current, x if collate_fn is None else Objects(list(x), collate_fn), y)
+        is_plain = update and scaler is None and optimizer is self._attachment.optimizer
         try:
-            loss = self._backward_together(current) if update and not scales(scaler) else None
-            if loss is None:
-                loss = backward(self._as_given, current, scaler)
-            self._accumulates = not update
-            if update and scaler is not None:
-                scaler.step(optimizer)
-                scaler.update()
-            elif update:
-                optimizer.step()
+            done = self._from_graph(current) if is_plain else None
+            return self._step.run(optimizer, current, update=update, scaler=scaler) if done is None else done.loss
         finally:
             self._prepared = None
-        return loss
-
-    @property
-    def attached(self) -> bool:
-        """Whether the optimizer's steps are projected: from construction to `detach`."""
-        return self._attachment.optimizer is not None
-
-    def detach(self) -> None:
-        """Takes the hook off the optimizer, whose steps are plain ones from then on; a second call does nothing.
-
-        The optimizer can then have another hook. Leaving a `with` block over the hook detaches it, too.
-        """
-        self._attachment.detach()
-
-    def __enter__(self) -> "GEM":
-        if not self.attached:
-            raise RuntimeError(
-                "the hook must be attached to be used in a with block, got a detached one; make a new one"
-            )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.detach()
-
-    def __reduce__(self) -> NoReturn:
-        # Both copy.deepcopy and pickle come here.
-        raise TypeError(
-            f"{type(self).__name__} cannot be copied or pickled: the copy would be attached to no optimizer; make a "
-            "new one on the copied optimizer and give it this one's state_dict()"
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, the current task and what draws subsets: a resumed run goes on with the same bits.
@@ -324,7 +293,8 @@ class GEM:
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
-        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, self._ranks)
+        ranks = self._ranks()
+        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, ranks)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
@@ -336,12 +306,16 @@ class GEM:
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
         self._current, self.generators, as_many_ranks = hook_state.load(
-            state, self.memory, self._engine, self.generators, self._ranks
+            state, self.memory, self._engine, self.generators, self._ranks()
         )
         self._watch.loaded()
-        if self._sharded is not None:
-            self._sharded.reset(keep_rows=as_many_ranks)
+        self._membership.loaded(as_many_ranks=as_many_ranks)
         self.last = None
+
+    def _ranks(self) -> Ranks | None:
+        optimizer = self._attachment.optimizer
+        self._membership.find([] if optimizer is None else trained_parameters(optimizer))
+        return self._membership.ranks
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
@@ -360,6 +334,10 @@ class GEM:
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
         return self._stored(self.memory, self.past_tasks)
+
+    @property
+    def _sharded(self) -> ShardedEngine | None:
+        return self._membership.sharded
 
     def _constrained_tasks(self) -> list[list[Hashable]]:
         """Of each constraint the tasks that it is about."""
@@ -381,14 +359,16 @@ class GEM:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._one_projection.new_step()
-        self._accumulates = False
+        self._step.accumulates = False
 
     def _backward_together(self, current: Batch) -> Tensor | None:
         """Has one pass leave g in `.grad`, keeps G for the projection and returns the loss; None where none can."""
         optimizer = self._attachment.optimizer
         assert optimizer is not None
         parameters = trained_parameters(optimizer)
-        if not parameters or not self.past_tasks or self._sharded is not None or self._graphed is not None:
+        if not parameters or not self.past_tasks or self._sharded is not None:
+            return None
+        if self._graphed is not None and not self._step.is_graphed:  # the memory pass has a graph of its own
             return None
         if torch.is_autocast_enabled(parameters[0].device.type):  # which holds for the mini-batch alone
             return None
@@ -404,11 +384,37 @@ class GEM:
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
         return joint.loss
 
+    def _kind(self, parameters: Sequence[Parameter]) -> tuple[Hashable, str | None]:
+        """What a CUDA graph stands for, and why there can be none."""
+        options = self.margin, self.ridge, self.memory_batch
+        kind = kind_of(self.objective.model, self._stored_batches(), parameters, options)
+        return kind, obstacle_of(parameters, self._engine.repeats and self._sharded is None)
+
+    def _from_graph(self, current: Batch) -> Done | None:
+        """The step by a graph of all of it; None, with nothing done, where there is none."""
+        optimizer = self._attachment.optimizer
+        if self._step.graphed is None or optimizer is None or self._step.accumulates:
+            return None
+        parameters = trained_parameters(optimizer)
+        if not parameters or torch.is_autocast_enabled(parameters[0].device.type):
+            return None
+        kind, obstacle = self._kind(parameters)
+        if obstacle is not None:  # which the memory pass says
+            return None
+        done = self._step.run_graphed(optimizer, current, kind, lambda: self.last, self.generators.of_gpus)
+        if done is not None:
+            self.last = done.last
+            self._watch.stepped(self._current)
+            if self.check and done.last is not None:
+                check_solved(done.last)
+        return done
+
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
             return
         self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
+        self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:
             self._sharded.begin_step(self.memory, self._current)
         if not parameters or not self.past_tasks:
@@ -432,37 +438,20 @@ class GEM:
                     self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
             return projection, G.depends
 
-        if self._graphed is None:
-            self.last, depends = project(grads)
-        else:
-            batches = self._stored_batches()
-            options = self.margin, self.ridge, self.memory_batch
-            kind = kind_of(self.objective.model, batches, parameters, options)
-            self.last, depends = self._graphed(
+        done = None
+        if self._graphed is not None and not self._step.is_graphed:
+            kind, obstacle = self._kind(parameters)
+            done = self._graphed(
                 project,
                 grads,
                 kind,
                 parameters=parameters,
-                repeats=self._engine.repeats and self._sharded is None,
                 generators=self.generators.of_gpus,
+                obstacle=obstacle,
             )
+        self.last, depends = project(grads) if done is None else done
         self._accuracy.projected(self.last)
         if self.check:
             with values_explained(self.memory, grads):
                 check_solved(self.last)
-        _keep_created(parameters, grads, depends, self.last)
-
-
-def _keep_created(
-    parameters: list[Parameter], grads: list[Tensor], depends: list[bool], projection: Projection
-) -> None:
-    """Makes gradients that did not exist the parameters' own, where the projection has a part for them."""
-    created = [(p, g) for p, g, used in zip(parameters, grads, depends, strict=True) if p.grad is None and used]
-    if not created:
-        return
-    # On a GPU the outcome is not known without waiting for it: the gradient is then created in any case.
-    on_cpu = projection.v.device.type == "cpu"
-    if on_cpu and not bool(projection.v.any()):
-        return
-    for parameter, grad in created:
-        parameter.grad = grad
+        keep_created(parameters, grads, depends, self.last)

@@ -78,7 +78,7 @@ def gradient(p: int, t: int, dtype: torch.dtype, device: torch.device) -> tuple[
 
 
 def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Seconds of pack, gram, combine and project, and each one's floor."""
+    """Seconds of pack, gram, combine and project, and each one's floor; project needs no float64 products here."""
     G, grads = gradient(p, t, dtype, device.device)
     incoming = [x.clone() for x in grads]
     row = torch.empty(p, dtype=dtype, device=device.device)
@@ -99,12 +99,14 @@ def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torc
     floors = {
         "pack": 2 * row_bytes / limits["copy"],
         "gram": max((t + 1) * row_bytes / limits["copy"], products / rate),
+        "gram, float64": max((t + 1) * row_bytes / limits["copy"], products / limits["float64"]),
         "combine": (t + 2) * row_bytes / limits["copy"],
     }
     floors["project"] = floors["gram"] + floors["combine"]
     calls: dict[str, Call] = {
         "pack": lambda: ops.pack_(row, grads),
         "gram": lambda: ops.gram(G, grads),
+        "gram, float64": lambda: ops.gram(G, grads, in_float64=True),
         "combine": lambda: ops.combine_(grads, G, v),
         "project": project,
     }

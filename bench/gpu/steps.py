@@ -126,6 +126,7 @@ METHODS: dict[str, Callable[..., Call]] = {
     "SGD": sgd,
     "hook, exact": hook(),
     "hook, exact, cuda_graph": hook(cuda_graph=True),
+    "hook, exact, layerwise": hook(engine=gem_fast.Fused(form="layerwise")),
     "whole step captured, exact": captured(),
     "hook, sampled": hook(memory_batch=SAMPLED),
     "hook, sampled, cuda_graph": hook(memory_batch=SAMPLED, cuda_graph=True),

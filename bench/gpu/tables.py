@@ -13,7 +13,7 @@ from typing import Any
 
 BEGIN, END = "<!-- gpu: bench/gpu/tables.py writes this table -->", "<!-- gpu: end -->"
 NOT_MEASURED = "not yet measured"
-STAGES = ("pack", "gram", "combine", "project")
+STAGES = ("pack", "gram", "gram, float64", "combine", "project")
 
 
 def page(results: dict[str, Any]) -> str:

@@ -128,7 +128,7 @@ class Nnqp {
     for (int f = 0; f < factor_.size(); ++f) {
       const double z = factor_.z(f);
       const double* row = in_.P + static_cast<int64_t>(factor_.constraint(f)) * t_;
-      for (int i = team_.rank(); i < t_; i += team_.size()) w_[i] += row[i] * z;
+      share(team_, 0, t_, [&](int i) { w_[i] += row[i] * z; });
     }
     team_.barrier();
     if (in_.ridge != 0.0 || in_.softness != 0.0) {

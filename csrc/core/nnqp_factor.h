@@ -62,7 +62,7 @@ class NnqpFactor {
       const double l = z_[c] * inverse_diagonal_[c];
       pivot -= l * l;
       y -= l * y_[c];
-      for (int f = c + 1 + team_.rank(); f < k; f += team_.size()) z_[f] -= below[f] * l;
+      share(team_, c + 1, k, [&](int f) { z_[f] -= below[f] * l; });
       if (team_.rank() == 0) below[k] = l;
       team_.barrier();
     }
@@ -138,19 +138,19 @@ class NnqpFactor {
     team_.barrier();
     for (int c = k - 1; c >= 0; --c) {
       double* inverse = column(c);
-      for (int f = first_of_mine(c + 1); f < k; f += team_.size()) z_[f] = 0.0;
+      share(team_, c + 1, k, [&](int f) { z_[f] = 0.0; });
       for (int j = c + 1; j < k; ++j) {
         const double l = inverse[j];
         const double* right = column(j);
-        for (int f = first_of_mine(j); f < k; f += team_.size()) z_[f] += right[f] * l;
+        share(team_, j, k, [&](int f) { z_[f] += right[f] * l; });
       }
       team_.barrier();
       const double diagonal = inverse_diagonal_[c];
       const double length = norm[active_[c]];
-      for (int f = first_of_mine(c); f < k; f += team_.size()) {
+      share(team_, c, k, [&](int f) {
         inverse[f] = f == c ? diagonal : -z_[f] * diagonal;
         y_[f] = (f == c ? 0.0 : y_[f]) + fabs(inverse[f]) * length;
-      }
+      });
       team_.barrier();
     }
     double sum = 0.0;
@@ -169,11 +169,6 @@ class NnqpFactor {
   // L is packed by columns, the diagonal first: column(c)[r] is entry (r, c).
   GEM_FAST_INLINE GEM_FAST_HD double* column(int c) const {
     return factor_ + static_cast<int64_t>(c) * t_ - static_cast<int64_t>(c) * (c + 1) / 2;
-  }
-
-  // The first f >= from of those that this thread takes, every size-th.
-  GEM_FAST_INLINE GEM_FAST_HD int first_of_mine(int from) const {
-    return from + (team_.rank() + team_.size() - from % team_.size()) % team_.size();
   }
 
   // Entries r+1 .. k of a column move up by one row.
@@ -206,7 +201,7 @@ class NnqpFactor {
     for (int c = size_ - 1; c >= 0; --c) {
       const double x = z_[c] * inverse_diagonal_[c];
       team_.barrier();
-      for (int f = team_.rank(); f < c; f += team_.size()) z_[f] -= column(f)[c] * x;
+      share(team_, 0, c, [&](int f) { z_[f] -= column(f)[c] * x; });
       if (team_.rank() == 0) z_[c] = x;
       team_.barrier();
     }

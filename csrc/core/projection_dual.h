@@ -40,14 +40,18 @@ class ProjectionDual {
       each(team_, t_, [&](int i) { v[i] = 0.0; });
       return {finite ? kSolved : kNonFinite, finite ? 0.0 : HUGE_VAL, 0};
     }
-    int iterations = minimise();
-    bool solved = is_accurate() && (in_float32_ ? is_well_conditioned() : has_digits() && keeps_to_length());
-    if (!solved && !in_float32_) {
-      // Multipliers too large for float64: the gradients are dependent but for a last digit of theirs.
+    int iterations = 0;
+    bool solved = false;
+    // One call of minimise, which is large: compilers inline it at each. The second attempt is for multipliers too
+    // large for float64: the gradients are dependent but for a last digit of theirs.
+    GEM_FAST_KEEP_LOOP
+    for (int attempt = 1; attempt <= 2; ++attempt) {
+      iterations += minimise();
+      solved =
+          is_accurate() && (in_float32_ ? is_well_conditioned() : (attempt == 2 || has_digits()) && keeps_to_length());
+      if (solved || in_float32_ || attempt == 2) break;
       nnqp_.prepare();
       nnqp_.set_softness(kSoftness);
-      iterations += minimise();
-      solved = is_accurate() && keeps_to_length();
     }
     if (!solved) shorten();
     const double residual = (gap_ + rounding_ * terms_) / scale_;

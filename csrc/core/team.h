@@ -1,7 +1,8 @@
 // A team is the set of threads that solves one problem together. An algorithm written for a team runs
-// unchanged on one CPU thread (Solo) and on a block of CUDA threads.
+// unchanged on one CPU thread (Solo) and on a warp or a block of CUDA threads.
 //
 //   rank(), size()        this thread's place in the team
+//   kOneEach              whether there are at least as many threads as numbers to share out
 //   barrier()             everything the team wrote before it is visible to the whole team after it
 //   max(x), min_at(x, i)  reductions; every thread gets the result
 #pragma once
@@ -20,6 +21,13 @@
 #define GEM_FAST_INLINE inline
 #endif
 
+// Before a loop whose body is to stand in a kernel's code once.
+#if defined(__CUDACC__)
+#define GEM_FAST_KEEP_LOOP _Pragma("unroll 1")
+#else
+#define GEM_FAST_KEEP_LOOP
+#endif
+
 namespace gem_fast {
 
 struct Indexed {
@@ -35,10 +43,25 @@ struct Solo {
   GEM_FAST_HD Indexed min_at(double x, int i) const { return {x, i}; }
 };
 
+// f(i) for first <= i < n, spread over the team. Those of one i are the same thread's, whatever `first` is.
+template <class Team, class F>
+GEM_FAST_INLINE GEM_FAST_HD void share(const Team& team, int first, int n, F f) {
+  GEM_FAST_KEEP_LOOP
+  for (int i = team.rank(); i < n; i += team.size()) {
+    if (i >= first) f(i);
+    if constexpr (Team::kOneEach) break;
+  }
+}
+
+template <class F>
+GEM_FAST_INLINE GEM_FAST_HD void share(const Solo&, int first, int n, F f) {
+  for (int i = first; i < n; ++i) f(i);
+}
+
 // f(i) for i < n, spread over the team.
 template <class Team, class F>
 GEM_FAST_INLINE GEM_FAST_HD void each(const Team& team, int n, F f) {
-  for (int i = team.rank(); i < n; i += team.size()) f(i);
+  share(team, 0, n, f);
   team.barrier();
 }
 
@@ -46,7 +69,7 @@ GEM_FAST_INLINE GEM_FAST_HD void each(const Team& team, int n, F f) {
 template <class Team, class F>
 GEM_FAST_INLINE GEM_FAST_HD double largest(const Team& team, int n, F f) {
   double best = 0.0;
-  for (int i = team.rank(); i < n; i += team.size()) best = fmax(best, f(i));
+  share(team, 0, n, [&](int i) { best = fmax(best, f(i)); });
   return team.max(best);
 }
 
@@ -54,10 +77,10 @@ GEM_FAST_INLINE GEM_FAST_HD double largest(const Team& team, int n, F f) {
 template <class Team, class F>
 GEM_FAST_INLINE GEM_FAST_HD Indexed smallest(const Team& team, int n, F f) {
   Indexed best{HUGE_VAL, -1};
-  for (int i = team.rank(); i < n; i += team.size()) {
+  share(team, 0, n, [&](int i) {
     const double value = f(i);
     if (value < best.value) best = {value, i};
-  }
+  });
   return team.min_at(best.value, best.index);
 }
 

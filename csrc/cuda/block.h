@@ -38,9 +38,12 @@ __device__ inline Indexed warp_min_at(double x, int i) {
   return best;
 }
 
-// A warp as a team (core/team.h): shuffles, and no barrier of the block. A shuffle alone orders no memory.
+// A warp as a team (core/team.h) for up to 32 numbers: shuffles, and no barrier of the block. A shuffle alone orders no
+// memory.
 class WarpTeam {
  public:
+  static constexpr bool kOneEach = true;
+
   __device__ int rank() const { return lane(); }
   __device__ int size() const { return kWarp; }
   __device__ void barrier() const { __syncwarp(); }
@@ -61,6 +64,8 @@ class WarpTeam {
 // A block as a team. The number of threads must be a multiple of the warp's.
 class BlockTeam {
  public:
+  static constexpr bool kOneEach = false;
+
   struct Scratch {
     double value[kWarp];
     int index[kWarp];

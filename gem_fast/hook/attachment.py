@@ -2,12 +2,53 @@
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
 
 from torch.optim import Optimizer
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+Hook = TypeVar("Hook", bound="Attached")
+
+
+class Attached:
+    """What a hook is, beside what it does: on an optimizer until it is detached, and never in two places."""
+
+    _attachment: "Attachment"
+
+    @property
+    def attached(self) -> bool:
+        """Whether the optimizer's steps are projected: from construction to `detach`."""
+        return self._attachment.optimizer is not None
+
+    def detach(self) -> None:
+        """Takes the hook off the optimizer, whose steps are plain ones from then on; a second call does nothing.
+
+        The optimizer can then have another hook. Leaving a `with` block over the hook detaches it, too.
+        """
+        self._attachment.detach()
+
+    def __enter__(self: Hook) -> Hook:
+        if not self.attached:
+            raise RuntimeError(
+                "the hook must be attached to be used in a with block, got a detached one; make a new one"
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def __reduce__(self) -> NoReturn:
+        # Both copy.deepcopy and pickle come here.
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: the copy would be attached to no optimizer; make a "
+            "new one on the copied optimizer and give it this one's state_dict()"
+        )
 
 
 class Attachment:
@@ -44,8 +85,13 @@ class Attachment:
         """
         optimizer = self.optimizer
         if optimizer is None:
-            raise RuntimeError("step must be called on a hook that is attached, got a detached one; make a new one")
-        given = self._given() or optimizer
+            got = "a detached one; make a new one"
+            if not self._is_detached:
+                got = "one whose optimizer is gone; keep the optimizer in a variable"
+            raise RuntimeError(f"step must be called on a hook that is attached, got {got}")
+        given = self._given()
+        if given is None:
+            return optimizer
         if given is not optimizer and getattr(given, "scaler", None) is not None:
             raise RuntimeError(
                 f"step must get losses that only it scales, got {type(given).__name__} with a scaler of its own; write "

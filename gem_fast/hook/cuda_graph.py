@@ -1,8 +1,8 @@
-"""A memory pass and its projection as a CUDA graph: captured once, then launched as one piece of work in each step."""
+"""Work of each step as a CUDA graph: captured once, then launched as one piece."""
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,17 @@ from torch.nn import Parameter
 from gem_fast.containers import tensors
 from gem_fast.gradients import Batch
 from gem_fast.gradients.interface import random_devices
-from gem_fast.projection import Projection
 
 _log = logging.getLogger("gem_fast")
 
-Pass = Callable[[list[Tensor]], tuple[Projection, list[bool]]]
-"""pass_(grads) projects g in place; returns what that did, and per parameter whether any past task depends on it."""
+T = TypeVar("T")
 
 # Steps of one kind before the next one is captured: in them engines compare, caches fill and libraries load.
 EAGER_STEPS = 3
 
 
 class Graph(Protocol):
-    """What a `GraphedPass` needs of a graph; `CudaGraph` is the one that is used."""
+    """What `Graphed` needs of a graph; `CudaGraph` is the one that is used."""
 
     def capture(self, run: Callable[[], Any]) -> Any:
         """Records what `run` launches, without running it on the device; returns what `run` returns."""
@@ -54,78 +52,89 @@ class CudaGraph:
         self._graph.replay()
 
 
-class GraphedPass:
-    """Runs a step's memory pass and projection eagerly a few times, then from a graph, while steps are of one kind.
+class Graphed(Generic[T]):
+    """Runs the same work by itself a few times, then from a graph, as long as it is of one kind.
 
-    A step is of another kind where a task joins, examples of past tasks change, or the model, its parameters or its
-    mode do: the graph goes, and a new one is captured after a few eager steps. A pass that cannot be captured is said
-    once in the log "gem_fast", and stays eager. Passes from a graph are not compared with one backward per task again.
+    Work is of another kind where a task joins, examples of past tasks change, or the model, its parameters or its mode
+    do: the graph goes, and a new one is captured after a few runs. What cannot be captured is said once in the log
+    "gem_fast", and then left to the caller. What comes from a graph is not compared with one backward per task again.
 
-    The gradient is copied into the graph's own tensors and back, since a training loop may give `.grad` other memory in
-    each step. What the graph returns is the same tensors each time.
+    The tensors that the work is given are copied into the graph's own, since a training loop may have others in each
+    step. What the graph returns is the same tensors each time.
 
     Args:
+        what: the work, as the log calls it.
+        in_place: whether the work changes the tensors that it is given, and leaves no trace beside that: they are
+            copied back, and random number generators are as before.
         new_graph: makes a `Graph` from the generators that draw subsets.
     """
 
-    def __init__(self, new_graph: Callable[[Sequence[torch.Generator]], Graph] = CudaGraph) -> None:
+    def __init__(
+        self, what: str, *, in_place: bool, new_graph: Callable[[Sequence[torch.Generator]], Graph] = CudaGraph
+    ) -> None:
+        self._what = what
+        self._in_place = in_place
         self._new_graph = new_graph
         self._kind: Hashable = None
-        self._steps = 0
+        self._runs = 0
         self._given_up = False
         self._graph: Graph | None = None
-        self._grads: list[Tensor] = []
-        self._result: tuple[Projection, list[bool]] | None = None
+        self._static: list[Tensor] = []
+        self._result: T | None = None
 
     def __call__(
         self,
-        run: Pass,
-        grads: list[Tensor],
+        run: Callable[[list[Tensor]], T],
+        given: list[Tensor],
         kind: Hashable,
         *,
         parameters: Sequence[Parameter],
-        repeats: bool,
         generators: Sequence[torch.Generator],
-    ) -> tuple[Projection, list[bool]]:
-        """Does what `run(grads)` does.
+        obstacle: str | None = None,
+    ) -> T | None:
+        """Does what `run(given)` does; returns None, with nothing done, where there is to be no graph.
 
         Args:
-            run: the pass, the same in every step of the kind.
-            grads: g, projected in place.
+            run: the work, the same each time for one kind.
+            given: tensors of the same shapes each time for one kind.
             kind: see `kind_of`.
-            parameters: the tensors' parameters.
-            repeats: whether what the pass does is the same in each step of a kind, and on this process alone.
-            generators: what the pass draws from beside torch's own.
+            parameters: those that are trained.
+            generators: what the work draws from beside torch's own.
+            obstacle: why there can be no graph.
         """
         on_gpu = parameters[0].device.type == "cuda"
         if self._given_up or (on_gpu and torch.cuda.is_current_stream_capturing()):  # a graph of the user's takes all
-            return run(grads)
+            return None
         if kind != self._kind:
-            self._kind, self._steps, self._graph, self._result = kind, 0, None, None
+            self._kind, self._runs, self._graph, self._result = kind, 0, None, None
         if self._graph is None:
-            if self._steps < EAGER_STEPS:
-                self._steps += 1
-                return run(grads)
-            reason = _obstacle(parameters, repeats) or self._capture(run, grads, generators)
-            if reason is not None:
+            if self._runs < EAGER_STEPS:
+                self._runs += 1
+                return run(given)
+            obstacle = obstacle or self._capture(run, given, generators)
+            if obstacle is not None:
                 self._given_up = True
-                _log.warning("the memory pass runs without a CUDA graph: %s", reason)
-                return run(grads)
+                _log.warning("%s runs without a CUDA graph: %s", self._what, obstacle)
+                return None
         assert self._graph is not None
-        assert self._result is not None
-        torch._foreach_copy_(self._grads, grads)
-        with torch.random.fork_rng(random_devices(parameters)):  # a pass leaves no trace
+        torch._foreach_copy_(self._static, given)
+        if self._in_place:
+            with torch.random.fork_rng(random_devices(parameters)):
+                self._graph.replay()
+            torch._foreach_copy_(given, self._static)
+        else:
             self._graph.replay()
-        torch._foreach_copy_(grads, self._grads)
         return self._result
 
-    def _capture(self, run: Pass, grads: list[Tensor], generators: Sequence[torch.Generator]) -> str | None:
+    def _capture(
+        self, run: Callable[[list[Tensor]], T], given: list[Tensor], generators: Sequence[torch.Generator]
+    ) -> str | None:
         """Captures; returns the reason where that fails."""
-        graph, self._grads = self._new_graph(generators), [grad.clone() for grad in grads]
+        graph, self._static = self._new_graph(generators), [x.clone() for x in given]
         try:
-            self._result = graph.capture(lambda: run(self._grads))
+            self._result = graph.capture(lambda: run(self._static))
         except Exception as error:  # whatever a model does that a capture does not allow
-            self._grads, self._result = [], None
+            self._static, self._result = [], None
             return f"capturing it failed: {type(error).__name__}: {error}"
         self._graph = graph
         return None
@@ -158,8 +167,13 @@ def _place(x: Any) -> Hashable:
     return x.data_ptr(), version, tuple(x.shape), x.stride(), x.dtype
 
 
-def _obstacle(parameters: Sequence[Parameter], repeats: bool) -> str | None:
-    """Why a graph is out of the question, before one is tried."""
+def obstacle_of(parameters: Sequence[Parameter], repeats: bool) -> str | None:
+    """Why a graph is out of the question, before one is tried.
+
+    Args:
+        parameters: those that are trained.
+        repeats: whether the work is the same in each step of a kind, and on this process alone.
+    """
     device = parameters[0].device
     if device.type == "cpu":
         return f"the parameters are on {device}, and graphs are a GPU's"

@@ -4,7 +4,7 @@ What the kernels compute is also tested without a GPU (test_simt.py). Here it is
 device can show: no synchronisation, CUDA graphs, streams and a second device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -40,6 +40,20 @@ def no_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
+
+
+def graph_of(step: Callable[[], object], warm_up: int) -> torch.cuda.CUDAGraph:
+    """The step as a graph, after some steps on a stream of their own, as a capture asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
 
 
 # ---- the CPU's results -----------------------------------------------------------------------------------------------
@@ -154,6 +168,23 @@ def test_project_equals_the_cpu(dtype: torch.dtype, parts: int) -> None:
     assert torch.allclose(torch.cat(on_gpu).cpu().double(), torch.cat(grads).double(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("t", [12, 40])
+def test_the_device_takes_float64_products_where_float32_is_not_enough(dtype: torch.dtype, t: int) -> None:
+    basis = torch.randn(3, 4000)
+    G = (torch.randn(t, 3) @ basis + 1e-3 * torch.randn(t, 4000)).to(dtype)
+    g = (torch.randn(4000) - G.float().sum(0) / 10).to(dtype)
+    on_gpu = [g.cuda()]
+    ours = project_(on_gpu, G.cuda())
+    assert ours.status == Status.SOLVED
+    _, q = ops.gram(G.cuda(), [g.cuda()], in_float64=True)
+    assert_same_bits(ours.q, q)
+    theirs = project_([exact := g.double()], G.double())
+    assert theirs.status == Status.SOLVED
+    rounding = 1e-4 + float(torch.finfo(dtype).eps)
+    assert (on_gpu[0].cpu().double() - exact).norm() <= rounding * g.double().norm()
+
+
 def test_without_violation_every_bit_stays() -> None:
     G = torch.randn(4, 1000)
     G[:, 0] = 1.0
@@ -242,20 +273,13 @@ def test_a_graph_replays_the_projection() -> None:
     grads = [x.cuda() for x in torch.zeros(shape[1]).tensor_split(5)]
     row = torch.zeros(shape[1], device="cuda")
 
-    def step() -> Tensor:
-        v = project_(grads, G).v
+    v = torch.zeros(shape[0], dtype=torch.float64, device="cuda")
+
+    def step() -> None:
+        v.copy_(project_(grads, G).v)
         ops.pack_(row, grads)
-        return v
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        v = step()
-
+    graph = graph_of(step, warm_up=1)
     for against in (True, False, True):
         rows, parts = violated(*shape, parts=5)
         if not against:
@@ -288,23 +312,16 @@ def test_a_graph_replays_a_whole_optimizer_step() -> None:
             F.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
         if captured:
-            with torch.cuda.graph(graph):
+            one_step: Callable[[], object] = graph_of(step, warm_up=3).replay
+        else:
+            one_step = step
+            for _ in range(3):
                 step()
         for k in range(3, 12):
             inputs.copy_(x[k])
             targets.copy_(y[k])
-            if captured:
-                graph.replay()
-            else:
-                step()
+            one_step()
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.allclose(trained(captured=True), trained(captured=False), atol=1e-5)

@@ -12,7 +12,7 @@ from utils.build import ROOT, build
 import gem_fast
 
 REPORT = ROOT / "bench" / "results" / "cuda_report.txt"
-ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
+ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0+PTX"]
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
 

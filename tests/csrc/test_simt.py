@@ -90,7 +90,7 @@ class Builder:
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     folder = tmp_path_factory.mktemp("simt")
     sources = [*(ROOT / "csrc" / "cpu").glob("**/*.cpp"), SIMT / "simt.cpp"]
-    return Builder(folder, compile_all(sources, folder / "plain", []), {})
+    return Builder(folder, compile_all(sources, folder / "plain", ["-O2"]), {})
 
 
 @pytest.mark.parametrize(("sanitizer", "arguments"), [("address", []), ("thread", ["few"])])

@@ -1,6 +1,5 @@
 """Which processes train together: found from the model or the parameters, given, or refused by name."""
 
-import logging
 import math
 import subprocess
 import sys
@@ -116,25 +115,6 @@ def group_of_one(rank):
 
 def test_a_world_of_one_rank_is_the_plain_path(two: Pool) -> None:
     assert two.run(group_of_one) == [True, True]
-
-
-def logged(rank):
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger("gem_fast").addHandler(handler)
-    try:
-        model = net()
-        gem_fast.GEM(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    finally:
-        logging.getLogger("gem_fast").removeHandler(handler)
-    return lines
-
-
-def test_processes_that_no_group_is_known_of_are_said(two: Pool) -> None:
-    for lines in two.run(logged):
-        assert len(lines) == 1
-        assert lines[0].startswith("2 processes, but the model is in no DistributedDataParallel")
 
 
 def mixed_precision(rank):

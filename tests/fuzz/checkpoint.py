@@ -9,8 +9,8 @@ import torch
 from fuzz.draw import Draw
 from fuzz.sentence import check_sentence
 
-from gem_fast.paper.checkpoint import HEADER, MAGIC, read_checkpoint
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiments.checkpoint import HEADER, MAGIC, read_checkpoint
 
 FOLDER = tempfile.TemporaryDirectory(prefix="fuzz_checkpoint_")
 

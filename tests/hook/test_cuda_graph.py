@@ -67,7 +67,7 @@ def train(
         memory = EpisodicMemory(per_task=6)
         gem = GEM(model, optimizer, memory=memory, cuda_graph=new_graph is not None, **options)
         if new_graph is not None:
-            gem._graphed = cuda_graph.GraphedPass(new_graph)
+            gem._graphed = cuda_graph.Graphed("the memory pass", in_place=True, new_graph=new_graph)
         for task, count in enumerate(steps):
             for _ in range(count):
                 step(model, optimizer, gem, task)

@@ -13,9 +13,8 @@ from utils.models import mlp, stream
 from utils.states import through_a_file
 
 from gem_fast import AGEM, GEM, EpisodicMemory
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 HYPER = {name: PRESETS["split", name] | {"lr": 0.1} for name in LEARNERS}
 HYPER["gem"] |= {"memory_per_task": 8}
@@ -52,7 +51,7 @@ def learner(name: str, batches: int = 0, multi_head: bool = False) -> Any:
     torch.manual_seed(0)
     outputs = tuple(range(3 * task, 3 * task + 3) if multi_head else range(3) for task in range(3))
     stream_info = StreamInfo(3, outputs, 9 if multi_head else 3, (6,), "mlp")
-    made = LEARNERS[name](stream_info, torch.device("cpu"), **HYPER[name])
+    made = make_learner(name, stream_info, torch.device("cpu"), **HYPER[name])
     for x, y, task in list(stream(3))[:batches]:
         made.observe(x, y, task)
     return made

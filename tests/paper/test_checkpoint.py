@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gem_fast.paper.checkpoint import HEADER, MAGIC, Checkpoints, read_checkpoint
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiments.checkpoint import HEADER, MAGIC, Checkpoints, read_checkpoint
 
 STATE = {"batches": 3, "weights": torch.arange(5.0), "rows": [(1, 0, torch.zeros(2))]}
 

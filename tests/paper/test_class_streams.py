@@ -32,7 +32,7 @@ def in_use(stream, task):
     mine = stream.tasks[task]
     offset = 0 if mine.outputs == range(stream.n_outputs) else mine.outputs.start
     of_output = dict(enumerate(c for t in stream.tasks for c in t.classes))
-    for batches in (stream.batches(task, 7, 1, generator()), stream.test_batches(task, 7)):
+    for batches in (stream.batches(task, 7, 1, generator()), stream.test_batches(task)):
         x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
         yield (x * 255).round().flatten(1)[:, 0].int().tolist(), [of_output[offset + int(label)] for label in y]
 

@@ -5,19 +5,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from utils.commands import fails
 from utils.idx_files import write_folder
 
-import gem_fast.paper
+import gem_fast.paper.reports
 from gem_fast import metrics
-from gem_fast.paper import training_run
 from gem_fast.paper.cli import main
-from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
+from gem_fast.paper.cli.run import Kinds, Measuring, Resuming
+from gem_fast.paper.errors import InputError, flag
+from gem_fast.paper.experiments import training_run
+from gem_fast.paper.learners import LEARNERS, PRESETS, LearnerName
+from gem_fast.paper.learners.gem import GemConfig
+from gem_fast.paper.streams import STREAMS, StreamName
+from gem_fast.paper.streams.config import STREAM_CONFIGS
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_the_module_runs_as_a_program(tmp_path, small):
     )
     assert finished.returncode == 2
     assert finished.stdout == ""
-    assert "argument --tasks: must be a whole number of at least 1, got '0'" in finished.stderr
+    assert "--tasks must be a whole number of at least 1, got 0" in finished.stderr
 
 
 def test_the_console_command(small):
@@ -114,62 +118,69 @@ def test_the_console_command(small):
     assert finished.stderr.startswith("gem-fast: --rounds must be at most 20")
 
 
-def test_help_explains_every_option(capsys):
+@pytest.mark.parametrize(("stream", "learner"), [("rotations", "gem"), ("split", "ewc"), ("cifar100", "icarl")])
+def test_help_explains_every_option(capsys, stream, learner):
     with pytest.raises(SystemExit, match="0"):
-        main(["run", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    usage = text.split("Trains one learner")[0]
-    options = [word for word in usage.split() if word.startswith(("--", "[--")) and word != "[-h]"]
-    options = [word for word in options if not word.startswith("--no-")]  # each switch has its other form beside it
-    assert len(options) == text.count("(default: ") == 32
-    assert (
-        "single 0.003 on rotations / 0.03 on permutations / 1 on cifar100 / 0.1 on split; independent 0.1 on rota"
-        in text
-    )
-    assert "clone of the last one, or at random (default: independent yes)" in text
-    assert "training examples of each task (default: 1000 on rotations, permutations; all on cifar100, split)" in text
+        main(["run", "--stream", stream, "--learner", learner, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    names = [
+        name
+        for part in (Kinds, STREAM_CONFIGS[stream], LEARNERS[learner].Config, Measuring, Resuming)
+        for name in part.names()
+    ]
+    assert set(re.findall(r"(--[a-z-]+) ", text.partition("kinds options")[2])) >= {flag(name) for name in names}
+    assert text.count("(default: ") == len(names)
+    for name, value in PRESETS[stream, learner].items():
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        assert f"(default: {shown})" in text.partition(f"{flag(name)} ")[2]
+
+
+def test_the_names_on_the_command_line_are_those_registered():
+    assert get_args(StreamName) == tuple(STREAMS) == tuple(STREAM_CONFIGS)
+    assert get_args(LearnerName) == tuple(LEARNERS)
+    assert get_args(get_type_hints(GemConfig)["memory_policy"]) == tuple(gem_fast.MEMORY_POLICIES)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--tasks 0", "--tasks: must be a whole number of at least 1, got '0'"),
-        ("--tasks 2.5", "--tasks: must be a whole number of at least 1, got '2.5'"),
-        ("--batch-size 0", "--batch-size: must be"),
-        ("--epochs -1", "--epochs: must be"),
-        ("--samples-per-task 0", "--samples-per-task: must be"),
+        ("--tasks 0", "--tasks must be a whole number of at least 1, got 0"),
+        ("--tasks 2.5", "--tasks must be a whole number, got '2.5'"),
+        ("--batch-size 0", "--batch-size must be"),
+        ("--epochs -1", "--epochs must be"),
+        ("--samples-per-task 0", "--samples-per-task must be"),
         ("--samples-per-task 61", "--samples-per-task must be at most 60"),
-        ("--eval-every 0", "--eval-every: must be"),
-        ("--seed -1", "--seed: must be a whole number of at least 0, got '-1'"),
-        ("--seed 9223372036854775808", "--seed: must be"),
-        ("--batch-size 99999999999", "--batch-size: must be a whole number of at most 2147483647, got '99999999999'"),
-        (f"--batch-size {'9' * 5000}", "--batch-size: must be"),
-        ("--lr 1e300", "--lr: must be at most 1e+30, got '1e300'"),
-        ("--lr -0.1", "--lr: must be a finite number above 0, got '-0.1'"),
-        ("--lr 0", "--lr: must be"),
-        ("--lr inf", "--lr: must be"),
-        ("--lr fast", "--lr: must be"),
-        ("--learner gem --memory-per-task 0", "--memory-per-task: must be"),
-        ("--learner gem --margin nan", "--margin: must be a finite number of at least 0, got 'nan'"),
-        ("--learner gem --ridge -1", "--ridge: must be"),
+        ("--eval-every 0", "--eval-every must be"),
+        ("--seed -1", "--seed must be a whole number of at least 0, got -1"),
+        ("--seed 9223372036854775808", "--seed must be"),
+        ("--batch-size 99999999999", "--batch-size must be a whole number of at most 2147483647, got 99999999999"),
+        (f"--batch-size {'9' * 5000}", "--batch-size must be"),
+        ("--lr 1e300", "--lr must be at most 1e+30, got 1e+300"),
+        ("--lr -0.1", "--lr must be a finite number above 0, got -0.1"),
+        ("--lr 0", "--lr must be"),
+        ("--lr inf", "--lr must be"),
+        ("--lr fast", "--lr must be"),
+        ("--learner gem --memory-per-task 0", "--memory-per-task must be"),
+        ("--learner gem --margin nan", "--margin must be a finite number of at least 0, got nan"),
+        ("--learner gem --ridge -1", "--ridge must be"),
         ("--margin 0.5", "--margin is not an option of the learner single"),
         ("--memory-per-task 9", "--memory-per-task is not an option of the learner single"),
         ("--memory 9", "--memory is not an option of the learner single"),
         ("--learner gem --no-clone", "--clone is not an option of the learner gem"),
         ("--learner gem --strength 1", "--strength is not an option of the learner gem"),
-        ("--learner ewc --strength -1", "--strength: must be a finite number of at least 0, got '-1'"),
-        ("--learner icarl --memory 0", "--memory: must be a whole number of at least 1, got '0'"),
+        ("--learner ewc --strength -1", "--strength must be a finite number of at least 0, got -1"),
+        ("--learner icarl --memory 0", "--memory must be a whole number of at least 1, got 0"),
         ("--learner icarl --memory 11", "--memory must be at least one exemplar of each class, 12 here, got 11"),
-        ("--learner sgd", "--learner: invalid choice"),
-        ("--stream shuffles", "--stream: invalid choice"),
+        ("--learner sgd", "for argument '--learner'. Expected one of"),
+        ("--stream shuffles", "for argument '--stream'. Expected one of"),
         ("--device nonsense", "--device must be a device torch can use here, got 'nonsense'"),
         ("--device meta", "--device must be a device torch can use here, got 'meta'"),
         ("--data nowhere", "--data must be mnist-5k, mnist,"),
-        ("--rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
+        ("--rounds 0", "--rounds must be a whole number of at least 1, got 0"),
         ("--rounds 21", "--rounds must be at most 20, the training examples of task 1, got 21"),
         ("--head shared", "--head is not an option of the stream rotations"),
         ("--class-order random", "--class-order is not an option of the stream rotations"),
-        ("--task 3", "unrecognized arguments: --task 3"),
+        ("--task 3", "Unrecognized options: --task, 3"),
     ],
 )
 def test_bad_arguments(capsys, small, arguments, message):
@@ -182,7 +193,7 @@ def test_a_learner_that_is_not_for_the_stream():
 
 
 def test_no_command(capsys):
-    assert "required: command" in fails(capsys, [])
+    assert "Expected one of {run, table1, table2, table3, figure1, grid}." in fails(capsys, [])
 
 
 def test_out_must_be_a_folder_that_can_be_written_to(capsys, tmp_path, small):
@@ -199,14 +210,14 @@ def test_a_broken_data_file(capsys, data, small):
 
 
 @pytest.mark.parametrize(
-    ("module", "user", "purpose"), [("matplotlib", "plots", "--out"), ("tqdm", "progress", "the progress bar")]
+    ("module", "user", "purpose"), [("matplotlib", "run_plots", "--out"), ("tqdm", "progress", "the progress bar")]
 )
 def test_a_missing_extra_is_told_before_training(capsys, monkeypatch, tmp_path, small, module, user, purpose):
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, f"gem_fast.paper.{user}", raising=False)
-    monkeypatch.delattr(gem_fast.paper, user, raising=False)
+    monkeypatch.delitem(sys.modules, f"gem_fast.paper.reports.{user}", raising=False)
+    monkeypatch.delattr(gem_fast.paper.reports, user, raising=False)
     message = fails(capsys, [*small, "--out", str(tmp_path / "out")])
     assert f"{purpose} needs a package that cannot be imported here" in message
     assert "pip install 'gem_fast[demo]'" in message

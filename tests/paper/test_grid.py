@@ -6,11 +6,10 @@ import pytest
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
-from gem_fast.paper import grid, run_cache
-from gem_fast.paper.cli import main
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.training_run import TrainingRun
+from gem_fast.paper.cli import grid, main
+from gem_fast.paper.experiments import run_cache
+from gem_fast.paper.experiments.training_run import TrainingRun
+from gem_fast.paper.learners import LEARNERS, PRESETS
 
 
 @pytest.fixture
@@ -100,9 +99,9 @@ def test_what_diverges_comes_last_and_stops_nothing(tiny, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--learner single --margin 1", "--margin is not an option of single"),
-        ("--learner nobody", "--learner: invalid choice"),
-        ("--lr 0", "--lr: must be a finite number above 0, got '0'"),
-        ("--memory-per-task 1.5", "--memory-per-task: must be a whole number"),
+        ("--learner nobody", "for argument '--learner'. Expected one of"),
+        ("--lr 0", "--lr must be a finite number above 0, got 0.0"),
+        ("--memory-per-task 1.5", "--memory-per-task must be a whole number"),
         ("--stream cifar100 --learner multimodal", "--learner multimodal is not for the stream cifar100"),
         ("--data nowhere", "--data must be"),
     ],

@@ -7,11 +7,10 @@ from torch import nn
 from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, stream_info, weights
 
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.joint_batches import joint_batches
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import learn_stream
-from gem_fast.paper.stream_info import MultiHeadModel, StreamInfo
+from gem_fast.paper.experiments.protocol import learn_stream
+from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
+from gem_fast.paper.learners.stream_info import ARCHITECTURES, MultiHeadModel, StreamInfo
+from gem_fast.paper.streams.joint_batches import joint_batches
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -51,13 +50,22 @@ def test_a_task_that_comes_back(name: str, kind: str) -> None:
     assert accuracy(learner, kind, 1) > 1.5 / len(stream_info(kind).outputs[0]) - 0.2
 
 
+def test_networks_whose_backward_in_the_fast_format_would_write_beyond_its_memory_keep_the_plain_one() -> None:
+    info = StreamInfo(10, tuple(range(2 * k, 2 * k + 2) for k in range(10)), 20, (3, 32, 32), "resnet18")
+    learner = LEARNERS["independent"](info, CPU, **PRESETS["cifar100", "independent"])
+    narrow = [c for c in learner.modules() if isinstance(c, nn.Conv2d) and c.stride == (2, 2) and c.in_channels < 8]
+    assert narrow
+    for convolution in learner.modules():
+        assert not isinstance(convolution, nn.Conv2d) or convolution.weight.is_contiguous()
+
+
 @pytest.mark.parametrize("name", [name for name in LEARNERS if name != "multimodal"])
 def test_convolutions_stay_in_the_fast_format(name: str) -> None:
     info = StreamInfo(2, (range(3), range(3, 6)), 6, (3, 32, 32), "resnet18")
     # Small sizes, so that it takes a moment.
     small = {"memory_per_task": 4, "memory_batch": 4, "memory": 6}
     hyper = {key: small.get(key) or value for key, value in PRESETS["cifar100", name].items()}
-    learner = LEARNERS[name](info, CPU, **hyper)
+    learner = make_learner(name, info, CPU, **hyper)
     x, y = torch.rand(3, 3, 32, 32), torch.arange(3)
     for task in (0, 1):
         learner.observe(x, y, task)
@@ -150,9 +158,9 @@ def test_multimodals_other_input_layers_get_no_update(kind: str) -> None:
 
 
 def test_multimodal_is_for_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("gem_fast.paper.stream_info").paper.stream_info.ARCHITECTURES, "resnet18", None)
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", None)
     with pytest.raises(InputError, match="--learner multimodal needs the architecture mlp, got resnet18"):
-        LEARNERS["multimodal"](StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
+        make_learner("multimodal", StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
 
 
 # ---- agem ------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from utils.idx_files import write_folder
 
-from gem_fast.paper import runner
 from gem_fast.paper.cli import main
+from gem_fast.paper.experiments import runner
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gem_fast.paper import plots
-from gem_fast.paper.plots import draw_all
-from gem_fast.paper.protocol import Record
+from gem_fast.paper.experiments.protocol import Record
+from gem_fast.paper.reports import run_plots
+from gem_fast.paper.reports.run_plots import draw_all
 
 
 def make_record(n_tasks, rows_per_task=2):
@@ -40,8 +40,8 @@ def test_pictures(n_tasks):
 def figures(monkeypatch):
     """The figures drawn since, in the order r_matrix, first_task, curves."""
     drawn = []
-    png = plots.png
-    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or png(figure))
+    png = run_plots.png
+    monkeypatch.setattr(run_plots, "png", lambda figure: drawn.append(figure) or png(figure))
     return drawn
 
 

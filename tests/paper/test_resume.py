@@ -18,9 +18,9 @@ from tqdm import tqdm
 from utils.idx_files import write_folder
 from utils.runs import assert_same, command, end_of
 
-from gem_fast.paper import checkpoint
-from gem_fast.paper.checkpoint import Checkpoints, read_checkpoint
 from gem_fast.paper.cli import main
+from gem_fast.paper.experiments import checkpoint
+from gem_fast.paper.experiments.checkpoint import Checkpoints, read_checkpoint
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.learners.gem import Gem
 
@@ -285,7 +285,9 @@ def kill_and_resume(data: Path, folder: Path, kills: int, epochs: int) -> list[i
     """
     # Each process starts from a server that has imported everything, and never trained.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gem_fast.paper.cli", "gem_fast.paper.progress", "pytest", "utils.idx_files"])
+    context.set_forkserver_preload(
+        ["gem_fast.paper.cli", "gem_fast.paper.reports.progress", "pytest", "utils.idx_files"]
+    )
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
         process = context.Process(

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from utils.idx_files import write_folder
 
-from gem_fast.paper import run_cache
-from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiments import run_cache
+from gem_fast.paper.experiments.checkpoint import Checkpoints
+from gem_fast.paper.experiments.run_cache import read_run, run_cached, run_name
+from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.learners.gem import Gem
-from gem_fast.paper.run_cache import read_run, run_cached, run_name
-from gem_fast.paper.training_run import TrainingRun, configuration
 
 Config = dict[str, Any]
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.streams import split
+from gem_fast.paper.streams.schedule import make_schedule
 
 
 def stream_of(sizes):

@@ -10,9 +10,9 @@ import torch
 from utils.idx_files import write_folder
 from utils.runs import assert_same, command, end_of
 
-from gem_fast.paper import protocol
-from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.cli import main
+from gem_fast.paper.experiments import protocol
+from gem_fast.paper.experiments.checkpoint import Checkpoints
 from gem_fast.paper.learners.gem import Gem
 from gem_fast.paper.learners.single import Single
 
@@ -105,7 +105,7 @@ def test_an_ignored_signal_stays_ignored(data, tmp_path, monkeypatch) -> None:
 def test_in_a_run_of_a_table(data, tmp_path, capsys, monkeypatch, number: int) -> None:
     fixed = "grid --quick --learner single --lr 0.1"
     arguments = [*fixed.split(), "--data", str(data), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("gem_fast.paper.grid.QUICK_SIZE", {"tasks": 3, "samples_per_task": 60})
+    monkeypatch.setattr("gem_fast.paper.cli.grid.QUICK_SIZE", {"tasks": 3, "samples_per_task": 60})
     with monkeypatch.context() as patch:
         send(patch, Single, "observe", 8, number)
         assert main(arguments) == CODES[number]

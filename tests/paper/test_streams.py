@@ -9,7 +9,7 @@ from PIL import Image
 
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.streams import STREAMS, permutations, rotations
+from gem_fast.paper.streams import STREAMS, permutations, pixels, rotations
 from gem_fast.paper.streams.rotations import rotation_map
 
 
@@ -62,7 +62,8 @@ def test_each_permutation_is_one_and_its_own():
     assert len({tuple(task.pixel_map.tolist()) for task in stream.tasks}) == 5
 
 
-def test_training_and_test_images_are_shown_through_the_same_map(make_stream):
+def test_training_and_test_images_are_shown_through_the_same_map(make_stream, monkeypatch):
+    monkeypatch.setattr(pixels, "TEST_BATCH", 5)
     data = random_data()
     stream = make_stream(data, 4, len(data.train_labels), generator())
     for k, task in enumerate(stream.tasks):
@@ -72,7 +73,7 @@ def test_training_and_test_images_are_shown_through_the_same_map(make_stream):
 
         # All examples are drawn, in some order.
         assert sorted(task.images.tolist()) == sorted(through_map(data.train_images).tolist())
-        batches = list(stream.test_batches(k, batch_size=5))
+        batches = list(stream.test_batches(k))
         assert [len(y) for _, y in batches] == [5, 5, 2]
         assert torch.equal(torch.cat([x for x, _ in batches]), through_map(data.test_images).float() / 255)
         assert torch.equal(torch.cat([y for _, y in batches]), data.test_labels)

@@ -1,6 +1,5 @@
 """The commands that reproduce the paper's tables: from options to rows, labels and files."""
 
-import argparse
 import io
 import json
 import math
@@ -13,15 +12,16 @@ from PIL import Image
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
-from gem_fast.paper import figures, run_cache, tables
-from gem_fast.paper.cli import main
+from gem_fast.paper.cli import main, tables
 from gem_fast.paper.data import sources
 from gem_fast.paper.data.stand_in import make_stand_in
+from gem_fast.paper.experiments import run_cache
+from gem_fast.paper.experiments.runner import parse_seeds
+from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
-from gem_fast.paper.result_table import MeanStd, ResultTable, Row
-from gem_fast.paper.runner import parse_seeds
-from gem_fast.paper.training_run import TrainingRun
+from gem_fast.paper.reports import table_plots
+from gem_fast.paper.reports.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
+from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row
 
 QUICK = "QUICK: "
 STAND_IN = "STAND-IN: "
@@ -85,8 +85,8 @@ def test_tables_of_digits(tiny, tmp_path, capsys, name):
 
 def test_a_stand_in_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeypatch):
     titles = []
-    png = figures.png
-    monkeypatch.setattr(figures, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
+    png = table_plots.png
+    monkeypatch.setattr(table_plots, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
     options = ["--quick", *tiny[-2:], "--cifar", "cifar100-stand-in"]
     assert main(["table2", *options, "--seeds", "0"]) == 0
     result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN)
@@ -143,9 +143,7 @@ def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
         "from there\n"
     )
     assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
-    args = {"quick": False, "data": "mnist-5k", "cifar": "cifar100", "device": "cpu", "data_root": None}
-    args |= {"memory_batch": None, "streams": tables.STREAMS}
-    spec = tables._figure1(argparse.Namespace(**args))
+    spec = tables._figure1(tables.Figure1Options())
     sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in spec.experiments}
     assert sizes == {(20, 1000), (20, 2500)}
 
@@ -177,16 +175,16 @@ def test_interrupted_then_resumed_gives_the_same_tables(tiny, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("table3 --seeds 4-0", "--seeds: must be seeds such as 0-4, 3 or 0,2, got '4-0'"),
-        ("table3 --seeds all", "--seeds: must be seeds such as 0-4, 3 or 0,2, got 'all'"),
-        ("table3 --seeds 0-", "--seeds: must be"),
+        ("table3 --seeds 4-0", "--seeds must be seeds such as 0-4, 3 or 0,2, got '4-0'"),
+        ("table3 --seeds all", "--seeds must be seeds such as 0-4, 3 or 0,2, got 'all'"),
+        ("table3 --seeds 0-", "--seeds must be"),
         ("table1 --data nowhere", "--data must be mnist-5k"),
         ("table2 --cifar nowhere", "got 'nowhere'"),
         ("table2 --data-root nowhere", "the data set cifar100 must be stored in --data-root as cifar-100-binary"),
-        ("figure1 --streams split", "--streams: invalid choice: 'split'"),
-        ("table2 --data mnist-5k", "unrecognized arguments: --data mnist-5k"),
+        ("figure1 --streams split", "invalid choice 'split' for argument '--streams'"),
+        ("table2 --data mnist-5k", "Unrecognized options: --data, mnist-5k"),
         ("table3 --device nonsense", "--device must be a device torch can use here"),
-        ("figure1 --tasks 3", "unrecognized arguments: --tasks 3"),
+        ("figure1 --tasks 3", "Unrecognized options: --tasks, 3"),
     ],
 )
 def test_bad_options_give_one_sentence(capsys, tmp_path, monkeypatch, arguments, message):
@@ -257,6 +255,6 @@ def test_pictures_take_one_seed_and_negative_values():
         )
         for learner in ("gem", "single")
     )
-    picture = figures.DRAWINGS["table3"](ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
+    picture = table_plots.DRAWINGS["table3"](ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"

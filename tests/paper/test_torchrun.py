@@ -13,7 +13,7 @@ from utils.idx_files import write_folder
 
 from gem_fast.paper.cli import main
 from gem_fast.paper.errors import InputError, flag
-from gem_fast.paper.torchrun import Processes, check_options, share
+from gem_fast.paper.experiments.torchrun import Processes, check_options, share
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_one_process_of_torchrun_is_the_plain_run(data, tmp_path, monkeypatch):
     ("arguments", "sentence"),
     [
         (["table3"], "only the command run can use several processes, got 2 of torchrun"),
-        (["run", "--tasks", "many"], "argument --tasks"),
+        (["run", "--tasks", "many"], "--tasks must be a whole number, got 'many'"),
     ],
 )
 def test_the_first_process_to_fail_says_why(arguments, sentence, monkeypatch, capsys):
     store = HashStore()
-    monkeypatch.setattr("gem_fast.paper.torchrun._store", lambda: store)
+    monkeypatch.setattr("gem_fast.paper.experiments.torchrun._store", lambda: store)
     for rank, said in ((1, 1), (0, 0)):
         for name, value in {"RANK": str(rank), "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from gem_fast.paper.data import MNIST_5K, load_data
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners import PRESETS, make_learner
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams import Stream, permutations, split
 
 CPU = torch.device("cpu")
@@ -40,7 +39,7 @@ def make(name: str, kind: str, **hyper: Any) -> Any:
     small = {"memory_per_task": 50, "memory_batch": 50, "memory": 90, "lr": 0.1}
     preset = PRESETS["split", name]
     options = preset | {key: value for key, value in small.items() if key in preset} | hyper
-    return LEARNERS[name](stream_info(kind), CPU, **options)
+    return make_learner(name, stream_info(kind), CPU, **options)
 
 
 def batches(kind: str, per_task: int = 20, tasks: tuple[int, ...] = (0, 1, 2)) -> Batches:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gem_fast.paper.checkpoint import Checkpoints, read_checkpoint
+from gem_fast.paper.experiments.checkpoint import Checkpoints, read_checkpoint
 
 
 def command(data: Path, folder: Path, *more: str) -> list[str]:

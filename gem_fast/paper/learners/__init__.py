@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from gem_fast.paper.learners.agem import Agem
+from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.ewc import Ewc
 from gem_fast.paper.learners.gem import Gem
 from gem_fast.paper.learners.gem_pure_python import GemPurePython
@@ -16,15 +18,17 @@ from gem_fast.paper.learners.independent import Independent
 from gem_fast.paper.learners.joint import Joint
 from gem_fast.paper.learners.multimodal import Multimodal
 from gem_fast.paper.learners.single import Single
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.streams import STREAMS
 
-__all__ = ["LEARNERS", "Learner"]
+__all__ = ["LEARNERS", "PRESETS", "Learner", "LearnerName", "SgdConfig", "SgdLearner", "make_learner"]
 
 
 class Learner(Protocol):
     """What the protocol needs of a learner: torch.nn.Module has `train`, and SgdLearner the rest except `observe`.
 
-    A learner's constructor takes the StreamInfo, the device to train on, and then its hyper-parameters by name. It
-    makes its own model, whose initial weights come from torch's global generator.
+    A learner's constructor takes the StreamInfo, the device to train on, and its `Config`. It makes its own model,
+    whose initial weights come from torch's global generator.
 
     Attributes:
         trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
@@ -50,7 +54,8 @@ class Learner(Protocol):
         """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
 
 
-LEARNERS: dict[str, Callable[..., Learner]] = {
+LearnerName = Literal["single", "independent", "multimodal", "ewc", "icarl", "gem", "gem_pure_python", "agem", "joint"]
+LEARNERS: dict[str, type[SgdLearner]] = {
     "single": Single,
     "independent": Independent,
     "multimodal": Multimodal,
@@ -61,3 +66,17 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "agem": Agem,
     "joint": Joint,
 }
+
+# (stream, learner) -> the published hyper-parameters, for each learner that can be run on the stream.
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    (stream, name): preset
+    for stream in STREAMS
+    for name, learner in LEARNERS.items()
+    if (preset := learner.Config.defaults(stream)) is not None
+}
+
+
+def make_learner(name: str, stream_info: StreamInfo, device: torch.device, **hyper: Any) -> SgdLearner:
+    """A new learner, one of LEARNERS, with all of its hyper-parameters by name."""
+    learner = LEARNERS[name]
+    return learner(stream_info, device, learner.Config(**hyper))

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import gem_fast
-from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.config import Rate, Real, Whole, by_stream
+from gem_fast.paper.learners.base import SgdConfig, SgdLearner
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 __all__ = ["Agem"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgemConfig(SgdConfig):
+    """The options of agem."""
+
+    lr: Rate = by_stream(rotations=0.01, permutations=0.03, cifar100=0.1, split=0.1)
+    memory_per_task: Whole = 256
+    """examples of each task kept in the episodic memory"""
+    memory_batch: Whole = 256
+    """examples drawn anew from the memory of all past tasks together for each step"""
+    margin: Real = 0.0
+    """lower bound of the one dual variable where the constraint is violated; 0 is the published method"""
 
 
 class Agem(SgdLearner):
     """SGD whose steps may not raise the mean loss on a random batch of the memory."""
 
-    def __init__(
-        self,
-        stream_info: StreamInfo,
-        device: torch.device,
-        lr: float,
-        memory_per_task: int,
-        memory_batch: int,
-        margin: float,
-    ) -> None:
-        """Makes a new model and hooks its optimizer; the hook's seed comes from torch's global generator.
+    Config: ClassVar[type[SgdConfig]] = AgemConfig
 
-        Args:
-            stream_info: The tasks.
-            device: Where to train.
-            lr: Learning rate of SGD.
-            memory_per_task: Examples of each task that the episodic memory keeps.
-            memory_batch: Examples drawn from the past tasks' memories for each step.
-            margin: Lower bound of the one dual variable where the constraint is violated; 0 is the published method.
-        """
-        super().__init__(stream_info, device, lr)
-        memory = gem_fast.EpisodicMemory(per_task=memory_per_task)
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: AgemConfig) -> None:
+        """Makes a new model and hooks its optimizer; the hook's seed comes from torch's global generator."""
+        super().__init__(stream_info, device, config)
+        memory = gem_fast.EpisodicMemory(per_task=config.memory_per_task)
         seed = int(torch.randint(2**62, ()))
         self.agem = gem_fast.AGEM(
-            self.model, self.optimizer, memory=memory, memory_batch=memory_batch, margin=margin, seed=seed
+            self.model, self.optimizer, memory=memory, memory_batch=config.memory_batch, margin=config.margin, seed=seed
         )
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:

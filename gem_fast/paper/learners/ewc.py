@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.config import Rate, Real, Whole, by_stream
+from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.current_task import CurrentTaskBuffer
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_keys, check_plain_tensor
 
 __all__ = ["Ewc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EwcConfig(SgdConfig):
+    """The options of ewc."""
+
+    lr: Rate = by_stream(rotations=0.01, permutations=0.1, cifar100=1.0, split=0.1)
+    memory_per_task: Whole = by_stream(rotations=1000, permutations=10, cifar100=10, split=10)
+    """examples of a task, its first ones, that the Fisher information is computed from"""
+    strength: Real = by_stream(rotations=1000.0, permutations=3.0, cifar100=1.0, split=3.0)
+    """weight of the penalty"""
+    consolidated: bool = True
+    """whether all past tasks have one penalty together, of the same gradient; time and memory then do not grow"""
+    per_example: bool = False
+    """whether F is the mean of single examples' squared gradients; published is the square of their mean gradient"""
 
 
 class Ewc(SgdLearner):
@@ -29,35 +46,15 @@ class Ewc(SgdLearner):
     squares.
     """
 
-    def __init__(
-        self,
-        stream_info: StreamInfo,
-        device: torch.device,
-        lr: float,
-        memory_per_task: int,
-        strength: float,
-        consolidated: bool,
-        per_example: bool,
-    ) -> None:
-        """Makes a new model.
+    Config: ClassVar[type[SgdConfig]] = EwcConfig
 
-        Args:
-            stream_info: The tasks.
-            device: Where to train.
-            lr: Learning rate of SGD.
-            memory_per_task: Examples of a task, its first ones, that F_k is computed from.
-            strength: Weight of the penalty.
-            consolidated: Whether all terms are kept as one, of the same gradient to rounding: with F = sum_k F_k and
-                theta = sum_k F_k theta_k / F they are F_i (theta_i - theta)^2 and a constant. Neither the time of a
-                step nor the memory then grows with the number of tasks.
-            per_example: Whether F_k is the mean of the squared gradients of single examples, in evaluation mode,
-                instead of the square of their mean gradient.
-        """
-        super().__init__(stream_info, device, lr)
-        self.strength = strength
-        self.per_example = per_example
-        self.current_task = CurrentTaskBuffer(stream_info.n_tasks, capacity=memory_per_task)
-        self.penalty = Penalty(list(self.model.parameters()), consolidated)
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: EwcConfig) -> None:
+        """Makes a new model; arguments as for SgdLearner."""
+        super().__init__(stream_info, device, config)
+        self.strength = config.strength
+        self.per_example = config.per_example
+        self.current_task = CurrentTaskBuffer(stream_info.n_tasks, capacity=config.memory_per_task)
+        self.penalty = Penalty(list(self.model.parameters()), config.consolidated)
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Takes one step on the mini-batch (x, y); if it is the first of a task, the one before gets its term."""
@@ -100,7 +97,8 @@ class Penalty:
 
         Args:
             parameters: theta.
-            consolidated: Whether a term is merged into the one before.
+            consolidated: Whether a term is merged into the one before: with F = sum_k F_k and theta = sum_k F_k theta_k
+                / F all terms are F_i (theta_i - theta)^2 and a constant.
         """
         self.terms: list[tuple[list[Tensor], list[Tensor]]] = []
         self._parameters = parameters

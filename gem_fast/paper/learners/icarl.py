@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gem_fast.memory.herding import herding_order
+from gem_fast.paper.config import Rate, Real, Whole, by_stream
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.current_task import CurrentTaskBuffer
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.streams.classes import TEST_BATCH
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 __all__ = ["Icarl"]
@@ -21,6 +24,17 @@ Class = tuple[int, int]  # a task and a label of it
 
 # How far away a class without an example is: finite, because logits that are not finite mean divergence.
 FAR_AWAY = 1e10
+
+
+@dataclass(frozen=True, kw_only=True)
+class IcarlConfig(SgdConfig):
+    """The options of icarl."""
+
+    lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=1.0, split=0.1)
+    memory: Whole = by_stream(rotations=5120, permutations=5120, cifar100=1280, split=1280)
+    """exemplars of all classes together"""
+    strength: Real = 1.0
+    """weight of distillation"""
 
 
 class Icarl(SgdLearner):
@@ -41,25 +55,26 @@ class Icarl(SgdLearner):
     once.
     """
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, lr: float, memory: int, strength: float) -> None:
+    Config: ClassVar[type[SgdConfig]] = IcarlConfig
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: IcarlConfig) -> None:
         """Makes a new model; the seed of the draws comes from torch's global generator.
 
         Args:
             stream_info: The tasks.
             device: Where to train.
-            lr: Learning rate of SGD.
-            memory: Exemplars of all classes together.
-            strength: Weight of distillation.
+            config: The hyper-parameters.
 
         Raises:
             InputError: There would be less than one exemplar of each class.
         """
+        memory = config.memory
         n_classes = sum(map(len, stream_info.outputs))
         if memory < n_classes:
             raise InputError(f"--memory must be at least one exemplar of each class, {n_classes} here, got {memory}")
-        super().__init__(stream_info, device, lr)
+        super().__init__(stream_info, device, config)
         self.memory = memory
-        self.strength = strength
+        self.strength = config.strength
         self.current_task = CurrentTaskBuffer(stream_info.n_tasks)
         self.exemplars = Exemplars(stream_info)
         self.sampler = _Sampler(int(torch.randint(2**62, ())))
@@ -87,11 +102,12 @@ class Icarl(SgdLearner):
         if self._means is None:
             self._means = {c: self._evaluate(kept).mean(0) for c, kept in self.current_exemplars().items()}
         classes = [(task, label) for label in range(len(self.stream_info.outputs[task]))]
+        outputs = self.all_outputs(x)
         if not any(c in self._means for c in classes):
-            return x.new_zeros(len(x), len(classes))
-        missing = torch.full((self.stream_info.n_outputs,), FAR_AWAY, device=x.device, dtype=x.dtype)
+            return outputs.new_zeros(len(outputs), len(classes))
+        missing = outputs.new_full((self.stream_info.n_outputs,), FAR_AWAY)
         means = torch.stack([self._means.get(c, missing) for c in classes])
-        distances: Tensor = (self.all_outputs(x)[:, None] - means).norm(dim=2)
+        distances: Tensor = (outputs[:, None] - means).norm(dim=2)
         return -distances
 
     def current_exemplars(self) -> dict[Class, Tensor]:
@@ -115,7 +131,7 @@ class Icarl(SgdLearner):
     def _evaluate(self, x: Tensor) -> Tensor:
         """The features of examples, in evaluation mode and without gradients."""
         with torch.no_grad(), self.evaluation_mode():
-            return torch.cat([self.all_outputs(part) for part in x.split(1000)])
+            return torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
 
     def _distillation(self, past: _PastExemplars) -> Tensor:
         rows = (past.first + self.sampler.below(past.sizes)).to(past.x.device)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from gem_fast.paper.config import Rate, by_stream
+from gem_fast.paper.learners.base import SgdConfig
 from gem_fast.paper.learners.single import Single
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_count, check_keys
 
 __all__ = ["Independent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndependentConfig(SgdConfig):
+    """The options of independent."""
+
+    lr: Rate = by_stream(rotations=0.1, permutations=0.03, cifar100=0.3, split=0.1)
+    clone: bool = True
+    """whether a new task's network starts as a clone of the last one, if of the same number of outputs, or at random"""
 
 
 class Independent(Single):
@@ -21,22 +33,22 @@ class Independent(Single):
     is 5 points on rotations and 8 to 10 on permutations, here and in the published code alike.
     """
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, lr: float, clone: bool) -> None:
+    Config: ClassVar[type[SgdConfig]] = IndependentConfig
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: IndependentConfig) -> None:
         """Makes T new networks.
 
         Args:
             stream_info: The T tasks; a network has its task's outputs only.
             device: Where to train.
-            lr: Learning rate of SGD.
-            clone: Whether a task's network starts as a clone of the one trained last, where both have the same
-                number of outputs; otherwise it starts at random.
+            config: The hyper-parameters.
         """
         nets = [
             stream_info.new_network(len(outputs), width_divisor=stream_info.n_tasks) for outputs in stream_info.outputs
         ]
-        super().__init__(stream_info, device, lr, _NetworkPerTask(nets))
+        super().__init__(stream_info, device, config, _NetworkPerTask(nets))
         self.nets = nets
-        self.clone = clone
+        self.clone = config.clone
         self.recent = _TrainedTasks(stream_info.n_tasks)
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.stream_info import StreamInfo
+from gem_fast.paper.config import Rate, by_stream
+from gem_fast.paper.learners.base import SgdConfig, SgdLearner
+from gem_fast.paper.learners.stream_info import StreamInfo
 
 __all__ = ["Joint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(SgdConfig):
+    """The options of joint."""
+
+    lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=0.1, split=0.1)
 
 
 class Joint(SgdLearner):
@@ -21,11 +30,12 @@ class Joint(SgdLearner):
     compare rows, only show how learning went on.
     """
 
+    Config: ClassVar[type[SgdConfig]] = JointConfig
     trains_jointly: ClassVar[bool] = True
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, lr: float) -> None:
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: JointConfig) -> None:
         """Makes a new model; arguments as for SgdLearner."""
-        super().__init__(stream_info, device, lr)
+        super().__init__(stream_info, device, config)
         self._first = torch.tensor([outputs.start for outputs in stream_info.outputs], device=device)
         self._other_outputs = stream_info.other_outputs_mask().to(device)
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gem_fast.paper.config import Rate, by_stream
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.learners.base import SgdConfig
 from gem_fast.paper.learners.single import Single
+from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.models import mlp
-from gem_fast.paper.stream_info import StreamInfo
 
 __all__ = ["Multimodal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalConfig(SgdConfig):
+    """The options of multimodal."""
+
+    lr: Rate = by_stream(rotations=0.1, permutations=0.1, split=0.1)
 
 
 class Multimodal(Single):
@@ -22,20 +34,22 @@ class Multimodal(Single):
     .748 instead of .779 on rotations, .755 instead of .786 on permutations.
     """
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, lr: float) -> None:
+    Config: ClassVar[type[SgdConfig]] = MultimodalConfig
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: MultimodalConfig) -> None:
         """Makes a new model.
 
         Args:
             stream_info: The tasks; the architecture is the MLP, as in the paper, which has this learner on MNIST only.
             device: Where to train.
-            lr: Learning rate of SGD.
+            config: The hyper-parameters.
 
         Raises:
             InputError: The architecture is another one.
         """
         if stream_info.architecture != "mlp":
             raise InputError(f"--learner multimodal needs the architecture mlp, got {stream_info.architecture}")
-        super().__init__(stream_info, device, lr, _MultimodalMlp(stream_info))
+        super().__init__(stream_info, device, config, _MultimodalMlp(stream_info))
 
 
 class _MultimodalMlp(nn.Module):

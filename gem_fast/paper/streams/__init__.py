@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from gem_fast.paper.streams.base import Stream, Task
 from gem_fast.paper.streams.cifar100 import cifar100
@@ -10,8 +11,9 @@ from gem_fast.paper.streams.permutations import permutations
 from gem_fast.paper.streams.rotations import rotations
 from gem_fast.paper.streams.split import split
 
-__all__ = ["STREAMS", "Stream", "Task", "cifar100", "permutations", "rotations", "split"]
+__all__ = ["STREAMS", "Stream", "StreamName", "Task", "cifar100", "permutations", "rotations", "split"]
 
+StreamName = Literal["rotations", "permutations", "cifar100", "split"]
 # Each takes an ImageData, the number of tasks, the training examples of each task and a generator.
 STREAMS: dict[str, Callable[..., Stream]] = {
     "rotations": rotations,

@@ -101,7 +101,7 @@ class Stream(abc.ABC):
                 yield to_unit(images[index]), labels[index]
 
     @abc.abstractmethod
-    def test_batches(self, task: int, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The task's whole test set, in a fixed order; x and y as in `batches`."""
 
     def to(self, device: torch.device) -> Stream:

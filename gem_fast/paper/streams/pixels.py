@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,8 +16,12 @@ from torch import Tensor
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams.base import Stream, Task, to_unit
+from gem_fast.paper.streams.shown import Originals, ShownImages
 
 __all__ = ["PixelStream", "PixelTask", "make_pixel_stream"]
+
+# Test images that are answered at once: moving the weights is once for all of them.
+TEST_BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class PixelStream(Stream):
 
     Attributes:
         test_images: Shape (pixels + 1, m), float32 in [0, 1]: the original test images and one blank pixel, pixel by
-            pixel, because a task's pixels are then copied as rows, which takes half the time of gathering columns.
+            pixel.
         test_labels: Shape (m,), int64.
     """
 
@@ -45,12 +50,15 @@ class PixelStream(Stream):
     test_images: Tensor
     test_labels: Tensor
 
-    def test_batches(self, task: int, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole test set as the task shows it, in a fixed order; x and y as in `batches`."""
-        pixel_map = self.tasks[task].pixel_map
-        batches = zip(self.test_images.split(batch_size, dim=1), self.test_labels.split(batch_size), strict=True)
-        for images, labels in batches:
-            yield images.index_select(0, pixel_map).T, labels
+    def test_batches(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole test set as the task shows it, in a fixed order; x, as `ShownImages`, and y as in `batches`."""
+        for originals, labels in zip(self._originals, self.test_labels.split(TEST_BATCH), strict=True):
+            yield ShownImages.of(originals, self.tasks[task].pixel_map), labels
+
+    @cached_property
+    def _originals(self) -> list[Originals]:
+        """The test images of each batch."""
+        return [Originals(images) for images in self.test_images.split(TEST_BATCH, dim=1)]
 
 
 def make_pixel_stream(

@@ -43,14 +43,19 @@ constexpr unsigned kFibres = 2 * kMaxThreads + 61;
 constexpr size_t kStack = 256 * 1024;
 constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 
+// Where a fibre goes on. swapcontext would save the signal mask at every switch, by two calls of the kernel.
+using Place = void* [5];
+
 enum class State { kReady, kWaiting, kDone };
 
 struct Fibre {
-  ucontext_t context;
+  ucontext_t start;
+  Place place;
   void* tsan;
   unsigned thread;
   State state;
   bool made;
+  bool started;
 };
 
 struct Warp {
@@ -61,7 +66,7 @@ struct Warp {
 };
 
 Fibre fibres[kFibres];
-ucontext_t host;
+Place host;
 void* host_tsan;
 unsigned order[kMaxThreads];     // the fibres of this block, in the order they run
 unsigned fibre_of[kMaxThreads];  // by thread
@@ -99,6 +104,27 @@ uint64_t random_below(uint64_t n) {
   return (seed >> 33) % n;
 }
 
+[[noreturn]] __attribute__((noinline)) void leave_for(Place& to) { __builtin_longjmp(to, 1); }
+
+__attribute__((noinline)) void jump(Place& from, Place& to) {
+  if (__builtin_setjmp(from) == 0) leave_for(to);
+}
+
+__attribute__((noinline)) void start(Place& from, const ucontext_t& to) {
+  if (__builtin_setjmp(from) == 0) setcontext(&to);
+}
+
+void go_to(Place& from, Fibre& to) {
+  threadIdx.x = to.thread;
+  tsan_switch(to.tsan);
+  if (to.started) {
+    jump(from, to.place);
+  } else {
+    to.started = true;
+    start(from, to.start);
+  }
+}
+
 // Goes on with the next fibre that can; back to the host when all are done.
 void run_next() {
   Fibre& from = fibres[order[current]];
@@ -107,15 +133,12 @@ void run_next() {
     Fibre& to = fibres[order[place]];
     if (to.state != State::kReady) continue;
     current = place;
-    threadIdx.x = to.thread;
-    if (&to == &from) return;
-    tsan_switch(to.tsan);
-    swapcontext(&from.context, &to.context);
+    if (&to != &from) go_to(from.place, to);
     return;
   }
   if (finished < blockDim.x) fail("deadlock: a barrier or a shuffle is not reached by every thread");
   tsan_switch(host_tsan);
-  swapcontext(&from.context, &host);
+  jump(from.place, host);
 }
 
 void fibre_body() {
@@ -149,13 +172,13 @@ const uint64_t* exchange(uint64_t mine) {
 void make(Fibre& fibre) {
   void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stack == MAP_FAILED) fail("no memory for a stack");
-  getcontext(&fibre.context);
-  fibre.context.uc_stack.ss_sp = stack;
-  fibre.context.uc_stack.ss_size = kStack;
-  makecontext(&fibre.context, fibre_body, 0);
+  getcontext(&fibre.start);
+  fibre.start.uc_stack.ss_sp = stack;
+  fibre.start.uc_stack.ss_size = kStack;
+  makecontext(&fibre.start, fibre_body, 0);
   // AddressSanitizer would clear its notes of the stack at every switch if it were told where it is.
-  fibre.context.uc_stack.ss_sp = nullptr;
-  fibre.context.uc_stack.ss_size = 0;
+  fibre.start.uc_stack.ss_sp = nullptr;
+  fibre.start.uc_stack.ss_size = 0;
   if (__tsan_create_fiber != nullptr) fibre.tsan = __tsan_create_fiber(0);
   fibre.made = true;
 }
@@ -197,9 +220,7 @@ void run_block(unsigned block) {
   }
   release(&launched);
   current = 0;
-  threadIdx.x = fibres[order[0]].thread;
-  tsan_switch(fibres[order[0]].tsan);
-  swapcontext(&host, &fibres[order[0]].context);
+  go_to(host, fibres[order[0]]);
 }
 
 }  // namespace

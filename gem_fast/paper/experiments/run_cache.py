@@ -1,6 +1,6 @@
 """The run cache: results of training runs stay in a folder, so that none is computed twice.
 
-A run's file is named after its configuration, and holds what `report.result_of` returns. A command that was interrupted
+A run's file is named after its configuration, and holds what `result_of` returns. A command that was interrupted
 goes on with the runs that are missing; the one that it was busy with goes on from its last checkpoint. Data are known
 by name: other data under an old name need a folder of their own.
 """
@@ -13,15 +13,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gem_fast.paper import report
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
+from gem_fast.paper.experiments.footprint import check_footprint
+from gem_fast.paper.experiments.protocol import Record
+from gem_fast.paper.experiments.resume import Checkpointer
+from gem_fast.paper.experiments.signals import stopped
+from gem_fast.paper.experiments.training_run import Config, TrainingRun
 from gem_fast.paper.files import prepare_folder, readable
-from gem_fast.paper.footprint import check_footprint
-from gem_fast.paper.protocol import Record
-from gem_fast.paper.resume import Checkpointer
-from gem_fast.paper.signals import stopped
-from gem_fast.paper.stream_options import load_data_of
-from gem_fast.paper.training_run import Config, TrainingRun
+from gem_fast.paper.reports.result import record_of, result_of, to_json, write_files
+from gem_fast.paper.streams.config import load_data_of
 
 __all__ = ["read_run", "run_cached", "run_name"]
 
@@ -114,7 +114,7 @@ def read_run(path: Path, config: Config) -> Record | None:
     if result.get("diverged") is True:
         return None
     try:
-        return report.record_of(result)
+        return record_of(result)
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
@@ -122,7 +122,7 @@ def read_run(path: Path, config: Config) -> Record | None:
 def _finish(path: Path, config: Config, title: str) -> Record | None:
     """Computes a run, or the rest of it, and writes its file; returns None if it diverged."""
     with extra("the progress bar"):
-        from gem_fast.paper.progress import Progress
+        from gem_fast.paper.reports.progress import Progress
     checkpoints = path.with_name(f"{path.name}.checkpoints")
     prepare_folder("--out", checkpoints)
     run = TrainingRun(config)
@@ -138,10 +138,10 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     try:
         with Progress(run.schedule, 0 if journal is None else journal.batches, title) as bar, checkpointer.signals:
             record = run.run(on_batch=bar.on_batch, on_journal=checkpointer.after_batch, journal=journal)
-        result |= report.result_of(record, run.config)
+        result |= result_of(record, run.config)
     except Diverged:
         result["diverged"] = True
-    report.write_files(path.parent, {f"{path.name}.json": report.to_json(result)})
+    write_files(path.parent, {f"{path.name}.json": to_json(result)})
     # Another command that was busy with the same run may have removed them first.
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record

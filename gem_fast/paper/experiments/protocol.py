@@ -15,11 +15,11 @@ from torch import Tensor
 
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
-from gem_fast.paper.joint_batches import joint_batches
+from gem_fast.paper.experiments.torchrun import DataParallel
 from gem_fast.paper.learners import Learner
-from gem_fast.paper.schedule import make_schedule
 from gem_fast.paper.streams import Stream
-from gem_fast.paper.torchrun import DataParallel
+from gem_fast.paper.streams.joint_batches import joint_batches
+from gem_fast.paper.streams.schedule import make_schedule
 
 __all__ = ["Journal", "Record", "evaluate", "learn_stream"]
 

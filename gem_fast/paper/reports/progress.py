@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from gem_fast.paper.errors import print_line
-from gem_fast.paper.schedule import Schedule
+from gem_fast.paper.streams.schedule import Schedule
 
 __all__ = ["Progress"]
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gem_fast.paper import report
+from gem_fast.paper.config import Options
 from gem_fast.paper.data import STAND_IN
+from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiments.protocol import Record
+from gem_fast.paper.experiments.run_cache import run_cached
+from gem_fast.paper.experiments.training_run import Config, check_device
 from gem_fast.paper.files import prepare_folder
-from gem_fast.paper.protocol import Record
-from gem_fast.paper.published import MEASURES, Numbers
-from gem_fast.paper.result_table import MeanStd, ResultTable, Row, mean_std_by_measure
-from gem_fast.paper.run_cache import run_cached
-from gem_fast.paper.training_run import Config, check_device
+from gem_fast.paper.reports.published import MEASURES, Numbers
+from gem_fast.paper.reports.result import to_json, write_files
+from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row, mean_std_by_measure
 
 __all__ = [
     "CACHE",
     "Experiment",
-    "add_options",
+    "TableOptions",
     "parse_seeds",
-    "prepare",
     "run_experiments",
     "write_table",
 ]
@@ -58,30 +58,45 @@ class Experiment:
     published_code: Numbers = field(default_factory=dict)
 
 
-def add_options(parser: argparse.ArgumentParser, default_seeds: Sequence[int]) -> None:
-    """Adds the options that all commands with a result table have.
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(Options):
+    """What all commands with a result table have."""
 
-    Args:
-        parser: The command's parser.
-        default_seeds: What --seeds is if it is not given.
-    """
-    parser.add_argument("--quick", action="store_true", help="less of everything: a check that it works (default: no)")
-    first, last = default_seeds[0], default_seeds[-1]
-    text = f"{first}-{last}" if last > first else str(first)
-    parser.add_argument(
-        "--seeds",
-        type=parse_seeds,
-        metavar="A-B",
-        help=f"seeds from A to B, or one seed, or several with commas (default: {text}; with --quick at most 0-1)",
-    )
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for the results, shared by all tables (default: out/paper, with --quick out/paper-quick)",
-    )
-    parser.set_defaults(default_seeds=tuple(default_seeds))
+    default_seeds: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
+
+    quick: bool = False
+    """less of everything: a check that it works"""
+    seeds: str | None = None
+    """seeds such as 0-4, 3 or 0,2; None: five, one for grid, with --quick at most two"""
+    device: str = "cpu"
+    """torch device"""
+    out: Path | None = None
+    """folder for the results, shared by all tables; None: out/paper, with --quick out/paper-quick"""
+    download: bool = False
+    """let torchvision download the data sets into --data-root, unless they are there"""
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """The seeds."""
+        if self.seeds is None:
+            return self.default_seeds[:2] if self.quick else self.default_seeds
+        return parse_seeds(self.seeds)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("out/paper-quick" if self.quick else "out/paper")
+
+    @property
+    def sampled(self) -> int | None:
+        """The examples of each past task that gem draws for a step on cifar100; None: it takes all."""
+        return None
+
+    def prepare(self) -> None:
+        """Raises InputError unless the seeds, the device and the folder can be used."""
+        check_device(self.device)
+        _ = self.seed_numbers
+        prepare_folder("--out", self.folder)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -94,44 +109,27 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         The seeds, at least one, all different.
 
     Raises:
-        argparse.ArgumentTypeError: It is of another form.
+        InputError: It is of another form.
     """
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
         if not 0 < len(seeds) <= 1000:
-            raise argparse.ArgumentTypeError(f"must be seeds such as 0-4, 3 or 0,2, got {text!r}")
+            raise InputError(f"--seeds must be seeds such as 0-4, 3 or 0,2, got {text!r}")
         found += seeds
     return tuple(dict.fromkeys(found))
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """Checks the options, and fills in those that depend on --quick.
-
-    Args:
-        args: The parsed options of `add_options`.
-
-    Raises:
-        InputError: A device or a folder cannot be used.
-    """
-    check_device(args.device)
-    if args.seeds is None:
-        args.seeds = args.default_seeds[:2] if args.quick else args.default_seeds
-    if args.out is None:
-        args.out = Path("out/paper-quick" if args.quick else "out/paper")
-    prepare_folder("--out", args.out)
-
-
 def run_experiments(
-    experiments: Sequence[Experiment], args: argparse.Namespace, *, cache: str = CACHE, may_diverge: bool = False
+    experiments: Sequence[Experiment], options: TableOptions, *, cache: str = CACHE, may_diverge: bool = False
 ) -> list[Row]:
     """Runs each experiment with each seed, but for the runs that are in the cache.
 
     Args:
         experiments: The experiments.
-        args: With the seeds and the folder.
-        cache: The folder of the run cache within args.out.
+        options: With the seeds and the folder.
+        cache: The folder of the run cache within the folder.
         may_diverge: As for `run_cached`; an experiment that diverged with one seed has no measures.
 
     Returns:
@@ -142,13 +140,13 @@ def run_experiments(
         KeyboardInterrupt: As `run_cached`.
     """
     # Seed by seed, so that a machine that changes its speed changes it for all experiments.
-    configs = [experiment.config | {"seed": seed} for seed in args.seeds for experiment in experiments]
-    all_records = run_cached(args.out / cache, configs, may_diverge=may_diverge)
+    configs = [experiment.config | {"seed": seed} for seed in options.seed_numbers for experiment in experiments]
+    all_records = run_cached(options.folder / cache, configs, may_diverge=may_diverge)
     rows = []
     for i, experiment in enumerate(experiments):
         records = [record for record in all_records[i :: len(experiments)] if record is not None]
         ours, curve = {}, None
-        if len(records) == len(args.seeds):
+        if len(records) == len(options.seed_numbers):
             ours = mean_std_by_measure(
                 [{name: _measure(record, name) for name in experiment.measures} for record in records]
             )
@@ -163,10 +161,10 @@ def write_table(
     notes: tuple[str, ...],
     rows: Sequence[Row],
     experiments: Sequence[Experiment],
-    args: argparse.Namespace,
+    options: TableOptions,
     draw: Callable[[ResultTable], bytes] | None = None,
 ) -> None:
-    """Writes a table's files into args.out, the JSON last, and prints it.
+    """Writes a table's files into the folder, the JSON last, and prints it.
 
     Args:
         name: As in ResultTable.
@@ -174,24 +172,24 @@ def write_table(
         notes: As in ResultTable.
         rows: What `run_experiments` returned, in the order in which they are shown.
         experiments: The experiments, whose data may be a stand-in: the table then says so.
-        args: With `quick`, the seeds and the folder, and `memory_batch` where the command has it.
+        options: With all that the table says of them.
         draw: Makes a PNG file of the table, if it has one.
 
     Raises:
         InputError: A file cannot be written.
     """
-    flags = {"quick": args.quick, "stand_in": any(each.config["data"] == STAND_IN for each in experiments)}
+    flags = {"quick": options.quick, "stand_in": any(each.config["data"] == STAND_IN for each in experiments)}
     labels = [label for label, holds in zip((QUICK_LABEL, STAND_IN_LABEL), flags.values(), strict=True) if holds]
-    if sampled := getattr(args, "memory_batch", None):
+    if sampled := options.sampled:
         labels.append(SAMPLED_LABEL.format(sampled))
-    table = ResultTable(name, title, tuple(labels), notes, args.seeds, tuple(rows), flags)
+    table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), flags)
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:
         files[f"{name}.png"] = draw(table)
-    files[f"{name}.json"] = report.to_json(table.to_dict())
-    report.write_files(args.out, files)
+    files[f"{name}.json"] = to_json(table.to_dict())
+    write_files(options.folder, files)
     print(table.to_text())
-    print(f"written: {', '.join(str(args.out / file) for file in files)}")
+    print(f"written: {', '.join(str(options.folder / file) for file in files)}")
 
 
 def _measure(record: Record, name: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import gem_fast
-from gem_fast.paper.published import Numbers
+from gem_fast.paper.reports.published import Numbers
 
 __all__ = ["MeanStd", "ResultTable", "Row", "machine", "mean_std_by_measure"]
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from gem_fast.paper.protocol import Record
+from gem_fast.paper.experiments.protocol import Record
 
 __all__ = ["INK", "draw_all", "figure_of_size", "png"]
 

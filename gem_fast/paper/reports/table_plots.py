@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from gem_fast.paper.plots import INK, figure_of_size, png
-from gem_fast.paper.result_table import TITLES, MeanStd, ResultTable, Row
+from gem_fast.paper.reports.result_table import TITLES, MeanStd, ResultTable, Row
+from gem_fast.paper.reports.run_plots import INK, figure_of_size, png
 
 __all__ = ["DRAWINGS"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,13 @@ import numpy.typing as npt
 import torch
 
 from gem_fast.paper.errors import Diverged, InputError, flag
-from gem_fast.paper.footprint import check_footprint
-from gem_fast.paper.learners import LEARNERS
-from gem_fast.paper.presets import PRESETS
-from gem_fast.paper.protocol import Journal, Record, learn_stream
-from gem_fast.paper.schedule import make_schedule
-from gem_fast.paper.stream_info import StreamInfo
-from gem_fast.paper.stream_options import DEFAULTS, load_data_of, make_stream
-from gem_fast.paper.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
+from gem_fast.paper.experiments.footprint import check_footprint
+from gem_fast.paper.experiments.protocol import Journal, Record, learn_stream
+from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
+from gem_fast.paper.learners import LEARNERS, PRESETS, SgdLearner, make_learner
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.streams.config import STREAM_CONFIGS, load_data_of, make_stream
+from gem_fast.paper.streams.schedule import make_schedule
 
 __all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
@@ -26,17 +26,8 @@ Config = dict[str, Any]
 
 # By architecture, where nothing else is asked for: testing a convolutional network takes longer than training it.
 EVALUATIONS_PER_EXPERIENCE = {"mlp": 2, "resnet18": 1}
-# What every configuration has beside the stream, its DEFAULTS, the learner and its hyper-parameters.
-COMMON: Config = {
-    "data_root": None,
-    "batch_size": 10,
-    "epochs": 1,
-    "rounds": 1,
-    "shuffle_tasks": False,
-    "seed": 0,
-    "device": "cpu",
-    "eval_every": None,
-}
+# What every configuration has beside the options of its stream and of its learner.
+COMMON: Config = {"device": "cpu", "eval_every": None}
 
 
 def configuration(stream: str, learner: str, **options: Any) -> Config:
@@ -51,11 +42,14 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
         Numbers, texts, booleans and None, which JSON can hold.
 
     Raises:
-        InputError: The learner was not run on the stream, or an option is neither the stream's nor the learner's.
+        InputError: The learner was not run on the stream, an option is neither the stream's nor the learner's, or a
+            value is out of its bounds.
     """
-    common = COMMON | DEFAULTS[stream]
-    given = {name: options.pop(name) for name in common if name in options}
-    return {"stream": stream, "learner": learner} | common | given | hyper_parameters(stream, learner, options)
+    kind = STREAM_CONFIGS[stream]
+    of_stream = {name: options.pop(name) for name in kind.names() if name in options}
+    common = {name: options.pop(name, value) for name, value in COMMON.items()}
+    hyper = hyper_parameters(stream, learner, options)
+    return {"stream": stream, "learner": learner} | asdict(kind(**of_stream)) | common | hyper
 
 
 def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
@@ -64,22 +58,22 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
     Args:
         stream: Kind of tasks.
         learner: Method.
-        given: Values by name; None stands for the published one.
+        given: Values by name.
 
     Returns:
-        The arguments of the learner's constructor by name.
+        The options of the learner by name.
 
     Raises:
-        InputError: The learner cannot be run on the stream, or a value is given for what it does not have.
+        InputError: The learner cannot be run on the stream, or a value is given for what it does not have, or is out of
+            its bounds.
     """
     preset = PRESETS.get((stream, learner))
     if preset is None:
         raise InputError(f"--learner {learner} is not for the stream {stream}, whose network it cannot train")
-    given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in preset:
             raise InputError(f"{flag(name)} is not an option of the learner {learner}")
-    return {**preset, **given}
+    return asdict(LEARNERS[learner].Config(**{**preset, **given}))
 
 
 def check_device(name: str) -> None:
@@ -135,7 +129,9 @@ class TrainingRun:
             self.config["processes"] = mine.size
             hyper = share(mine, hyper)
         torch.manual_seed(config["seed"])
-        self.learner = LEARNERS[config["learner"]](StreamInfo.of(self.stream), device, **hyper)
+        self.learner: SgdLearner | DataParallel = make_learner(
+            config["learner"], StreamInfo.of(self.stream), device, **hyper
+        )
         if mine.size > 1 and isinstance(self.learner, Shareable):
             self.learner = DataParallel(self.learner, mine, self.stream.n_tasks)
 

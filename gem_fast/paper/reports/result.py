@@ -13,8 +13,8 @@ import torch
 
 import gem_fast
 from gem_fast.paper.errors import InputError
+from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.files import write_file
-from gem_fast.paper.protocol import Record
 
 __all__ = ["record_of", "result_of", "summary", "to_json", "write_files"]
 

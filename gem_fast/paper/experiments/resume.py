@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gem_fast.paper.checkpoint import Checkpoints
 from gem_fast.paper.errors import InputError, flag, print_note
-from gem_fast.paper.protocol import Journal
-from gem_fast.paper.schedule import Schedule
-from gem_fast.paper.signals import StopSignals
+from gem_fast.paper.experiments.checkpoint import Checkpoints
+from gem_fast.paper.experiments.protocol import Journal
+from gem_fast.paper.experiments.signals import StopSignals
+from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.streams import Stream
-from gem_fast.paper.training_run import TrainingRun
+from gem_fast.paper.streams.schedule import Schedule
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 __all__ = ["Checkpointer"]

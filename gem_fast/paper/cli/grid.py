@@ -1,0 +1,103 @@
+"""The subcommand grid: a search over hyper-parameters, as in Appendix A of the paper."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gem_fast.paper.config import Rate, Real, Whole
+from gem_fast.paper.errors import InputError, extra, flag
+from gem_fast.paper.experiments.runner import Experiment, TableOptions, run_experiments, write_table
+from gem_fast.paper.experiments.training_run import configuration
+from gem_fast.paper.learners import PRESETS, LearnerName
+from gem_fast.paper.reports.result_table import Row
+from gem_fast.paper.streams import StreamName
+from gem_fast.paper.streams.config import DataOptions, download_data
+
+__all__ = ["GridOptions", "grid"]
+
+# The values that are tried where none are given, those of the published runs among them. A hyper-parameter that is not
+# here keeps its published value.
+GRID: dict[str, tuple[float, ...]] = {
+    "lr": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    "margin": tuple(tenths / 10 for tenths in range(11)),
+    "strength": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+}
+QUICK_GRID: dict[str, tuple[float, ...]] = {"lr": (0.01, 0.1), "margin": (0.0, 0.5), "strength": (1.0, 100.0)}
+QUICK_SIZE = {"tasks": 4, "samples_per_task": 100}
+SEARCHED = ("lr", "memory_per_task", "memory", "margin", "strength")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions(DataOptions, TableOptions):
+    """What is tried, and on what."""
+
+    DESCRIPTION: ClassVar[str] = (
+        "Tries all combinations of hyper-parameters of each learner (Appendix A of the paper), prints them sorted by "
+        "ACC, and writes grid-STREAM-LEARNER.json and .md. An interrupted command goes on where it was, and one with "
+        "more values computes only what is new."
+    )
+    default_seeds: ClassVar[tuple[int, ...]] = (0,)
+
+    stream: StreamName = "rotations"
+    """kind of tasks"""
+    learner: tuple[LearnerName, ...] = ("gem",)
+    """one or more methods"""
+    lr: tuple[Rate, ...] = ()
+    """learning rates of SGD; none: seven from 0.001 to 1"""
+    memory_per_task: tuple[Whole, ...] = ()
+    """examples of each task kept; none: the published one"""
+    memory: tuple[Whole, ...] = ()
+    """exemplars of all classes together, for icarl; none: the published one"""
+    margin: tuple[Real, ...] = ()
+    """lower bounds of the dual variables; none: 0, 0.1, ..., 1"""
+    strength: tuple[Real, ...] = ()
+    """weights of ewc's penalty or of icarl's distillation; none: seven from 1 to 1000"""
+
+
+def grid(options: GridOptions) -> None:
+    """Searches, prints and writes.
+
+    Args:
+        options: What is tried.
+
+    Raises:
+        InputError: An option cannot be used.
+        KeyboardInterrupt: After SIGINT or SIGTERM.
+    """
+    with extra("the grid"):
+        import tqdm  # noqa: F401
+    experiments = {learner: _experiments(options, learner) for learner in dict.fromkeys(options.learner)}
+    if options.download:
+        download_data(options.data_root, options.data)
+    data = Path(options.data).resolve().name
+    options.prepare()
+    for learner, combinations in experiments.items():
+        rows = run_experiments(combinations, options, may_diverge=True)
+        rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
+        title = f"Grid search: {learner} on {options.stream} of {data}, {len(rows)} combinations, best ACC first"
+        write_table(f"grid-{options.stream}-{learner}", title, (_best(rows),), rows, combinations, options)
+
+
+def _experiments(options: GridOptions, learner: str) -> list[Experiment]:
+    preset = PRESETS.get((options.stream, learner), {})
+    given = {name: getattr(options, name) for name in SEARCHED if getattr(options, name)}
+    for name in given:
+        if not any(name in PRESETS.get((options.stream, other), {}) for other in options.learner):
+            raise InputError(f"{flag(name)} is not an option of {', '.join(options.learner)}")
+    default = QUICK_GRID if options.quick else GRID
+    values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
+    common: dict[str, Any] = {"data": options.data, "data_root": options.data_root, "device": options.device}
+    common |= QUICK_SIZE if options.quick else {}
+    return [
+        Experiment(point, configuration(options.stream, learner, **common, **point))
+        for point in (dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values()))
+    ]
+
+
+def _best(rows: list[Row]) -> str:
+    if not rows[0].ours:
+        return "All combinations diverged."
+    return f"Best by ACC: {', '.join(f'{name} {value:g}' for name, value in rows[0].condition.items())}."

@@ -1,0 +1,200 @@
+"""The subcommand run: one learner on one stream, the table of R at the end, files on request."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from gem_fast.paper.cli.arguments import split_off
+from gem_fast.paper.config import Options, Whole
+from gem_fast.paper.errors import InputError, extra, flag
+from gem_fast.paper.experiments.resume import Checkpointer
+from gem_fast.paper.experiments.signals import stopped
+from gem_fast.paper.experiments.torchrun import Processes, started
+from gem_fast.paper.experiments.training_run import TrainingRun, check_device, hyper_parameters
+from gem_fast.paper.files import prepare_folder
+from gem_fast.paper.learners import LEARNERS, LearnerName, SgdConfig
+from gem_fast.paper.reports.result import result_of, summary, to_json, write_files
+from gem_fast.paper.streams import StreamName
+from gem_fast.paper.streams.config import STREAM_CONFIGS, StreamConfig, download_data
+
+__all__ = ["DESCRIPTION", "Kinds", "RunOptions", "run", "run_options"]
+
+DESCRIPTION = (
+    "Trains one learner on one stream of tasks, tests it on all tasks along the way and prints R, ACC, BWT and FWT "
+    "(equations 2-4 of the paper). The defaults are the published settings. The options of another stream or learner "
+    "are shown by --stream STREAM --learner LEARNER --help."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kinds(Options):
+    """What is run; the other options and their defaults depend on it."""
+
+    stream: StreamName = "rotations"
+    """kind of tasks"""
+    learner: LearnerName = "gem"
+    """method"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Options):
+    """Running and measuring."""
+
+    device: str = "cpu"
+    """torch device, such as cuda or cuda:1"""
+    eval_every: Whole | None = None
+    """mini-batches between two evaluations, besides those at the end of tasks; None: half a task's; no other on cifar100"""
+    out: Path | None = None
+    """folder for result.json, r_matrix.png, first_task.png and curves.png; None: write nothing"""
+    download: bool = False
+    """let torchvision download the data set into --data-root, unless it is there"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resuming(Options):
+    """Going on after an interruption, with the same R to the last bit."""
+
+    checkpoint: Path | None = None
+    """folder for the state of this run, newest and last but one; None: keep none"""
+    checkpoint_every: Whole | None = None
+    """mini-batches between two checkpoints; None: as often as takes 2 % of the time"""
+    resume: bool = False
+    """go on from the newest sound checkpoint, with the same options; where there is none yet, begin"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """The options of run, in groups."""
+
+    kinds: Kinds
+    stream: StreamConfig
+    learner: SgdConfig
+    measuring: Measuring = field(default_factory=Measuring)
+    resuming: Resuming = field(default_factory=Resuming)
+
+
+def run_options(arguments: Sequence[str]) -> type[RunOptions]:
+    """The options of the stream and the learner that are named among the arguments.
+
+    Args:
+        arguments: Those of the subcommand.
+
+    Returns:
+        A RunOptions with the options of both, and the published settings as defaults.
+
+    Raises:
+        InputError: There is no such stream or learner, the learner is not for the stream, or an option is given that
+            only others have.
+    """
+    kinds, others = split_off(Kinds, arguments)
+    hyper = hyper_parameters(kinds.stream, kinds.learner, {})
+    groups: dict[str, Options] = {
+        "kinds": kinds,
+        "stream": STREAM_CONFIGS[kinds.stream](),
+        "learner": LEARNERS[kinds.learner].Config(**hyper),
+    }
+    for argument in others:
+        name = argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        if argument.startswith("--"):
+            for group, kind, known in (
+                ("stream", kinds.stream, list(STREAM_CONFIGS.values())),
+                ("learner", kinds.learner, [learner.Config for learner in LEARNERS.values()]),
+            ):
+                is_mine = name in groups["stream"].names() + groups["learner"].names()
+                if not is_mine and any(name in other.names() for other in known):
+                    raise InputError(f"{flag(name)} is not an option of the {group} {kind}")
+    made: Any = make_dataclass(
+        "Run",
+        [(name, type(options), field(default=options)) for name, options in groups.items()],
+        bases=(RunOptions,), frozen=True, kw_only=True,
+    )  # fmt: skip
+    return made  # type: ignore[no-any-return]
+
+
+def run(options: RunOptions) -> None:
+    """Trains in this process, or in all those that torchrun has started.
+
+    Args:
+        options: What to run.
+
+    Raises:
+        InputError: An option cannot be used.
+        KeyboardInterrupt: After SIGINT or SIGTERM.
+    """
+    with started(options.measuring.device) as mine:
+        _train(options, mine)
+
+
+def _train(options: RunOptions, mine: Processes) -> None:
+    """Checks everything first, then works: nobody should wait for an error."""
+    measuring, resuming = options.measuring, options.resuming
+    out, checkpoint = measuring.out, resuming.checkpoint
+    if mine.size > 1 and checkpoint is not None:
+        raise InputError(f"--checkpoint is for a run in one process, got {mine.size} processes of torchrun")
+    shows = mine.rank == 0
+    for option in ("resume", "checkpoint_every"):
+        if getattr(resuming, option) and checkpoint is None:
+            raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
+    check_device(measuring.device)
+    with extra("the progress bar"):
+        from gem_fast.paper.reports.progress import Progress
+    if out is not None:
+        with extra("--out"):
+            from gem_fast.paper.reports import run_plots
+    if shows and measuring.download:
+        download_data(options.stream.data_root, options.stream.data)
+    if mine.size > 1:
+        dist.barrier()
+    config = asdict(options.kinds) | asdict(options.stream) | asdict(options.learner)
+    training_run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every}, mine)
+    for option, folder in (("--out", out), ("--checkpoint", checkpoint)):
+        if folder is not None and shows:
+            prepare_folder(option, folder)
+    checkpointer = journal = None
+    if checkpoint is not None:
+        checkpointer = Checkpointer(checkpoint, resuming.checkpoint_every, training_run)
+        journal = checkpointer.begin(resuming.resume)
+    if not shows:
+        training_run.run()
+        return
+    print(", ".join(f"{name} {value}" for name, value in training_run.config.items()), flush=True)
+    learned = 0 if journal is None else journal.batches
+    try:
+        signals = contextlib.nullcontext() if checkpointer is None else checkpointer.signals
+        with Progress(training_run.schedule, learned) as progress, signals:
+            record = training_run.run(
+                on_batch=progress.on_batch,
+                on_journal=(lambda journal: None) if checkpointer is None else checkpointer.after_batch,
+                journal=journal,
+            )
+    except KeyboardInterrupt as interrupt:
+        if checkpointer is None or checkpointer.saved is None:
+            raise
+        raise stopped(
+            interrupt,
+            f"the run is saved in {checkpoint} up to mini-batch {checkpointer.saved}; the same command with "
+            "--resume goes on from there",
+        ) from interrupt
+    files = {}
+    try:
+        print(f"\n{summary(record)}", flush=True)
+    finally:  # what was computed is kept, whatever became of the terminal
+        if out is not None:
+            files = run_plots.draw_all(record, _title(options, training_run))
+            # It comes last: where it is, the run is complete.
+            files["result.json"] = to_json(result_of(record, training_run.config))
+            write_files(out, files)
+    if files and out is not None:
+        print(f"written: {', '.join(str(out / name) for name in files)}")
+
+
+def _title(options: RunOptions, run: TrainingRun) -> str:
+    tasks = "1 task" if run.stream.n_tasks == 1 else f"{run.stream.n_tasks} tasks"
+    data = Path(run.stream.data).resolve().name
+    return f"{options.kinds.learner} on {options.kinds.stream} of {data}, {tasks}, seed {options.stream.seed}"

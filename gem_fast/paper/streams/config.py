@@ -1,0 +1,112 @@
+"""The options of the streams: which tasks, and in which order and pieces they are learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gem_fast.paper.config import Options, Seed, Whole
+from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, download, load_data
+from gem_fast.paper.streams import STREAMS, Stream
+
+__all__ = ["STREAM_CONFIGS", "Cifar100Config", "DataOptions", "RootOptions", "SplitConfig", "StreamConfig"]
+__all__ += ["download_data", "load_data_of", "make_stream"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootOptions(Options):
+    """Where torchvision keeps its data sets."""
+
+    data_root: str | None = None
+    """torchvision's folder of data sets; None: the one where torchvision puts them"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(RootOptions):
+    """The data set."""
+
+    data: str = MNIST_5K
+    """mnist-5k (5000 digits); mnist, fashion-mnist, kmnist, cifar100 of torchvision; IDX files; CIFAR-100 or its .tar.gz"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig(DataOptions):
+    """Tasks that come one after another: the options of rotations and permutations."""
+
+    tasks: Whole = 20
+    """number of tasks"""
+    samples_per_task: Whole | None = 1000
+    """training examples of each task; None: all"""
+    batch_size: Whole = 10
+    """examples per mini-batch"""
+    epochs: Whole = 1
+    """passes over a task's examples before the next task begins"""
+    rounds: Whole = 1
+    """how often all tasks come, one after another; each time with another part of their examples"""
+    shuffle_tasks: bool = False
+    """learn the tasks in a random order instead of their own"""
+    seed: Seed = 0
+    """seed of the stream, of the order of the examples and of the initial weights"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar100Config(StreamConfig):
+    """The options of cifar100."""
+
+    data: str = "cifar100"
+    samples_per_task: Whole | None = None
+    class_order: Literal["natural", "random"] = "natural"
+    """whether classes are given to the tasks in the order of their numbers or in a random order"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(Cifar100Config):
+    """The options of split."""
+
+    data: str = MNIST_5K
+    tasks: Whole = 5
+    head: Literal["task", "shared"] = "task"
+    """task: a task is answered with outputs of its own; shared: with all outputs, without the task's number"""
+
+
+STREAM_CONFIGS: dict[str, type[StreamConfig]] = {
+    "rotations": StreamConfig,
+    "permutations": StreamConfig,
+    "cifar100": Cifar100Config,
+    "split": SplitConfig,
+}
+
+
+def load_data_of(config: dict[str, Any]) -> ImageData:
+    """The data set that a configuration names."""
+    return load_data(config["data"], None if config["data_root"] is None else Path(config["data_root"]))
+
+
+def download_data(root: str | None, *names: str) -> None:
+    """Lets torchvision download data sets into its folder; raises InputError where that fails."""
+    for name in [name for name in names if name in NAMES and name != MNIST_5K] or names:
+        download(name, None if root is None else Path(root))
+
+
+def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
+    """Makes the stream.
+
+    Args:
+        config: As `configuration` returns it.
+        data: The data set that it names.
+        generator: A CPU generator, source of all that is random about the tasks.
+
+    Returns:
+        The stream, on the CPU.
+
+    Raises:
+        InputError: The data are not for this stream, or a number is too large for them.
+    """
+    options = {name: config[name] for name in ("class_order", "head") if name in config}
+    stream = STREAMS[config["stream"]](data, config["tasks"], config["samples_per_task"], generator, **options)
+    if config["shuffle_tasks"]:
+        stream = stream.in_order(torch.randperm(stream.n_tasks, generator=generator).tolist())
+    return stream

@@ -1,0 +1,217 @@
+"""GEM and A-GEM in Avalanche: streams of several kinds, checkpoints, and Avalanche's own plugin beside ours."""
+
+import copy
+import sys
+import unittest
+from pathlib import Path
+
+import avalanche.training
+import avalanche.training.plugins
+import pytest
+import torch
+import torch.nn.functional as F
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset, TaskLabels, _make_taskaware_tensor_classification_dataset
+from avalanche.checkpointing import maybe_load_checkpoint, save_checkpoint
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import TextLogger
+from avalanche.models import MultiHeadClassifier, MultiTaskModule
+from avalanche.training import Naive
+from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import Tensor, nn
+from utils.asserts import assert_same_bits
+
+from gem_fast.integrations.avalanche import AGEM, GEM, AGEMPlugin, GEMPlugin
+
+N, FEATURES, CLASSES = 40, 8, 3
+# An evaluator without loggers is what most of these tests want.
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
+PATTERNS = {"patterns_per_exp": 16}
+
+
+class MultiHead(MultiTaskModule):
+    """One hidden layer, and one head per task label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(FEATURES, 12)
+        self.heads = MultiHeadClassifier(12, CLASSES, masking=False)
+
+    def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
+        return self.heads(self.hidden(x).relu(), task_labels)
+
+
+def single_head() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 12), nn.ReLU(), nn.Linear(12, CLASSES))
+
+
+def dataset(seed: int, labels: list[int]) -> AvalancheDataset:
+    """Each experience has a linear rule of its own; its examples have the task labels in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, FEATURES, generator=generator)
+    y = (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
+    task_labels = TaskLabels([labels[i % len(labels)] for i in range(N)])
+    data = _make_taskaware_tensor_classification_dataset(x, y, targets=y.tolist())
+    return data.update_data_attribute(name="targets_task_labels", new_value=task_labels)
+
+
+def experiences(labels: list[list[int]]) -> list:
+    data = [dataset(seed, own) for seed, own in enumerate(labels)]
+    return list(with_classes_timeline(with_task_labels(benchmark_from_datasets(train=data))).train_stream)
+
+
+def strategy(kind: type, model: nn.Module, **options: object) -> object:
+    return kind(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=10,
+        evaluator=EvaluationPlugin(),
+        **options,
+    )
+
+
+def plugin_of(made: object) -> GEMPlugin | AGEMPlugin:
+    [plugin] = [x for x in made.plugins if isinstance(x, (GEMPlugin, AGEMPlugin))]
+    return plugin
+
+
+@pytest.mark.parametrize("kind", [GEM, AGEM])
+@pytest.mark.parametrize(
+    ("model", "labels"),
+    [(single_head, [[0], [0], [0]]), (MultiHead, [[0], [1], [2]]), (MultiHead, [[0, 1], [1, 2], [0, 2]])],
+    ids=["one head", "several heads", "several labels in one experience"],
+)
+def test_streams(kind: type, model: type, labels: list[list[int]], caplog: pytest.LogCaptureFixture):
+    made = strategy(kind, model(), **PATTERNS)
+    for number, experience in enumerate(experiences(labels)):
+        made.train(experience)
+        assert (plugin_of(made).hook.last is None) == (number == 0)
+    memory = plugin_of(made).hook.memory
+    assert memory.tasks == [0, 1, 2]
+    assert len(memory) == 3 * 16
+    said = [record.message for record in caplog.records]
+    if len(labels[0]) == 1 or kind is AGEM:
+        assert said == []
+    else:
+        assert len(said) == 1
+        assert "one backward per past task" in said[0]
+
+
+@pytest.mark.parametrize("model", [single_head, MultiHead])
+def test_a_step_projects_as_avalanches_plugin_does(model: type):
+    """With the same memories, model and mini-batch; a replayed experience counts as another one in both."""
+    torch.manual_seed(0)
+    stream = experiences([[0], [0], [0]])
+    stream = [*stream[:2], stream[0], stream[2]]
+    base = model()
+    ours = strategy(Naive, base, plugins=[GEMPlugin(16, 0.5, ridge=1e-3)])
+    theirs = strategy(Naive, copy.deepcopy(base), plugins=[avalanche.training.plugins.GEMPlugin(16, 0.5)])
+    for experience in stream:
+        for made in (ours, theirs):
+            torch.manual_seed(1)
+            made.train(experience)
+        torch.manual_seed(2)
+        plugin, hook = theirs.plugins[0], ours.plugins[0].hook
+        number = len(hook.memory.tasks) - 1
+        x, y = plugin.memory_x[number], plugin.memory_y[number]
+        if model is MultiHead:
+            x = (x, plugin.memory_tid[number])
+        hook.memory._buffers.pop(number)
+        hook.memory.observe(x, y, number)  # the same sample in both
+    assert hook.past_tasks == [0, 1, 2]
+    for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [GEM, AGEM])
+def test_a_resumed_run_ends_with_the_same_bits(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Without it Avalanche's checkpoints fail with torch 2.14, whatever the strategy (docs/integrations/avalanche.md).
+    monkeypatch.setattr(torch.optim, "sgd", sys.modules["torch.optim.sgd"], raising=False)
+    stream = experiences([[0], [1], [2]])
+    torch.manual_seed(0)
+    RNGManager.set_random_seeds(0)
+    whole = strategy(kind, MultiHead(), **PATTERNS)
+    for number, experience in enumerate(stream):
+        whole.train(experience)
+        if number == 1:
+            save_checkpoint(whole, tmp_path / "checkpoint")
+    RNGManager.set_random_seeds(7)
+    resumed, start = maybe_load_checkpoint(strategy(kind, MultiHead(), **PATTERNS), tmp_path / "checkpoint")
+    assert start == 2
+    assert plugin_of(resumed).hook is None
+    for experience in stream[start:]:
+        resumed.train(experience)
+    assert plugin_of(resumed).hook.last is not None
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_a_strategy_can_be_copied_and_given_another_optimizer():
+    first, second = experiences([[0], [0]])
+    made = strategy(GEM, single_head(), **PATTERNS)
+    made.train(first)
+    other = copy.deepcopy(made)
+    other.optimizer = torch.optim.Adam(other.model.parameters())
+    before = [p.clone() for p in made.model.parameters()]
+    other.train(second)
+    assert plugin_of(other).hook.last.v.shape == (1,)
+    assert plugin_of(other).hook is not plugin_of(made).hook
+    for p, kept in zip(made.model.parameters(), before, strict=True):
+        assert_same_bits(p, kept)
+    made.optimizer = torch.optim.Adam(made.model.parameters())
+    made.train(second)
+    assert plugin_of(made).hook.past_tasks == [0]
+    assert plugin_of(made).hook.last is not None
+
+
+def test_evaluation_and_loggers_go_on_working(tmp_path: Path):
+    class Steps(SupervisedPlugin):
+        count = 0
+
+        def after_update(self, strategy: object, **kwargs: object) -> None:
+            self.count += 1
+
+    stream, steps = experiences([[0], [0]]), Steps()
+    plugins = [steps]
+    model = single_head()
+    with (tmp_path / "log").open("w") as log:
+        made = GEM(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            criterion=F.cross_entropy,
+            patterns_per_exp=16,
+            train_mb_size=10,
+            train_epochs=2,
+            plugins=plugins,
+            evaluator=EvaluationPlugin(accuracy_metrics(stream=True, epoch=True), loggers=[TextLogger(log)]),
+            eval_every=1,
+        )
+        for experience in stream:
+            made.train(experience, eval_streams=[stream])
+    assert plugins == [steps], "the list is the user's"
+    assert steps.count == 2 * 2 * 4
+    assert made.evaluator.get_last_metrics()["Top1_Acc_Stream/eval_phase/train_stream/Task000"] > 0.4
+    assert "Top1_Acc_Epoch" in (tmp_path / "log").read_text()
+
+
+def test_errors_are_the_hooks_own():
+    [experience] = experiences([[0]])
+    with pytest.raises(ValueError, match="margin must be finite and not negative, got -1"):
+        strategy(GEM, single_head(), memory_strength=-1, **PATTERNS).train(experience)
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # what Avalanche's own tests warn of
+@pytest.mark.parametrize("name", ["test_gem", "test_agem"])
+def test_avalanches_own_tests(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Which come with its package, as `tests`."""
+    from tests.training import test_strategies
+
+    monkeypatch.setattr(test_strategies, "GEM", GEM)
+    monkeypatch.setattr(test_strategies, "AGEM", AGEM)
+    monkeypatch.setattr(test_strategies.StrategyTest, "fast_test", True, raising=False)
+    result = unittest.TestResult()
+    test_strategies.StrategyTest(name).run(result)
+    assert result.testsRun == 1
+    assert not result.errors + result.failures
