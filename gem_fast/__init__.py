@@ -14,8 +14,9 @@ else:
     def __getattr__(name: str) -> Any:
         if not name.startswith("_") or name in ("__all__", "__version__"):
             from importlib import import_module
+            from importlib.util import find_spec
 
-            if name in ("metrics", "ops", "solver"):  # the rest may be in the middle of its import
+            if find_spec(f"gem_fast.{name}") is not None:  # the rest may be in the middle of its import
                 return import_module(f"gem_fast.{name}")
             api = import_module("gem_fast._api")
             if name in api.__all__ or name.startswith("_"):

@@ -1,6 +1,6 @@
 """Averaged GEM: GEM with one constraint on all past tasks together."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gem_fast.batches import DoNotFit, concatenate
+from gem_fast.containers import Nest
 from gem_fast.gem import GEM
 from gem_fast.gradients import Batch, Constraint, Loop, Sample
+from gem_fast.gradients.fused.descriptors import has_descriptors
 from gem_fast.memory import Memory
 from gem_fast.sampling import sample_all
 
@@ -31,6 +33,7 @@ class AGEM(GEM):
         margin: lower bound on the multiplier when the constraint is violated; 0 is the published method.
         pass_task: as for `GEM`.
         forward: as for `GEM`.
+        descriptors: as for `GEM`.
         seed: as for `GEM`.
         process_group: as for `GEM`; each process then draws from its own examples.
         check: as for `GEM`.
@@ -50,6 +53,7 @@ class AGEM(GEM):
         margin: float = 0.0,
         pass_task: bool | str | None = None,
         forward: Callable[..., Any] | None = None,
+        descriptors: Mapping[Hashable, Nest] | None = None,
         seed: int = 0,
         process_group: "torch.distributed.ProcessGroup | None" = None,
         check: bool = False,
@@ -64,6 +68,7 @@ class AGEM(GEM):
             engine=Loop(),
             pass_task=pass_task,
             forward=forward,
+            descriptors=descriptors,
             seed=seed,
             process_group=process_group,
             check=check,
@@ -77,7 +82,7 @@ class AGEM(GEM):
             return [[]], None
         drawn = sample_all([batch.size for batch in stored], self.memory_batch, self.generators.cpu)
         batches = [batch.select(index) for batch, index in zip(stored, drawn, strict=True) if len(index)]
-        return [batches if self.objective.pass_task else _together(batches)], None
+        return [batches if self.objective.pass_task or has_descriptors(batches) else _together(batches)], None
 
     def _constrained_tasks(self) -> list[list[Hashable]]:
         return [self.past_tasks]

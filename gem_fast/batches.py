@@ -25,7 +25,7 @@ that of the container it is in; x and y are the outermost names, and the names o
 place of a number has names that count within that container only."""
 
 # What may stand beside tensors under a name, the same for all examples of a task.
-_CONSTANTS = (bool, int, float, str, type(None))
+CONSTANTS = (bool, int, float, str, type(None))
 
 
 def check_examples(x: Nest, y: Nest = None) -> None:
@@ -45,7 +45,7 @@ def check_examples(x: Nest, y: Nest = None) -> None:
             continue
         n_before = len(found)
         for name, leaf, is_named in leaves(root, value):
-            is_constant = isinstance(leaf, _CONSTANTS) if is_named else leaf is None and name != root
+            is_constant = isinstance(leaf, CONSTANTS) if is_named else leaf is None and name != root
             if not is_constant:
                 found.append((name, _checked_length(name, leaf)))
         if len(found) == n_before:
@@ -77,7 +77,7 @@ def _checked_length(name: str, leaf: Any) -> int:
 
 
 def _hint(leaf: Any) -> str:
-    if isinstance(leaf, (*_CONSTANTS, PackedSequence)):
+    if isinstance(leaf, (*CONSTANTS, PackedSequence)):
         return ""
     return "; a memory with collate_fn= keeps a list of examples that are no tensors"
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
+from gem_fast.hook.descriptors import Descriptors
+
 _log = logging.getLogger("gem_fast")
 
 _REFUSED = "model must be sharded by torch.distributed.fsdp.fully_shard, got one wrapped in FullyShardedDataParallel"
@@ -100,16 +102,18 @@ class Agreement:
         """The tasks that any rank has examples of, in the order agreed on; then those of `held` that are not agreed."""
         return [*self._totals, *(task for task in held if task not in self._order)]
 
-    def begin_step(self, mine: Mapping[Hashable, int], current: Hashable) -> None:
+    def begin_step(self, mine: Mapping[Hashable, int], current: Hashable, descriptors: Descriptors) -> None:
         """Starts a step.
 
         Args:
             mine: the number of examples that this rank's memory has of each task, in their order;
                 0 of the current one.
             current: the task that is not to be protected.
+            descriptors: of the tasks, as far as this rank knows them; takes up those that other ranks know.
 
         Raises:
-            RuntimeError: another rank has another current task, or a task came to some of the ranks only.
+            RuntimeError: another rank has another current task or another descriptor of a task, or a task came to some
+                of the ranks only.
         """
         agreed = self._of_all[self._ranks.rank] if self._is_agreed else {}
         changed = not self._is_agreed or current != self._current
@@ -118,6 +122,7 @@ class Agreement:
         self._mine = mine
         self._changes = _Sum(changed, self._ranks)
         self._proposal = current
+        self._descriptors = descriptors
         if changed or self._at_once or not any(task != current for task in self._totals):  # no pass to wait for
             self.confirm()
 
@@ -134,21 +139,26 @@ class Agreement:
         changes, self._changes = self._changes.value(), None
         if not changes:
             return
-        known = self._ranks.gather((self._proposal, dict(self._mine)))
-        currents = [current for current, _ in known]
+        known = self._ranks.gather((self._proposal, dict(self._mine), self._descriptors.on_cpu()))
+        currents = [current for current, _, _ in known]
         if any(current != currents[0] for current in currents):
             self._error = RuntimeError(
                 f"the current task must be the same on all ranks, got {currents} of the ranks in order"
             )
         elif changes < self._ranks.size:
             self._error = RuntimeError(
-                f"a task must come to all ranks in the same step, got tasks {[list(mine) for _, mine in known]} of the "
-                "ranks in order; on ranks without examples of it set gem.current_task"
+                f"a task must come to all ranks in the same step, got tasks {[list(mine) for _, mine, _ in known]} of "
+                "the ranks in order; on ranks without examples of it set gem.current_task"
             )
+        else:
+            try:
+                self._descriptors.take(self._descriptors.merged([theirs for _, _, theirs in known], "on all ranks"))
+            except ValueError as error:
+                self._error = RuntimeError(str(error))
         if self._error is not None:
             raise self._error
         self._is_agreed, self._current = True, self._proposal
-        self._of_all = [mine for _, mine in known]
+        self._of_all = [mine for _, mine, _ in known]
         self._order += [
             task for task in dict.fromkeys(k for mine in self._of_all for k in mine) if task not in self._order
         ]

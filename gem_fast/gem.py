@@ -1,6 +1,6 @@
 """GEM as an optimizer hook (paper, Algorithm 1): the training loop stays the user's own."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from gem_fast.hook.attachment import Attached, Attachment, check_is_free
 from gem_fast.hook.checks import check_attachable, check_parameters, check_solved, trained_parameters
 from gem_fast.hook.created import keep_created
 from gem_fast.hook.cuda_graph import Graphed, kind_of, obstacle_of
+from gem_fast.hook.descriptors import Descriptors
 from gem_fast.hook.explain import pass_explained, values_explained
 from gem_fast.hook.first_memory import FirstMemoryCheck
 from gem_fast.hook.membership import Membership
@@ -107,6 +108,9 @@ class GEM(Attached):
             `task_labels`.
         forward: forward(model, x) -> output, for a model that is to be called in another way; with `pass_task` it is
             called as forward(model, x, task=task).
+        descriptors: by task what the model is told about it beside its id, a tensor or a nest of tensors: given here or
+            to `observe`. It is the argument `descriptor` of the model's forward, or else stands in the task's place.
+            Kept as copies with the parameters' device and floating-point dtype.
         seed: of the generators that draw the subsets, one on each device that the memory has been on; part of the
             hook's state, and the only ones it touches.
         process_group: the processes (torch.distributed) that train replicas of the model; default those of a model that
@@ -148,6 +152,7 @@ class GEM(Attached):
         engine: Engine | Literal["auto"] = "auto",
         pass_task: bool | str | None = None,
         forward: Callable[..., Any] | None = None,
+        descriptors: Mapping[Hashable, Nest] | None = None,
         seed: int = 0,
         process_group: "torch.distributed.ProcessGroup | None" = None,
         check: bool = False,
@@ -179,6 +184,7 @@ class GEM(Attached):
         self.last: Projection | None = None
         self.objective = Objective(model, loss_fn, takes_task, forward)
         self.generators = Generators(seed)
+        self._descriptors = Descriptors(self.objective, descriptors)
         self._engine = engine
         self._accuracy = AccuracyWatch()
         self._graphed: Graphed[tuple[Projection, list[bool]]] | None = None
@@ -218,7 +224,7 @@ class GEM(Attached):
         self._current = task
         self._watch.current_is_set()
 
-    def observe(self, x: Nest, y: Nest, task: Hashable) -> None:
+    def observe(self, x: Nest, y: Nest, task: Hashable, descriptor: Nest = None) -> None:
         """Stores a mini-batch in the memory and makes `task` the current one.
 
         Args:
@@ -227,22 +233,36 @@ class GEM(Attached):
                 `collate_fn`, a list of n examples of any kind.
             y: (n, ...) the loss's target, likewise; None where the loss needs only the output.
             task: any hashable id: a number, a string, a tuple of these. Those of NumPy are kept as Python's.
+            descriptor: what the model is told about the task, a tensor or a nest of tensors, the same in every call;
+                needed once for each task, where the hook has no `descriptors`. The same object as in the call before
+                is not compared with it, which would wait for a GPU.
 
         Raises:
-            TypeError: x or y holds something else than dense tensors, or the id is None, a tensor or cannot be hashed.
-            ValueError: x and y differ in length, are empty or do not fit the task's earlier examples. The memory is
-                then as it was.
+            TypeError: x, y or descriptor holds something else than dense tensors, or the id is None, a tensor or cannot
+                be hashed.
+            ValueError: x and y differ in length, are empty or do not fit the task's earlier examples; or the
+                descriptor is another one than before, or missing, or the model takes none. The memory is then as it
+                was.
         """
         if getattr(self.memory, "collate_fn", None) is None:  # else x is a list, which the memory checks
             check_examples(x, y)
         task = plain_task(task)
+        self._descriptors.check(task, descriptor)
         self.memory.observe(x, y, task)
+        self._descriptors.keep(task, descriptor)
         self._current = task
         self._one_projection.new_step()
         self._watch.observed(self._attachment.optimizer)
 
     def step(
-        self, x: Nest, y: Nest, task: Hashable, *, update: bool = True, scaler: torch.amp.GradScaler | None = None
+        self,
+        x: Nest,
+        y: Nest,
+        task: Hashable,
+        descriptor: Nest = None,
+        *,
+        update: bool = True,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Tensor:
         """A whole training step with a mini-batch: gradient, `observe`, projection and the optimizer's own step.
 
@@ -259,6 +279,7 @@ class GEM(Attached):
             x: as for `observe`; the model is called with it as the class says.
             y: as for `observe`.
             task: as for `observe`.
+            descriptor: as for `observe`.
             update: whether the optimizer steps. If not, the gradients are kept, and those of the next call are added.
             scaler: of torch.amp, which scales the loss, skips steps and is updated, as torch's examples do it.
 
@@ -274,9 +295,10 @@ class GEM(Attached):
         optimizer = self._attachment.to_step()
         self._ranks()
         self._membership.check_exchanges(self._step.model)
-        self.observe(x, y, task)
+        self.observe(x, y, task, descriptor)
         collate_fn = getattr(self.memory, "collate_fn", None)
-        current = Batch(self._current, x if collate_fn is None else Objects(list(x), collate_fn), y)
+        x = x if collate_fn is None else Objects(list(x), collate_fn)
+        current = Batch(self._current, x, y, descriptor=self._descriptors.of(self._current))
         is_plain = update and scaler is None and optimizer is self._attachment.optimizer
         try:
             done = self._from_graph(current) if is_plain else None
@@ -285,7 +307,7 @@ class GEM(Attached):
             self._prepared = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, the current task and what draws subsets: a resumed run goes on with the same bits.
+        """Memory, descriptors, the current task and what draws subsets: a resumed run goes on with the same bits.
 
         Tensors and plain Python values, for torch.load(weights_only=True). Model and optimizer have their own states.
         On several processes all of them must call it: each gets the state of all, with the examples of all memories.
@@ -293,8 +315,9 @@ class GEM(Attached):
         Raises:
             ValueError: a task's id is not a number, a string, None or a tuple of these: no such file could hold it.
         """
-        ranks = self._ranks()
-        return hook_state.state_of(self.memory, self._current, self._engine, self.generators, ranks)
+        return hook_state.state_of(
+            self.memory, self._current, self._engine, self.generators, self._descriptors, self._ranks()
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state that `state_dict` returned.
@@ -306,7 +329,7 @@ class GEM(Attached):
             ValueError: the state is not one of such a hook, or does not fit its memory. The hook is then as it was.
         """
         self._current, self.generators, as_many_ranks = hook_state.load(
-            state, self.memory, self._engine, self.generators, self._ranks()
+            state, self.memory, self._engine, self.generators, self._descriptors, self._ranks()
         )
         self._watch.loaded()
         self._membership.loaded(as_many_ranks=as_many_ranks)
@@ -333,7 +356,7 @@ class GEM(Attached):
 
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
-        return self._stored(self.memory, self.past_tasks)
+        return self._stored(self.memory, self.past_tasks, self._descriptors.of)
 
     @property
     def _sharded(self) -> ShardedEngine | None:
@@ -416,7 +439,7 @@ class GEM(Attached):
         parameters = trained_parameters(optimizer)
         self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:
-            self._sharded.begin_step(self.memory, self._current)
+            self._sharded.begin_step(self.memory, self._current, self._descriptors)
         if not parameters or not self.past_tasks:
             self.last = None
             return
@@ -426,7 +449,7 @@ class GEM(Attached):
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
             constraints, sample, G = self._prepared or (*self.constraints(), None)
-            with amp.disabled(parameters[0].device):
+            with amp.disabled(self.objective.model, parameters[0].device):
                 if G is None:
                     with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
                         G = self._autocast.run(  # rows g_k (Eq. 5)

@@ -1,4 +1,4 @@
-"""Accuracy, backward transfer and forward transfer: equations 2-4 of Lopez-Paz & Ranzato (2017).
+"""Accuracy, backward and forward transfer, equations 2-4 of Lopez-Paz & Ranzato (2017), and zero-shot accuracy.
 
 R[i, j] is the accuracy on the test set of task j after the learner has finished task i, for T tasks, as a fraction
 between 0 and 1. Every function takes anything NumPy can turn into an array and computes in float64.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["acc", "bwt", "fwt", "r_matrix"]
+__all__ = ["acc", "bwt", "fwt", "r_matrix", "zero_shot"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -33,21 +33,34 @@ def r_matrix(curves: npt.ArrayLike, tasks: npt.ArrayLike) -> FloatArray:
     Raises:
         ValueError: A shape does not fit, a value is not finite, a task is out of range or never occurs.
     """
-    curves = _finite("curves", curves, ndim=2, shape="(rows, T)")
-    rows, n_tasks = curves.shape
-    tasks = _numeric("tasks", tasks, kinds="iu", numbers="integers")
-    if tasks.shape != (rows,):
-        raise ValueError(f"tasks must have shape (rows,) = ({rows},), one task per row of curves, got {tasks.shape}")
-    outside = tasks[(tasks < 0) | (tasks >= n_tasks)]
-    if outside.size:
-        raise ValueError(f"tasks must lie in 0 ... {n_tasks - 1}, the columns of curves, got {outside[0]}")
+    curves, tasks = _curves(curves, tasks)
     last_row = {int(task): row for row, task in enumerate(tasks)}
-    missing = [task for task in range(n_tasks) if task not in last_row]
-    if missing:
-        raise ValueError(
-            f"tasks must contain every task 0 ... {n_tasks - 1} at least once, got none for task {missing[0]}"
-        )
-    return curves[[last_row[task] for task in range(n_tasks)]]
+    return curves[[last_row[task] for task in range(curves.shape[1])]]
+
+
+def zero_shot(curves: npt.ArrayLike, tasks: npt.ArrayLike) -> FloatArray:
+    """Mean accuracy on the tasks not yet seen, along the stream: what a learner can do without an example of a task.
+
+    Args:
+        curves: As for r_matrix.
+        tasks: As for r_matrix.
+
+    Returns:
+        Shape (T - 1,), float64: entry n - 1 is that of the last evaluation at which n of the T tasks had been seen,
+        over the other T - n.
+
+    Raises:
+        ValueError: As for r_matrix.
+    """
+    curves, tasks = _curves(curves, tasks)
+    n_tasks = curves.shape[1]
+    is_unseen = np.ones(n_tasks, dtype=bool)
+    means = np.empty(n_tasks)
+    for row, task in zip(curves, tasks, strict=True):
+        is_unseen[task] = False
+        n_seen = n_tasks - int(is_unseen.sum())
+        means[n_seen - 1] = row[is_unseen].mean() if n_seen < n_tasks else 0.0
+    return means[:-1]
 
 
 def acc(R: npt.ArrayLike) -> float:
@@ -100,6 +113,23 @@ def fwt(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
     if baseline.shape != (len(R),):
         raise ValueError(f"baseline must have shape (T,) = ({len(R)},), one value per task of R, got {baseline.shape}")
     return _mean_transfer(np.diagonal(R, offset=1) - baseline[1:])
+
+
+def _curves(curves: npt.ArrayLike, tasks: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    curves = _finite("curves", curves, ndim=2, shape="(rows, T)")
+    rows, n_tasks = curves.shape
+    tasks = _numeric("tasks", tasks, kinds="iu", numbers="integers")
+    if tasks.shape != (rows,):
+        raise ValueError(f"tasks must have shape (rows,) = ({rows},), one task per row of curves, got {tasks.shape}")
+    outside = tasks[(tasks < 0) | (tasks >= n_tasks)]
+    if outside.size:
+        raise ValueError(f"tasks must lie in 0 ... {n_tasks - 1}, the columns of curves, got {outside[0]}")
+    missing = sorted(set(range(n_tasks)) - set(tasks.tolist()))
+    if missing:
+        raise ValueError(
+            f"tasks must contain every task 0 ... {n_tasks - 1} at least once, got none for task {missing[0]}"
+        )
+    return curves, tasks
 
 
 def _mean_transfer(transfer: FloatArray) -> float:

@@ -2,7 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ _MODEL_NAMES = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"
 
 # What the task is called in a forward: here and in Avalanche.
 _TASK_NAMES = ("task", "task_labels")
+_DESCRIPTOR_NAMES = ("descriptor",)
 
 
 def inner_optimizer(optimizer: object) -> Optimizer:
@@ -59,13 +61,31 @@ def task_parameter(model: nn.Module) -> str | None:
 
     A forward with **kwargs and without such a parameter passes on what it is given: the model inside counts.
     """
+    parameter = _parameter_called(_TASK_NAMES, model)
+    return None if parameter is None else parameter.name
+
+
+def descriptor_parameter(model: nn.Module, forward: Callable[..., Any] | None = None) -> inspect.Parameter | None:
+    """The parameter `descriptor` of forward(model, x, ...), else of the model, found as by `task_parameter`; or None.
+
+    Args:
+        model: the model.
+        forward: what the model is called by; None: as it is.
+    """
+    if forward is None:
+        return _parameter_called(_DESCRIPTOR_NAMES, model)
+    return inspect.signature(forward).parameters.get(_DESCRIPTOR_NAMES[0])
+
+
+def _parameter_called(names: Sequence[str], model: nn.Module) -> inspect.Parameter | None:
     seen: set[nn.Module] = set()
     while model not in seen:
         seen.add(model)
         parameters = list(_parameters(model))
-        for name in _TASK_NAMES:
-            if any(p.name == name and p.kind is not p.VAR_KEYWORD for p in parameters):
-                return name
+        for name in names:
+            for p in parameters:
+                if p.name == name and p.kind is not p.VAR_KEYWORD:
+                    return p
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return None
         is_wrapper = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
@@ -78,7 +98,8 @@ def _parameters(model: nn.Module) -> Iterator[inspect.Parameter]:
     if isinstance(model, torch.jit.ScriptModule) and schema is not None:
         # A traced forward has no signature in Python. Its first argument is the module.
         for argument in schema.arguments[1:]:
-            yield inspect.Parameter(argument.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            default = argument.default_value if argument.has_default_value() else inspect.Parameter.empty
+            yield inspect.Parameter(argument.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
     else:
         with contextlib.suppress(TypeError, ValueError):  # of a callable that Python knows no signature of
             yield from inspect.signature(model.forward).parameters.values()

@@ -63,6 +63,25 @@ def test_r_is_the_last_row_of_each_task(case, data):
     np.testing.assert_array_equal(metrics.r_matrix(curves, [*noise, *order]), R)
 
 
+@untimed
+@given(st.data(), st.integers(1, 6))
+def test_zero_shot_is_the_accuracy_on_tasks_that_have_not_come_yet(data, n):
+    order = data.draw(st.permutations(range(n)))
+    # Some evaluations while each task is learned, and then tasks that come back.
+    tasks = [task for task in order for _ in range(data.draw(st.integers(1, 3)))]
+    curves = data.draw(arrays(np.float64, (len(tasks) + 2, n), elements=accuracies))
+    got = metrics.zero_shot(curves, [*tasks, order[0], order[0]])
+    assert got.shape == (n - 1,)
+    for i, task in enumerate(order[:-1]):
+        last = max(row for row, other in enumerate(tasks) if other == task)
+        assert got[i] == pytest.approx(np.mean([curves[last, later] for later in order[i + 1 :]]))
+
+
+def test_zero_shot_in_the_order_of_the_tasks_is_right_of_the_diagonal():
+    R = np.arange(9.0).reshape(3, 3) / 10
+    assert metrics.zero_shot(R, [0, 1, 2]).tolist() == pytest.approx([(0.1 + 0.2) / 2, 0.5])
+
+
 def test_accepts_what_numpy_accepts_and_leaves_it_alone():
     curves = torch.tensor([[0.5, 0.25], [0.75, 1.0]])
     kept = curves.clone()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from utils.descriptor_models import Hypernetwork, Modulated
 from utils.fake_gpu import FakeGpu, Waits, move_to_fake_gpu, on_fake_gpu
 from utils.models import MultiHead, mlp
 
@@ -72,8 +73,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     return gpu
 
 
-def train(gpu: FakeGpu, model: nn.Module, inputs: Callable[[int], Tensor], hook: Callable[..., GEM]) -> GEM:
-    """Three tasks of a few steps; only the first step of each may wait."""
+def train(
+    gpu: FakeGpu,
+    model: nn.Module,
+    inputs: Callable[[int], Tensor],
+    hook: Callable[..., GEM],
+    told: dict[int, Tensor] | None = None,
+    observed: bool = False,
+) -> GEM:
+    """Three tasks of a few steps; only the first step of each may wait.
+
+    told: the tasks' descriptors, if the model takes one; observed: whether the hook gets them with each batch.
+    """
     with gpu:
         move_to_fake_gpu(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -82,10 +93,11 @@ def train(gpu: FakeGpu, model: nn.Module, inputs: Callable[[int], Tensor], hook:
             for i in range(steps):
                 x, y = on_fake_gpu(inputs(3)), on_fake_gpu(torch.randint(3, (3,)))
                 optimizer.zero_grad()
-                output = model(x, task) if gem.objective.pass_task else model(x)
+                given = told[task] if told else task
+                output = model(x, given) if told or gem.objective.pass_task else model(x)
                 F.cross_entropy(output, y).backward()
                 gpu.waits = i == 0
-                gem.observe(x, y, task)
+                gem.observe(x, y, task, told[task] if told and observed else None)
                 optimizer.step()
                 gpu.waits = True
     assert gpu.refused == []
@@ -125,6 +137,29 @@ def test_no_step_with_a_reservoir_waits(gpu: FakeGpu) -> None:
 def test_subsets_are_drawn_where_the_memory_is(gpu: FakeGpu) -> None:
     gem = train(gpu, mlp(), vectors, lambda *of: GEM(*of, memory=EpisodicMemory(per_task=8), memory_batch=2))
     assert set(gem.generators.state_dict()) == {"cpu", "meta"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "is_mapping"),
+    [
+        ("rows", Modulated, True),
+        ("rows", Hypernetwork, False),
+        ("layerwise", Modulated, False),
+        ("layerwise", Hypernetwork, True),
+        ("loop", Modulated, True),
+    ],
+)
+def test_no_step_with_descriptors_waits(gpu: FakeGpu, engine: str, model: type[nn.Module], is_mapping: bool) -> None:
+    with gpu:
+        told = dict(enumerate(torch.randn(3, 4)))
+        on_gpu = {task: on_fake_gpu(descriptor) for task, descriptor in told.items()}
+
+    def hook(model: nn.Module, optimizer: torch.optim.Optimizer) -> GEM:
+        options = {"descriptors": told} if is_mapping else {}
+        memory = EpisodicMemory(per_task=8)
+        return GEM(model, optimizer, memory=memory, engine=ENGINES[engine](), memory_batch=4, **options)
+
+    train(gpu, model(), vectors, hook, told=on_gpu, observed=not is_mapping)
 
 
 @pytest.mark.parametrize(

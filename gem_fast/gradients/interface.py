@@ -1,7 +1,7 @@
 """What GEM needs of the past tasks' gradients (an operator), and what it asks of an engine that computes them."""
 
 import abc
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from gem_fast.batches import Pad, select, size_of
 from gem_fast.containers import Nest, Objects
 from gem_fast.state import check_keys
-from gem_fast.wrappers import task_parameter
+from gem_fast.wrappers import descriptor_parameter, task_parameter
 
 
 class TaskGradients(Protocol):
@@ -59,6 +59,8 @@ class Batch(NamedTuple):
     """(n, ...): the loss's target, likewise; None where it needs none."""
     pad: Pad = None
     """What the examples may be padded with, to be in one batch with longer ones; None: not at all."""
+    descriptor: Nest = None
+    """What the model is told about the task: a tensor or a nest of tensors; None: nothing but its id."""
 
     @property
     def size(self) -> int:
@@ -111,15 +113,41 @@ class Objective:
     @cached_property
     def task_name(self) -> str:
         """The name under which the model takes the task."""
+        if self.forward is not None:
+            return "task"
         return self.pass_task if isinstance(self.pass_task, str) else task_parameter(self.model) or "task"
 
-    def output(self, x: Nest, task: Hashable) -> Any:
+    @cached_property
+    def descriptor_name(self) -> str | None:
+        """The name under which the model takes a task's descriptor: `descriptor`, else that of the task; None: none."""
+        parameter = descriptor_parameter(self.model, self.forward)
+        if parameter is not None:
+            return parameter.name
+        return self.task_name if self.pass_task else None
+
+    @cached_property
+    def needs_descriptor(self) -> bool:
+        """Whether the model cannot be called without a descriptor."""
+        parameter = descriptor_parameter(self.model, self.forward)
+        return parameter is not None and parameter.default is parameter.empty
+
+    def takes_id(self, batches: Iterable[Batch]) -> bool:
+        """Whether the model is called with the ids of these batches' tasks, which are one for each call."""
+        in_its_place = self.descriptor_name == self.task_name and all(b.descriptor is not None for b in batches)
+        return bool(self.pass_task) and not in_its_place
+
+    def output(self, x: Nest, task: Hashable, descriptor: Nest = None) -> Any:
         """What the model makes of x; objects are collated first."""
         if isinstance(x, Objects):
             x = x.collated()
+        given: dict[str, Any] = {}
+        if self.pass_task:
+            given[self.task_name] = task
+        if descriptor is not None:
+            assert self.descriptor_name is not None
+            given[self.descriptor_name] = descriptor
         if self.forward is not None:
-            return self.forward(self.model, x, **({"task": task} if self.pass_task else {}))
-        given = {self.task_name: task} if self.pass_task else {}
+            return self.forward(self.model, x, **given)
         if isinstance(x, Mapping):
             return self.model(**x, **given)
         return self.model(*x, **given) if isinstance(x, tuple) else self.model(x, **given)
@@ -130,7 +158,7 @@ class Objective:
         Raises:
             ValueError: the loss is not a scalar.
         """
-        return self.scalar_loss(self.output(batch.x, batch.task), batch.y)
+        return self.scalar_loss(self.output(batch.x, batch.task, batch.descriptor), batch.y)
 
     def scalar_loss(self, output: Any, y: Nest) -> Tensor:
         """loss_fn(output, y); raises ValueError where that is no scalar."""

@@ -17,6 +17,7 @@ from gem_fast.gradients.interface import Batch, Constraint, Engine, Objective, S
 from gem_fast.gradients.loop import Loop, RowEngine
 from gem_fast.gradients.rows import RowGradients
 from gem_fast.gradients.sharded import ColumnShare, LocalShards, ShardedGradients, columns_of, local_tensors
+from gem_fast.hook.descriptors import Descriptors
 from gem_fast.memory import Memory
 from gem_fast.ops import pack_
 
@@ -49,6 +50,7 @@ class ShardedEngine:
         self._ranks = ranks
         self._share = ColumnShare(ranks)
         self._memory: Memory | None = None
+        self._descriptors: Descriptors | None = None
         self._weights = torch.empty(0)
         self._shards: tuple[list[Parameter], list[Parameter]] = ([], [])
         if self._together and (not isinstance(engine, RowEngine) or getattr(engine, "_form", None) == "layerwise"):
@@ -59,11 +61,12 @@ class ShardedEngine:
         if self._together and not isinstance(engine, Loop):
             _log.info("one backward per past task instead of one for all: a pass through the model communicates")
 
-    def begin_step(self, memory: Memory, current: Hashable) -> None:
+    def begin_step(self, memory: Memory, current: Hashable, descriptors: Descriptors) -> None:
         """Says what this rank has; see `Agreement.begin_step`."""
         self._memory = memory
         counts = {task: 0 if task == current else size_of(memory.examples(task)[0]) for task in memory.tasks}
-        self.agreement.begin_step(counts, current)
+        self._descriptors = descriptors
+        self.agreement.begin_step(counts, current, descriptors)
 
     def reset(self, *, keep_rows: bool) -> None:
         """Forgets what was agreed, and what other ranks have sent.
@@ -182,7 +185,8 @@ class ShardedEngine:
             weight *= self._ranks.size  # the sharded model's backward takes the mean over the ranks
         batches = constraints[k]
         n = _count(batches)
-        if objective.pass_task:
+        assert self._descriptors is not None
+        if objective.pass_task or any(self._descriptors.of(task) is not None for task in tasks):
             by_task = {batch.task: batch for batch in batches}
             calls = [(task, by_task.get(task)) for task in tasks]
         else:
@@ -195,7 +199,7 @@ class ShardedEngine:
                 # Any example will do: what counts is that this rank takes part.
                 assert self._memory is not None
                 x, _ = self._memory.examples(self._memory.tasks[0])
-                output = objective.output(select(x, slice(0, 1)), task)
+                output = objective.output(select(x, slice(0, 1)), task, self._descriptors.of(task))
                 losses.append(sum(x.sum() for x in tensors(output) if x.requires_grad) * 0)
         return torch.stack(losses).sum()
 

@@ -5,10 +5,10 @@ fused=True are called in any case, with the scale and the finding as their attri
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -41,11 +41,20 @@ def unscale_(optimizer: Optimizer) -> None:
     optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
-def disabled(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """A block outside of autocast: in float16 without a loss scale small gradients, and their constraints, are lost."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """A block outside of autocast: in float16 without a loss scale small gradients, and their constraints, are lost.
+
+    Accelerate enters autocast in the forward of the model that it prepares: the model's own forward takes its place.
+    """
+    with contextlib.ExitStack() as stack:
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        prepared = getattr(model, "_orig_mod", model)  # the one inside of a compiled one
+        if "_original_forward" in vars(prepared) and "forward" in vars(prepared):
+            stack.callback(setattr, prepared, "forward", prepared.forward)
+            prepared.forward = prepared._original_forward
+        yield
 
 
 class PassAutocast:

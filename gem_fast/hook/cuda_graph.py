@@ -149,7 +149,7 @@ def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Par
         parameters: those that are trained, whose places count, and whether they have a gradient.
         options: whatever else the pass depends on.
     """
-    nests = (nest for batch in batches for nest in (batch.x, batch.y) if nest is not None)
+    nests = (nest for batch in batches for nest in (batch.x, batch.y, batch.descriptor) if nest is not None)
     examples = tuple(_place(x) for nest in nests for x in tensors(nest))
     return (
         tuple(batch.task for batch in batches),

@@ -118,7 +118,7 @@ def _with_tensors(batch: Batch, given: list[Tensor]) -> Batch:
 def _kind_of(batch: Batch) -> Hashable:
     nests = batch.x, batch.y
     shapes = tuple((x.shape, x.dtype, x.device) for x in tensors(nests) if isinstance(x, Tensor))
-    return tuple(map(structure, nests)), shapes
+    return tuple(map(structure, nests)), shapes, tuple(x.data_ptr() for x in tensors(batch.descriptor))
 
 
 def _options(optimizer: Optimizer) -> Hashable:

@@ -1,7 +1,9 @@
 """The stored examples of some tasks as batches, put together anew only where the memory has changed."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from operator import is_
 
+from gem_fast.containers import Nest
 from gem_fast.gradients.interface import Batch
 from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.protocol import Memory
@@ -18,17 +20,25 @@ class StoredBatches:
         self._memory: Memory | None = None
         self._tasks: list[Hashable] = []
         self._stamps: list[int] = []
+        self._descriptors: list[Nest] = []
         self._batches: list[Batch] = []
         self.sizes: list[int] = []
 
-    def __call__(self, memory: Memory, tasks: Sequence[Hashable]) -> list[Batch]:
+    def __call__(
+        self, memory: Memory, tasks: Sequence[Hashable], descriptor_of: Callable[[Hashable], Nest]
+    ) -> list[Batch]:
         """A batch for each of these tasks that the memory has; with a `PolicyMemory` the same list until it changes."""
         held = memory.tasks
         mine = [task for task in tasks if task in held]
         stamps = memory.stamps(mine) if isinstance(memory, PolicyMemory) else []
-        if not stamps or memory is not self._memory or mine != self._tasks or stamps != self._stamps:
+        descriptors = [descriptor_of(task) for task in mine]
+        is_same = memory is self._memory and mine == self._tasks and all(map(is_, descriptors, self._descriptors))
+        if not (stamps and is_same and stamps == self._stamps):
             pad = getattr(memory, "pad", None)
-            self._memory, self._tasks, self._stamps = memory, mine, stamps
-            self._batches = [Batch(task, *memory.examples(task), pad) for task in mine]
+            self._memory, self._tasks, self._stamps, self._descriptors = memory, mine, stamps, descriptors
+            self._batches = [
+                Batch(task, *memory.examples(task), pad, descriptor)
+                for task, descriptor in zip(mine, descriptors, strict=True)
+            ]
             self.sizes = [batch.size for batch in self._batches]
         return self._batches

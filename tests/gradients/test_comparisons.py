@@ -190,7 +190,7 @@ def test_training_ends_as_with_the_loop(kind: str, memory_batch: int | None) -> 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=48), memory_batch=memory_batch, engine=engine)
         with log_lines() as lines:
-            for task, x, y, _ in tasks:
+            for task, x, y, *_ in tasks:
                 for _ in range(4):
                     optimizer.zero_grad()
                     F.cross_entropy(model(x), y).backward()

@@ -189,14 +189,14 @@ def test_bad_states_leave_memory_hook_and_learner(reason: str) -> None:
         assert same(gem.state_dict(), before)
 
 
-SCHEDULE = {"schedule": {"passes": 0, "tasks": []}, "reason": None}
+SCHEDULE = {"schedule": {"passes": 0, "tasks": []}, "reason": None, "call_per_task": False}
 
 
 @pytest.mark.parametrize(
     ("rule", "change", "sentence"),
     [
-        (GEM, {"more": 1}, "state must have the keys memory, current, engine, generator, got current, eng"),
-        (GEM, {"engine": {}}, "engine must have the keys rows, schedule, reason, got none"),
+        (GEM, {"more": 1}, "state must have the keys memory, current, engine, generator, descriptors, got"),
+        (GEM, {"engine": {}}, "engine must have the keys rows, schedule, reason, call_per_task, got none"),
         (
             GEM,
             {"engine": {"rows": {}, **SCHEDULE}},

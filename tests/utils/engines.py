@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gem_fast import Batch, Engine, Fused, Loop, Objective, Sample
+from gem_fast.containers import map_tensors
 from gem_fast.gradients import layerwise
 from gem_fast.gradients.fused.verifier import Verifier
 from gem_fast.ops import combine_
@@ -27,13 +28,15 @@ def memory(
     inputs: Callable[[int], Tensor],
     targets: Callable[[int], Tensor],
     dtype: torch.dtype = torch.float64,
+    descriptors: Sequence[Any] | None = None,
 ) -> Memory:
-    """One batch per task, floating-point values in the model's dtype."""
+    """One batch per task, floating-point values in the model's dtype; descriptors: one per task."""
 
     def cast(x: Tensor) -> Tensor:
         return x.to(dtype) if x.is_floating_point() else x
 
-    return [[Batch(task, cast(inputs(n)), cast(targets(n)))] for task, n in enumerate(sizes)]
+    told = [map_tensors(cast, x) for x in descriptors or [None] * len(sizes)]
+    return [[Batch(k, cast(inputs(n)), cast(targets(n)), None, told[k])] for k, n in enumerate(sizes)]
 
 
 def half_of_each(sizes: Sequence[int]) -> Sample:

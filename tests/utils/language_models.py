@@ -51,12 +51,13 @@ def llama(kind: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
     return kind(LlamaConfig(**{**_SIZES, **_IDS, **sizes, "intermediate_size": 48, **options}))
 
 
-def with_lora(model: PreTrainedModel, targets: str | list[str] | None = None, dropout: float = 0.1) -> nn.Module:
+def with_lora(
+    model: PreTrainedModel, targets: str | list[str] | None = None, dropout: float = 0.1, **options: Any
+) -> nn.Module:
     """PEFT's LoRA of rank 4 around a frozen model, trained a little: the matrices that start from zero do not here."""
     transposed = model.config.model_type == "gpt2"
-    model = get_peft_model(
-        model, LoraConfig(r=4, target_modules=targets, lora_dropout=dropout, fan_in_fan_out=transposed)
-    )
+    config = LoraConfig(r=4, target_modules=targets, lora_dropout=dropout, fan_in_fan_out=transposed, **options)
+    model = get_peft_model(model, config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" in name:
             nn.init.normal_(parameter, std=0.2)

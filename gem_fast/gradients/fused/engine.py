@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from gem_fast.containers import Objects
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.descriptors import DescriptorCache, has_descriptors
 from gem_fast.gradients.fused.joint import Joint
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
@@ -102,6 +103,8 @@ class Fused(RowEngine):
         self._row_bytes = row_bytes
         self._shortcuts = shortcuts
         self._cache: BatchCache | None = None
+        self._descriptors = DescriptorCache()
+        self._call_per_task = False  # because the model takes descriptors of one task only in a call
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
         self._joint: Joint | None = None
@@ -137,7 +140,7 @@ class Fused(RowEngine):
         # One task is one backward in any case.
         elif stale.stop - stale.start > 1 or is_layerwise:
             try:
-                G = self._fused(objective, constraints, parameters, sample, stale, is_layerwise)
+                G = self._with_descriptors(objective, constraints, parameters, sample, stale, is_layerwise)
                 if G is not None:
                     return G
             except CannotFuse as error:
@@ -165,7 +168,7 @@ class Fused(RowEngine):
         sample: Sample | None = None,
     ) -> JointPass | None:
         """As `Engine.with_current`."""
-        model, verifier = self._current(objective, parameters)
+        model, verifier = self._current(objective, constraints, parameters)
         assert self._joint is not None
         is_own = type(self).__call__ is not Fused.__call__  # of a subclass, which may make something else of G
         if is_own or self._reason is not None or not self._joint.takes(current):
@@ -189,7 +192,7 @@ class Fused(RowEngine):
             return None
         every = slice(0, t)
         with self._joint.attempt(), torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
-            batches = self._task_batches(model.objective, constraints, sample, every)
+            batches = self._task_batches(model, constraints, sample, every)
             joint = self._joint.batch(batches, current)
             is_new = verifier.verify_new(constraints, shortcuts=self._shortcuts, is_mlp=False)
             if joint is None or self._tasks_at_once(joint.tasks.sizes, verifier.bytes_per_example) < t:
@@ -217,7 +220,7 @@ class Fused(RowEngine):
             or self._schedule.due(tasks, is_new=False)
         ):
             return None
-        [batch] = self._task_batches(model.objective, constraints, sample, slice(0, len(tasks)))
+        [batch] = self._task_batches(model, constraints, sample, slice(0, len(tasks)))
         plan = model.sample_plan(batch) if model.is_mlp(batch) else None
         if plan is None:
             return None
@@ -226,16 +229,24 @@ class Fused(RowEngine):
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
-        return {**super().state_dict(), "schedule": self._schedule.state_dict(), "reason": self._reason}
+        return {
+            **super().state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "reason": self._reason,
+            "call_per_task": self._call_per_task,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `Engine.load_state_dict`: a model that was left to the loop still is."""
-        check_keys("engine", state, ("rows", "schedule", "reason"))
+        check_keys("engine", state, ("rows", "schedule", "reason", "call_per_task"))
         if not isinstance(state["reason"], str | None):
             raise ValueError(f"reason of the state must be a string or None, got {type(state['reason']).__name__}")
+        if not isinstance(state["call_per_task"], bool):
+            raise ValueError(f"call_per_task must be a bool, got {type(state['call_per_task']).__name__}")
         schedule = Schedule.from_state(state["schedule"])
         super().load_state_dict({"rows": state["rows"]})
         self._schedule, self._reason = schedule, state["reason"]
+        self._call_per_task = state["call_per_task"]
 
     def _leave_to_the_loop(self, reason: str) -> None:
         self._reason = reason
@@ -250,6 +261,24 @@ class Fused(RowEngine):
             return self._form == "layerwise"
         return t * sum(p.numel() * p.element_size() for p in parameters) > self._row_bytes
 
+    def _with_descriptors(
+        self, objective: Objective, constraints: Sequence[Constraint], *args: Any
+    ) -> TaskGradients | None:
+        """As `_fused`, in one call of the model where it takes many descriptors in one, else in a call per task."""
+        try:
+            return self._fused(objective, constraints, *args)
+        except CannotVerify:
+            raise
+        except CannotFuse:
+            if (
+                self._model is None
+                or self._model.call_per_task
+                or not has_descriptors(batch for [batch] in constraints)
+            ):
+                raise
+            self._call_per_task = True
+            return self._fused(objective, constraints, *args)
+
     def _fused(
         self,
         objective: Objective,
@@ -260,17 +289,17 @@ class Fused(RowEngine):
         is_layerwise: bool,
     ) -> TaskGradients | None:
         """G by one pass, or by a few where not all activations fit; None where the loop is as fast."""
-        model, verifier = self._current(objective, parameters)
+        model, verifier = self._current(objective, constraints, parameters)
         may_be_slower = not is_layerwise and self._tasks_per_pass is None
         if self._reason is not None or (may_be_slower and model.is_faster_one_by_one()):
             return None
         shortcuts = self._shortcuts and not is_layerwise
         tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
-            batches = self._task_batches(model.objective, constraints, sample, stale)
+            batches = self._task_batches(model, constraints, sample, stale)
             is_new = is_mlp = False
             try:
-                is_mlp = shortcuts and not model.objective.pass_task and model.is_mlp(batches[0])
+                is_mlp = shortcuts and not model.call_per_task and model.is_mlp(batches[0])
                 is_new = verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
             except CannotVerify:
                 if not is_layerwise:  # else what is not finite is found in P and q
@@ -313,12 +342,12 @@ class Fused(RowEngine):
         self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int
     ) -> TaskGradients:
         """The stale rows, by as many passes as the activations need."""
-        rows, pass_task = self._rows, model.objective.pass_task
+        rows, call_per_task = self._rows, model.call_per_task
         sizes = [size for batch in batches for size in batch.tasks.sizes]
         step = self._tasks_at_once(sizes, bytes_per_example)
         for first in range(0, len(sizes), step):
             some = slice(first, min(first + step, len(sizes)))
-            done = model.run(batches[some] if pass_task else [batches[0].of_tasks(some)], shortcuts=shortcuts)
+            done = model.run(batches[some] if call_per_task else [batches[0].of_tasks(some)], shortcuts=shortcuts)
             done.write(rows.G[stale][some], model.parameters)
             rows.computed(done.depends(model.parameters))
         return rows
@@ -326,11 +355,16 @@ class Fused(RowEngine):
     def _tasks_at_once(self, sizes: list[int], bytes_per_example: int) -> int:
         return self._tasks_per_pass or max(1, self._activation_bytes // (bytes_per_example * max(sizes)))
 
-    def _current(self, objective: Objective, parameters: Sequence[Parameter]) -> tuple[FusedModel, Verifier]:
+    def _current(
+        self, objective: Objective, constraints: Sequence[Constraint], parameters: Sequence[Parameter]
+    ) -> tuple[FusedModel, Verifier]:
+        batches = [batch for batches in constraints for batch in batches]
+        call_per_task = objective.takes_id(batches) or (self._call_per_task and has_descriptors(batches))
         # A compiled model is run as it was: compiled code has no layers to look into.
         original = getattr(objective.model, "_orig_mod", None)
         objective = objective if original is None else replace(objective, model=original)
-        if self._model is None or self._verifier is None or not self._model.serves(objective, parameters):
+        serves = self._model is not None and self._model.serves(objective, parameters)
+        if self._model is None or self._verifier is None or not serves or call_per_task != self._model.call_per_task:
             if self._model is None:
                 if self._reason is not None:  # in the run that is resumed
                     self._leave_to_the_loop(self._reason)
@@ -339,20 +373,22 @@ class Fused(RowEngine):
                 if self._reason is not None or objective.model is not self._model.objective.model:
                     self._schedule = Schedule()
                 self._reason = None
-            self._model = FusedModel(objective, parameters)
+            self._model = FusedModel(objective, parameters, call_per_task=call_per_task)
             self._verifier = Verifier(self._model)
             self._was_by_examples = False
             self._joint = Joint(self._model, self._verifier)
         return self._model, self._verifier
 
     def _task_batches(
-        self, objective: Objective, constraints: Sequence[Constraint], sample: Sample | None, rows: slice
+        self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None, rows: slice
     ) -> list[TaskBatch]:
         if any(isinstance(batch.x, Objects) for [batch] in constraints):
             raise CannotFuse("the examples are objects that collate_fn puts together")
-        if objective.pass_task:
+        if model.call_per_task:
             sampled = constraints if sample is None else sample.of(constraints)
             return [batch_of_task(batch) for [batch] in sampled[rows]]
-        if self._cache is None or self._cache.loss_fn != objective.loss_fn:
-            self._cache = BatchCache(objective.loss_fn)
-        return [self._cache([batch for [batch] in constraints], sample, rows)]
+        loss_fn = model.objective.loss_fn
+        if self._cache is None or self._cache.loss_fn != loss_fn:
+            self._cache = BatchCache(loss_fn)
+        batch = self._cache([batch for [batch] in constraints], sample, rows)
+        return [self._descriptors(batch, [source for [source] in constraints[rows]])]

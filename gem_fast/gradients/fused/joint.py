@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from gem_fast.containers import tensors
 from gem_fast.gradients import cpu_mlp
+from gem_fast.gradients.fused.descriptors import repeated
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
@@ -43,10 +44,9 @@ class Joint:
 
     def takes(self, current: Batch) -> bool:
         """Whether a pass may be tried."""
-        objective = self._model.objective
         return not (
             self._fails
-            or objective.pass_task
+            or self._model.call_per_task
             or any(isinstance(x, Tensor) and x.requires_grad for x in tensors(current.x))
             or self._model.has_other_gradients()
         )
@@ -92,7 +92,7 @@ class Joint:
         is_copied = past.positions is not None or self._model.parameters[0].device.type != "cpu"
         if not is_copied or past.entries is not None or (self._model.mlp_layers and past.plain_cross_entropy):
             return None
-        return past.with_current(current.x, current.y)
+        return past.with_current(current.x, current.y, repeated(current.descriptor, current.size))
 
     def run(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from gem_fast.batches import versions
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.losses import LossRoot
 from gem_fast.gradients.fused.recorder import CannotFuse, Contribution, Recorder, Rule, recording
-from gem_fast.gradients.fused.rules import convolution, once_per_task, replaces_operators, rules_of
+from gem_fast.gradients.fused.rules import convolution, once_per_task, replaces_operators, rules_of, with_one_task
 from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.interface import Objective
 from gem_fast.gradients.layerwise import group, write_columns
@@ -46,11 +46,13 @@ class FusedModel:
     Args:
         objective: the model, not a compiled one, and its loss.
         parameters: those whose gradients make up a row of G, in order.
+        call_per_task: whether each task's examples go through the model in a call of their own.
     """
 
-    def __init__(self, objective: Objective, parameters: Sequence[Parameter]) -> None:
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter], *, call_per_task: bool = False) -> None:
         self.objective = objective
         self.parameters = list(parameters)
+        self.call_per_task = call_per_task
         has_own_call = objective.pass_task or objective.forward is not None
         self.mlp_layers = [] if has_own_call else cpu_mlp.mlp_layers(objective.model)
         self._plan: cpu_mlp.SamplePlan | None = None
@@ -93,7 +95,7 @@ class FusedModel:
 
     def sample_plan(self, batch: TaskBatch) -> cpu_mlp.SamplePlan | None:
         """What passes of such samples share; None where rows cost less. For a batch of which `is_mlp` holds."""
-        if batch.positions is None:
+        if batch.positions is None or batch.descriptor is not None:
             return None
         if self._plan is None or not self._plan.serves(self.mlp_layers, batch):
             self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch)
@@ -110,7 +112,7 @@ class FusedModel:
         """One forward per batch, and one backward for all of them.
 
         Args:
-            batches: what goes through; with `pass_task` one batch per task, else one for all tasks.
+            batches: what goes through; with `call_per_task` one batch per task, else one for all tasks.
             shortcuts: whether the shortcuts of `cpu_mlp` are taken.
             verifying: whether to look for uses of parameters that no rule has noted.
             learn_dims: whether to find out which dimensions run over the examples, see `Recorder`.
@@ -142,7 +144,7 @@ class FusedModel:
         shortcuts: bool,
         verifying: bool,
     ) -> cpu_mlp.MlpPass | LayerPass:
-        if shortcuts and not self.objective.pass_task:
+        if shortcuts and not self.call_per_task:
             found = cpu_mlp.recorded_pass(recorder, roots, batches[0])
             if found is not None:
                 return found
@@ -169,11 +171,16 @@ class FusedModel:
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
         roots, first = [], 0
-        with recording(recorder, self.rules):
+        rules = (
+            [(module, partial(with_one_task, rule)) for module, rule in self.rules]
+            if self.call_per_task
+            else self.rules
+        )
+        with recording(recorder, rules):
             for batch in batches:
                 recorder.begin(first, batch)
                 before = versions(batch.x)
-                output = self.objective.output(batch.x, batch.task)
+                output = self.objective.output(batch.x, batch.task, batch.descriptor)
                 if versions(batch.x) != before:
                     raise CannotFuse("the model changes its input in place")
                 roots.append(LossRoot.of(self.objective, output, batch))

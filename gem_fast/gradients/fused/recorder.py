@@ -122,6 +122,7 @@ class Recorder:
         self.batch: TaskBatch | None = None
         self.tasks = TaskSizes([])
         self._first = 0
+        self._known_dim: int | None = None
         self._parameters = parameters
         self._dims = dims
         self._learn_dims = learn_dims
@@ -213,6 +214,15 @@ class Recorder:
         self._uses.append((len(self.edges), 0, use))
         self.edges.append(alias)
 
+    @contextmanager
+    def examples_along(self, dim: int, total: int) -> Iterator[None]:
+        """A block in which `total` examples of one task are along a dimension that is known."""
+        before, self.tasks, self._known_dim = self.tasks, TaskSizes([total]), dim
+        try:
+            yield
+        finally:
+            self.tasks, self._known_dim = before, None
+
     # ---- for the engine ----------------------------------------------------------------------------------------------
 
     def begin(self, first: int, batch: TaskBatch) -> None:
@@ -247,6 +257,8 @@ class Recorder:
                 raise CannotFuse(f"the input of {type(module).__name__} is changed in place after it was used")
 
     def _find_dim(self, module: nn.Module, x: Tensor) -> int | None:
+        if self._known_dim is not None:
+            return self._known_dim
         call = self._calls.get(module, 0)
         self._calls[module] = call + 1
         total = self.tasks.total

@@ -87,6 +87,7 @@ class TaskBatch:
         entries: the non-zero entries of `memory`, where they are few.
         positions: (N,) int64: the examples of `memory` that count; None for all of them.
         past: the same without the last task, where that is the current mini-batch.
+        descriptor: the task's, where the examples are one task's; else (N, ...): each example has its task's.
     """
 
     memory: Nest
@@ -97,6 +98,7 @@ class TaskBatch:
     entries: SparseEntries | None = None
     positions: Tensor | None = None
     past: TaskBatch | None = None
+    descriptor: Nest = None
 
     @cached_property
     def x(self) -> Nest:
@@ -108,14 +110,15 @@ class TaskBatch:
         """(N, ...): the targets, likewise."""
         return self.targets if self.positions is None else select(self.targets, self.positions)
 
-    def with_current(self, x: Nest, y: Nest) -> TaskBatch | None:
+    def with_current(self, x: Nest, y: Nest, descriptor: Nest) -> TaskBatch | None:
         """The same with the current mini-batch as one more task; None where they cannot be one batch as they are."""
         try:
             x, y = concatenate("x", [self.x, x]), concatenate("y", [self.y, y])
+            descriptor = concatenate("descriptor", [self.descriptor, descriptor])
         except DoNotFit:
             return None
         sizes = [*self.tasks.sizes, size_of(x) - self.tasks.total]
-        return TaskBatch(x, y, None, TaskSizes(sizes, with_current=True), past=self)
+        return TaskBatch(x, y, None, TaskSizes(sizes, with_current=True), past=self, descriptor=descriptor)
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
@@ -124,10 +127,9 @@ class TaskBatch:
             return self
         bounds = [0, *accumulate(self.tasks.sizes)]
         examples = slice(bounds[some.start], bounds[some.start] + sum(sizes))
-        tasks = TaskSizes(sizes)
+        tasks, descriptor = TaskSizes(sizes), select(self.descriptor, examples)
         if self.positions is not None:
-            return replace(self, tasks=tasks, positions=self.positions[examples])
+            return replace(self, tasks=tasks, descriptor=descriptor, positions=self.positions[examples])
         memory, targets = select(self.memory, examples), select(self.targets, examples)
-        return replace(
-            self, memory=memory, targets=targets, tasks=tasks, entries=self.entries and self.entries.of_tasks(some)
-        )
+        entries = self.entries and self.entries.of_tasks(some)
+        return replace(self, memory=memory, targets=targets, tasks=tasks, descriptor=descriptor, entries=entries)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_fast.gradients import reentrant
 from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.descriptors import with_descriptors
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
@@ -72,10 +73,10 @@ class Verifier:
             CannotFuse: the fused pass does not do the same as the loop.
         """
         self._shortcuts = shortcuts
-        pass_task = self._model.objective.pass_task
+        call_per_task = self._model.call_per_task
         was_new = False
-        for k, [batch] in enumerate(constraints if pass_task else constraints[:1]):
-            kind = (batch.task if pass_task else None, min(2, len(constraints)), shortcuts, is_mlp)
+        for k, [batch] in enumerate(constraints if call_per_task else constraints[:1]):
+            kind = (batch.task if call_per_task else None, min(2, len(constraints)), shortcuts, is_mlp)
             if kind in self._verified:
                 continue
             [other] = constraints[0 if k > 0 else -1]
@@ -255,8 +256,8 @@ class Verifier:
         model = self._model
         of_tasks = (
             [batch_of_task(batch) for batch in batches]
-            if model.objective.pass_task
-            else [BatchCache(model.objective.loss_fn)(batches, None, slice(0, len(batches)))]
+            if model.call_per_task
+            else [with_descriptors(BatchCache(model.objective.loss_fn)(batches, None, slice(0, len(batches))), batches)]
         )
         with _KeptBytes(model.parameters) as kept:
             done = model.run(of_tasks, shortcuts=self._shortcuts, verifying=True, learn_dims=learn_dims)
@@ -281,8 +282,8 @@ def failures_as_reasons() -> Iterator[None]:
 
 
 def batch_of_task(batch: Batch) -> TaskBatch:
-    """One task's examples alone, for a model that takes the task."""
-    return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([batch.size]))
+    """One task's examples alone, for a call of their own."""
+    return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([batch.size]), descriptor=batch.descriptor)
 
 
 def random_states(devices: Sequence[int]) -> list[Tensor]:

@@ -16,9 +16,10 @@ from gem_fast.gradients.fused.rules.gelu import tanh_gelu
 from gem_fast.gradients.fused.rules.linear import conv1d, linear
 from gem_fast.gradients.fused.rules.normalisation import normalisation
 from gem_fast.gradients.fused.rules.once_per_task import once_per_task
+from gem_fast.gradients.fused.rules.one_task import with_one_task
 from gem_fast.gradients.fused.rules.own_rms_norm import is_rms_norm, own_rms_norm
 
-__all__ = ["convolution", "once_per_task", "register_rule", "replaces_operators", "rules_of"]
+__all__ = ["convolution", "once_per_task", "register_rule", "replaces_operators", "rules_of", "with_one_task"]
 
 R = TypeVar("R", bound=Rule)
 
