@@ -89,3 +89,30 @@ def _column_blocks(d: int) -> int:
 # What these change is an argument.
 for _name in ("combine_", "pack_", "_layer_gradient_"):
     register_fake(f"gem_fast::{_name}")(lambda *args: None)
+
+
+@register_fake("gem_fast::_mlp_examples_")
+def _(kept: Tensor, *rest: Any) -> Tensor:
+    return kept.new_empty(())
+
+
+@register_fake("gem_fast::_mlp_project_")
+def _(
+    weight_grads: list[Tensor],
+    bias_grads: list[Tensor],
+    other_grads: list[Tensor],
+    kept: Tensor,
+    x: Tensor | None,
+    entries: list[Tensor],
+    positions: Tensor | None,
+    weights: list[Tensor],
+    sizes: list[int],
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    v, q = (kept.new_empty((len(sizes),), dtype=torch.float64) for _ in range(2))
+    return v, q, kept.new_empty((), dtype=torch.int32), kept.new_empty((), dtype=torch.float64)
+
+
+@register_fake("gem_fast::_distinct")
+def _(numbers: Tensor, counts: list[int], size: int) -> Tensor:
+    return torch.empty_like(numbers)

@@ -28,6 +28,7 @@ from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
 from gem_fast.hook.training_step import Done, TrainingStep
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
+from gem_fast.memory.stored import StoredBatches
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
 from gem_fast.wrappers import inner_optimizer, task_parameter
@@ -194,6 +195,7 @@ class GEM(Attached):
         self._watch = StepWatch()
         self._first_memory = FirstMemoryCheck()
         self._autocast = amp.PassAutocast()
+        self._stored = StoredBatches()
         self._step = TrainingStep(
             Objective(as_given, loss_fn, takes_task, forward), self._backward_together, cuda_graph=cuda_graph
         )
@@ -342,20 +344,19 @@ class GEM(Attached):
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
+        past_tasks = self.past_tasks
         stored = {batch.task: batch for batch in self._stored_batches()}
-        constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in self.past_tasks]
+        constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in past_tasks]
         if self.memory_batch is None or not constraints:
             return constraints, None
         device = device_of(next(iter(stored.values())).x) if stored else torch.device("cpu")
-        counts = [sum(batch.size for batch in batches) for batches in constraints]
+        sizes = dict(zip(stored, self._stored.sizes, strict=True))
+        counts = [sizes.get(task, 0) for task in past_tasks]
         return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
 
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
-        pad, held = getattr(self.memory, "pad", None), self.memory.tasks
-        tasks = [task for task in self.past_tasks if task in held]
-        descriptors = map(self._descriptors.of, tasks)
-        return [Batch(k, *self.memory.examples(k), pad, d) for k, d in zip(tasks, descriptors, strict=True)]
+        return self._stored(self.memory, self.past_tasks, self._descriptors.of)
 
     @property
     def _sharded(self) -> ShardedEngine | None:

@@ -80,6 +80,10 @@ def project_(grads: Sequence[Tensor], G: Tensor | TaskGradients, margin: float =
         check_matrix("G", G)
         check_tensors("grads", grads, like=G)
         return Projection(*torch.ops.gem_fast.project_(list(grads), G, float(margin), float(ridge)))
+    by_itself = getattr(G, "project_", None)
+    if by_itself:
+        check_tensors("grads", grads, like=grads[0])
+        return Projection(*by_itself(grads, float(margin), float(ridge)))
     if not (hasattr(G, "gram") and hasattr(G, "combine_")):
         raise TypeError(f"G must be a tensor or a TaskGradients, got {type(G).__name__}")
     for name, value in (("margin", margin), ("ridge", ridge)):

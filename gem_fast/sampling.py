@@ -78,6 +78,10 @@ def sample_each(counts: list[int], size: int, generator: torch.Generator, device
     Returns:
         The positions of the examples drawn, among those of all tasks one after another, and how many each task has.
     """
+    if torch.device(device).type == "cpu":
+        sizes = [min(count, size) for count in counts]
+        numbers = torch.empty(sum(sizes), dtype=torch.int64).random_(generator=generator)
+        return Sample(torch.ops.gem_fast._distinct(numbers, counts, size), sizes)
     longest = max(counts)
     first, beyond = _layout(tuple(counts), torch.device(device))
     # One row of random keys per task: the columns of its `size` smallest keys are a random subset. Where a task has

@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
       "in_float64) -> "
       "(Tensor v, Tensor status, Tensor residual)");
 
+  // Random int64 numbers, min(size, count) for each of the counts, as that many different positions among so many.
+  m.def("_distinct(Tensor numbers, int[] counts, int size) -> Tensor");
+
   // Private ones for linear layers, on the CPU, in float32 and float64. The sparse entries that they take come from
   // _sparse_rows and _sparse_pairs, and are not checked again.
   m.def("_sparse_rows(Tensor x) -> (Tensor start, Tensor columns, Tensor values)");
@@ -39,4 +42,16 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
   m.def(
       "_mlp_pass(Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, Tensor[] weights, Tensor?[] biases, "
       "Tensor(a!)[] weight_rows, Tensor(b!)[] bias_rows, int[] sizes) -> Tensor");
+
+  // The same without rows, for few examples: what a pass leaves behind goes to `kept`, and the projection follows from
+  // it. With a current mini-batch, which is the last of `sizes`, its gradient goes to the lists of gradients.
+  m.def(
+      "_mlp_examples_(Tensor(a!) kept, Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, "
+      "Tensor[] weights, Tensor?[] biases, int[] sizes, Tensor? current_x, Tensor? current_target, "
+      "Tensor(b!)[] weight_grads, Tensor(c!)[] bias_grads) -> Tensor");
+  m.def(
+      "_mlp_project_(Tensor(a!)[] weight_grads, Tensor(b!)[] bias_grads, Tensor[] other_grads, Tensor kept, Tensor? x, "
+      "Tensor[] entries, Tensor? positions, Tensor[] weights, int[] sizes, Tensor? current_x, int rows, float margin, "
+      "float ridge) -> "
+      "(Tensor v, Tensor q, Tensor status, Tensor residual)");
 }

@@ -204,7 +204,7 @@ Tensor mlp_pass_cpu(const std::optional<Tensor>& x, const Tensors& entries, cons
   const int64_t n = view.of.rows();
   const InputView input(x, entries, positions, n, view.layer(0).inputs, weights[0], "weights[0]");
   const TargetView targets(target, n, view.classes());
-  cpu::mlp_pass(view.mlp(), input.input, targets.data(), kTorchThreads);
+  cpu::mlp_pass(view.mlp(), input.input, nullptr, targets.data(), kTorchThreads);
   return view.delta;
 }
 

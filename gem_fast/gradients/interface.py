@@ -41,6 +41,7 @@ class TaskGradients(Protocol):
         """g <- g + G^T v (Eq. 8), written into `grads`; v is (t,) float64."""
 
     # Optional, for `project_`:
+    #   project_(grads, margin, ridge) -> (v, q, status, residual)      the whole of it, as the operator of a matrix
     #   in_float64() -> TaskGradients       the same G, whose gram and combine_ take products and sums in float64
     #   cancellation(P) -> Tensor           by what factor the rounding of P and q is larger than that of inner products
     #                                       of rows: () float64, at least 1

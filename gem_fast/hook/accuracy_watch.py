@@ -16,7 +16,7 @@ class AccuracyWatch:
 
     def projected(self, projection: Projection) -> None:
         """A gradient was projected."""
-        if self._said or projection.v.device.type != "cpu" or projection.status != Status.INACCURATE:
+        if self._said or projection.v.device.type != "cpu" or projection.status.item() != Status.INACCURATE:
             return
         self._said = True
         _log.warning(

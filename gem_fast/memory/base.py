@@ -2,7 +2,7 @@
 
 import abc
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
@@ -147,6 +147,10 @@ class PolicyMemory(abc.ABC):
         if task not in self._buffers:
             raise KeyError(f"task must be one that was observed, got {task!r}")
         return self._buffers[task].examples()
+
+    def stamps(self, tasks: Sequence[Hashable]) -> list[int]:
+        """One number per task: equal ones mean that `examples` returns what it did."""
+        return [self._buffers[task].stamp for task in tasks]
 
     @torch.inference_mode(False)
     def to(self: M, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> M:

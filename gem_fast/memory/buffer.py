@@ -1,6 +1,7 @@
 """The examples that a memory keeps of one task: a buffer of fixed capacity, which each policy fills in its own way."""
 
 import abc
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from gem_fast.state import check_count
 # How many examples of a task can be counted: what a float64 counts exactly.
 MAX_SEEN = 2**53
 
+_stamps = count(1)
+
 
 class ExampleBuffer(abc.ABC):
     """Up to `capacity` examples of one task, in its slots 0 ... `count` - 1.
@@ -25,6 +28,9 @@ class ExampleBuffer(abc.ABC):
         x: inputs (n, ...) of the structure, shape, dtype and device of those to come; none of them is kept yet.
         y: targets (n, ...), likewise; None where there are none.
         pad: what shorter examples are padded with; None: all have the same shape.
+
+    Attributes:
+        stamp: another number whenever the examples are others, or elsewhere; no two buffers have the same.
     """
 
     def __init__(self, capacity: int, x: Nest, y: Nest, pad: Pad = None) -> None:
@@ -32,6 +38,7 @@ class ExampleBuffer(abc.ABC):
         self.x = batches.empty(x, 0)
         self.y = batches.empty(y, 0)
         self.count = 0
+        self.stamp = next(_stamps)
         self._room = 0
         self._pad = pad
 
@@ -82,6 +89,7 @@ class ExampleBuffer(abc.ABC):
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         """Moves the examples, and converts those with a floating-point dtype."""
+        self.stamp = next(_stamps)
         self.x, self.y = batches.moved(self.x, device, dtype), batches.moved(self.y, device, dtype)
 
     def store(self, slots: slice | Tensor, x: Nest, y: Nest) -> None:
@@ -94,6 +102,7 @@ class ExampleBuffer(abc.ABC):
         """
         if not batches.size_of(x):
             return
+        self.stamp = next(_stamps)
         self._make_room(int(slots.max()) + 1 if isinstance(slots, Tensor) else slots.stop)
         if self._pad is not None:
             x, y = batches.padded_to("x", x, [self.x], self._pad), batches.padded_to("y", y, [self.y], self._pad)
@@ -104,6 +113,7 @@ class ExampleBuffer(abc.ABC):
 
     def resize(self, capacity: int, keep: Tensor) -> None:
         """Changes the capacity, and keeps the examples in the slots `keep` (n,), n <= capacity, in that order."""
+        self.stamp = next(_stamps)
         self.x, self.y = batches.select(self.x, keep), batches.select(self.y, keep)
         self.capacity, self.count, self._room = capacity, len(keep), len(keep)
 

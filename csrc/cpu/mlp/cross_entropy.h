@@ -1,4 +1,4 @@
-// The gradient of the tasks' mean cross entropies, without the losses themselves.
+// Mean cross entropies, and their gradients without them.
 #pragma once
 
 #include <cstdint>
@@ -14,5 +14,8 @@ namespace gem_fast::cpu {
 // classes - 1.
 void cross_entropy_gradient(const ConstMatrix& logits, DType dtype, const int64_t* target, const Tasks& tasks,
                             int64_t classes, const Matrix& grad, const Executor& executor);
+
+// The mean over n rows, in float64.
+double cross_entropy(const ConstMatrix& logits, DType dtype, const int64_t* target, int64_t n, int64_t classes);
 
 }  // namespace gem_fast::cpu

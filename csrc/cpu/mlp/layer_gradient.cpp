@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/dispatch.h"
 #include "cpu/mlp/buffer.h"
 #include "cpu/mlp/gemm.h"
 #include "cpu/mlp/transpose.h"
@@ -15,7 +16,9 @@ void add_block(const LayerGradients& of, int64_t k, int64_t block, int64_t first
   const int64_t row = of.tasks.start[k];
   const int64_t n = of.tasks.start[k + 1] - row;
   const ConstMatrix delta = rows_from(of.delta, row, of.dtype);
-  if (of.x.pairs != nullptr) {
+  if (of.x.transposed.data != nullptr) {
+    add_sparse_block(rows_from(of.x.transposed, first, of.dtype), of.dtype, last - first, n, delta, of.outputs, out);
+  } else if (of.x.pairs != nullptr) {
     add_sparse_block(of.x.pairs->from(k * pairs_of(of.inputs)), of.dtype, of.inputs, block, delta, of.outputs, out);
   } else if (of.x.rows != nullptr) {
     add_sparse_block(*of.x.rows, of.dtype, of.x.positions + row, n, block, delta, of.outputs, out);
@@ -34,7 +37,20 @@ void add_block(const LayerGradients& of, int64_t k, int64_t block, int64_t first
   }
 }
 
+template <class T>
+void add_rows(const T* delta, int64_t stride, int64_t n, int64_t outputs, T* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t o = 0; o < outputs; ++o) out[o] += delta[i * stride + o];
+  }
+}
+
 }  // namespace
+
+void sum_rows(const ConstMatrix& delta, DType dtype, int64_t n, int64_t outputs, void* out) {
+  memset(out, 0, outputs * size_of(dtype));
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(
+      dtype, add_rows(static_cast<const T*>(delta.data), delta.stride, n, outputs, static_cast<T*>(out)));
+}
 
 void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor& executor) {
   const int64_t blocks = column_blocks(of.inputs);
@@ -48,9 +64,10 @@ void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor
     const int64_t first = block * kColumnBlock;
     const int64_t last = std::min(of.inputs, first + kColumnBlock);
     void* transposed = memset(buffer.of(bytes), 0, bytes);
+    const Matrix columns{at(out.data, k * out.stride + first, of.dtype), of.inputs};
+    if (of.add) transpose(of.dtype, columns, of.outputs, last - first, {transposed, width});
     add_block(of, k, block, first, last, transposed);
-    transpose(of.dtype, {transposed, width}, last - first, of.outputs,
-              {at(out.data, k * out.stride + first, of.dtype), of.inputs});
+    transpose(of.dtype, {transposed, width}, last - first, of.outputs, columns);
   });
 }
 

@@ -18,9 +18,13 @@ struct LayerGradients {
   int64_t outputs, inputs;
   ConstMatrix delta;  // (N, padded(outputs)), zeros beyond the outputs
   LayerInput x;       // pairs are of columns
+  bool add = false;   // to what is there
 };
 
-// out k (outputs, inputs) = task k's gradient.
+// out k (outputs, inputs) = task k's gradient, or += where it is added.
 void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor& executor);
+
+// The bias's: out (outputs,) = the sum of n rows of delta.
+void sum_rows(const ConstMatrix& delta, DType dtype, int64_t n, int64_t outputs, void* out);
 
 }  // namespace gem_fast::cpu

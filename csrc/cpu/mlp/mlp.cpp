@@ -7,6 +7,7 @@
 #include "cpu/mlp/buffer.h"
 #include "cpu/mlp/cross_entropy.h"
 #include "cpu/mlp/gemm.h"
+#include "cpu/mlp/layer_gradient.h"
 #include "cpu/mlp/transpose.h"
 
 namespace gem_fast::cpu {
@@ -16,14 +17,6 @@ namespace {
 constexpr int64_t kColumns = 64;
 // Rows that are taken together, so that they stay in the first-level cache.
 constexpr int64_t kRows = 32;
-
-template <class T>
-void sum_rows(const T* delta, int64_t stride, int64_t n, int64_t outputs, T* out) {
-  std::fill_n(out, outputs, T(0));
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t o = 0; o < outputs; ++o) out[o] += delta[i * stride + o];
-  }
-}
 
 ConstMatrix padded_rows(const ConstMatrix& x, DType dtype, int64_t n, int64_t columns, Buffer& buffer) {
   void* data = buffer.of(n * padded(columns) * size_of(dtype));
@@ -40,7 +33,7 @@ struct ForwardLayer {
   Buffer bias;    // (padded(outputs),)
 
   ForwardLayer(const Layer& from, DType dtype, const Executor& executor) : layer(from) {
-    transpose_padded(dtype, layer.weight, layer.outputs, layer.inputs,
+    transpose_padded(dtype, {layer.weight, layer.inputs}, layer.outputs, layer.inputs,
                      weight.of(layer.inputs * width() * size_of(dtype)), executor);
     if (layer.bias != nullptr) pad_row(layer.bias, dtype, layer.outputs, bias.of(width() * size_of(dtype)));
   }
@@ -100,8 +93,7 @@ void write_gradients(const MlpLayer& of, DType dtype, int64_t k, int64_t n, cons
   const int64_t outputs = of.layer.outputs;
   const int64_t inputs = of.layer.inputs;
   if (of.bias_rows.data != nullptr) {
-    GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, sum_rows(static_cast<const T*>(delta.data), delta.stride, n, outputs,
-                                                      static_cast<T*>(rows_from(of.bias_rows, k, dtype).data)));
+    sum_rows(delta, dtype, n, outputs, rows_from(of.bias_rows, k, dtype).data);
   }
   if (of.weight_rows.data == nullptr) return;
   void* out = rows_from(of.weight_rows, k, dtype).data;
@@ -146,15 +138,23 @@ void input_gradient(const Buffer& weight, DType dtype, const Layer& layer, int64
 void task_backward(const Mlp& mlp, const std::vector<Buffer>& weights, int64_t k, int64_t n, const ConstMatrix& grad,
                    const std::vector<ConstMatrix>& x) {
   const DType dtype = mlp.dtype;
+  const int64_t first = mlp.tasks.start[k];
   thread_local Buffer buffers[2];
-  ConstMatrix delta = padded_rows(grad, dtype, n, mlp.layers[mlp.count - 1].layer.outputs, buffers[0]);
+  const MlpLayer& last = mlp.layers[mlp.count - 1];
+  const int64_t classes = last.layer.outputs;
+  void* wide = last.kept_delta.data == nullptr ? buffers[0].of(n * padded(classes) * size_of(dtype))
+                                               : rows_from(last.kept_delta, first, dtype).data;
+  pad_rows(grad, dtype, n, classes, wide, kThisThread);
+  ConstMatrix delta{wide, padded(classes)};
   for (int64_t l = mlp.count - 1;; --l) {
     write_gradients(mlp.layers[l], dtype, k, n, delta, x[l]);
     if (l == 0) break;
     const Layer& layer = mlp.layers[l].layer;
     const int64_t width = padded(layer.inputs);
-    const Matrix next = l == 1 ? rows_from(mlp.delta, mlp.tasks.start[k], dtype)
-                               : Matrix{buffers[(mlp.count - l) % 2].of(n * width * size_of(dtype)), width};
+    const Matrix& kept = l == 1 ? mlp.delta : mlp.layers[l - 1].kept_delta;
+    const Matrix next = kept.data != nullptr
+                            ? rows_from(kept, first, dtype)
+                            : Matrix{buffers[(mlp.count - l) % 2].of(n * width * size_of(dtype)), width};
     input_gradient(weights[l], dtype, layer, n, delta, x[l], next);
     delta = next;
   }
@@ -179,7 +179,8 @@ void mlp_backward(const Mlp& mlp, const ConstMatrix& grad, const Executor& execu
   });
 }
 
-void mlp_pass(const Mlp& mlp, const LayerInput& input, const int64_t* target, const Executor& executor) {
+void mlp_pass(const Mlp& mlp, const LayerInput& memory, Current* current, const int64_t* target,
+              const Executor& executor) {
   const DType dtype = mlp.dtype;
   std::vector<ForwardLayer> forward;
   for (int64_t l = 0; l < mlp.count; ++l) forward.emplace_back(mlp.layers[l].layer, dtype, executor);
@@ -198,8 +199,12 @@ void mlp_pass(const Mlp& mlp, const LayerInput& input, const int64_t* target, co
     std::vector<Matrix> x(mlp.count);
     for (int64_t l = 1; l < mlp.count; ++l) {
       const int64_t width = forward[l - 1].width();
-      x[l] = {buffers[l].of(n * width * size_of(dtype)), width};
+      const Matrix& kept = mlp.layers[l].kept_x;
+      x[l] = kept.data != nullptr ? rows_from(kept, first, dtype)
+                                  : Matrix{buffers[l].of(n * width * size_of(dtype)), width};
     }
+    const bool is_current = current != nullptr && k == mlp.tasks.t - 1;
+    const LayerInput& input = is_current ? current->x : memory;
     const Matrix logits{buffers[0].of(n * classes * size_of(dtype)), classes};
     if (input.pairs != nullptr) {
       sparse_rows_forward(input.pairs->from(first_pair[k]), dtype, n, forward[0].weight.data(), forward[0].bias.data(),
@@ -207,13 +212,14 @@ void mlp_pass(const Mlp& mlp, const LayerInput& input, const int64_t* target, co
     }
     for (int64_t row = 0; row < n; row += kRows) {
       const int64_t rows = std::min(kRows, n - row);
-      first_forward(forward[0], dtype, input, first, row, rows, x[1]);
+      first_forward(forward[0], dtype, input, is_current ? 0 : first, row, rows, x[1]);
       for (int64_t l = 1; l < mlp.count; ++l) {
         const bool hidden = l + 1 < mlp.count;
         forward[l].forward(dtype, rows, hidden, rows_from(x[l], row, dtype),
                            rows_from(hidden ? x[l + 1] : logits, row, dtype));
       }
     }
+    if (is_current) current->loss = cross_entropy(logits, dtype, target + first, n, classes);
     const int64_t whole[] = {0, n};
     const Matrix grad{buffers[mlp.count].of(n * classes * size_of(dtype)), classes};
     cross_entropy_gradient(logits, dtype, target + first, {whole, 1}, classes, grad, kThisThread);

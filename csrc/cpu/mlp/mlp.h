@@ -18,6 +18,9 @@ struct MlpLayer {
   ConstMatrix x{};       // (N, inputs); of the first layer: not read
   Matrix weight_rows{};  // k: (outputs, inputs); of the first layer: not written
   Matrix bias_rows{};    // k: (outputs,)
+  // Where what a pass computes is left behind for all N examples, or null: the input, and the gradient at the output.
+  Matrix kept_x{};      // (N, padded(inputs)); of the first layer: not written
+  Matrix kept_delta{};  // (N, padded(outputs)); of the first layer: see Mlp
 };
 
 // What a pass through an MLP of two or more layers writes: the rows of G of all weights but the first, and all biases;
@@ -33,8 +36,15 @@ struct Mlp {
 // From grad (N, outputs), the gradient at the output of the last layer.
 void mlp_backward(const Mlp& mlp, const ConstMatrix& grad, const Executor& executor);
 
+// The current mini-batch, as the last task of a pass.
+struct Current {
+  LayerInput x;  // its own input, dense
+  double loss;   // its mean cross entropy, which the pass writes
+};
+
 // Forward, the gradient of the tasks' mean cross entropies (N targets), and backward. `input` is the first layer's; its
-// pairs are of rows. The layers' x is not read.
-void mlp_pass(const Mlp& mlp, const LayerInput& input, const int64_t* target, const Executor& executor);
+// pairs are of rows. `current` may be null. The layers' x is not read.
+void mlp_pass(const Mlp& mlp, const LayerInput& input, Current* current, const int64_t* target,
+              const Executor& executor);
 
 }  // namespace gem_fast::cpu

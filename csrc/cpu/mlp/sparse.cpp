@@ -20,7 +20,7 @@ constexpr int kMaxVectors = 8;
 
 // For c < kTogether: sum[c] (kVectors) += sum over the entries e of value[e kTogether + c] * matrix[index[e]]
 template <class T, int L, int kTogether, int kVectors>
-GEM_FAST_KERNEL void add_entries(const T* matrix, int64_t width, const int32_t* index, const T* value, int64_t count,
+GEM_FAST_KERNEL void add_entries(const T* matrix, int64_t stride, const int32_t* index, const T* value, int64_t count,
                                  T* const* sum, int64_t at) {
   using V = typename Lanes<T, L>::type;
   V total[kTogether][kVectors];
@@ -28,7 +28,7 @@ GEM_FAST_KERNEL void add_entries(const T* matrix, int64_t width, const int32_t* 
     for (int v = 0; v < kVectors; ++v) total[c][v] = *reinterpret_cast<const V*>(sum[c] + at + v * L);
   }
   for (int64_t e = 0; e < count; ++e) {
-    const T* row = matrix + index[e] * width + at;
+    const T* row = matrix + index[e] * stride + at;
     for (int v = 0; v < kVectors; ++v) {
       const V x = *reinterpret_cast<const V*>(row + v * L);
       for (int c = 0; c < kTogether; ++c) total[c][v] += value[e * kTogether + c] * x;
@@ -39,24 +39,24 @@ GEM_FAST_KERNEL void add_entries(const T* matrix, int64_t width, const int32_t* 
   }
 }
 
-// The same for all of a row, in groups of vectors that fit the registers.
+// The same for the first `width` columns of a row, in groups of vectors that fit the registers.
 template <class T, int L, int kTogether>
-GEM_FAST_KERNEL void add_all_entries(const T* matrix, int64_t width, const int32_t* index, const T* value,
-                                     int64_t count, T* const* sum) {
+GEM_FAST_KERNEL void add_all_entries(const T* matrix, int64_t stride, int64_t width, const int32_t* index,
+                                     const T* value, int64_t count, T* const* sum) {
   constexpr int64_t kMax = kTogether == 1 || L * sizeof(T) == 64 ? kMaxVectors : kMaxVectors / 2;
   const int64_t vectors = width / L;
   const int64_t groups = (vectors + kMax - 1) / kMax;
   const int64_t size = (vectors + groups - 1) / groups;
   for (int64_t v = 0; v < vectors; v += size) {
     switch (std::min(size, vectors - v)) {
-      case 1: add_entries<T, L, kTogether, 1>(matrix, width, index, value, count, sum, v * L); break;
-      case 2: add_entries<T, L, kTogether, 2>(matrix, width, index, value, count, sum, v * L); break;
-      case 3: add_entries<T, L, kTogether, 3>(matrix, width, index, value, count, sum, v * L); break;
-      case 4: add_entries<T, L, kTogether, 4>(matrix, width, index, value, count, sum, v * L); break;
-      case 5: add_entries<T, L, kTogether, 5>(matrix, width, index, value, count, sum, v * L); break;
-      case 6: add_entries<T, L, kTogether, 6>(matrix, width, index, value, count, sum, v * L); break;
-      case 7: add_entries<T, L, kTogether, 7>(matrix, width, index, value, count, sum, v * L); break;
-      default: add_entries<T, L, kTogether, 8>(matrix, width, index, value, count, sum, v * L); break;
+      case 1: add_entries<T, L, kTogether, 1>(matrix, stride, index, value, count, sum, v * L); break;
+      case 2: add_entries<T, L, kTogether, 2>(matrix, stride, index, value, count, sum, v * L); break;
+      case 3: add_entries<T, L, kTogether, 3>(matrix, stride, index, value, count, sum, v * L); break;
+      case 4: add_entries<T, L, kTogether, 4>(matrix, stride, index, value, count, sum, v * L); break;
+      case 5: add_entries<T, L, kTogether, 5>(matrix, stride, index, value, count, sum, v * L); break;
+      case 6: add_entries<T, L, kTogether, 6>(matrix, stride, index, value, count, sum, v * L); break;
+      case 7: add_entries<T, L, kTogether, 7>(matrix, stride, index, value, count, sum, v * L); break;
+      default: add_entries<T, L, kTogether, 8>(matrix, stride, index, value, count, sum, v * L); break;
     }
   }
 }
@@ -66,7 +66,7 @@ template <class T, int L>
 GEM_FAST_KERNEL void add_pair(const SparsePairs& x, int64_t i, const T* matrix, int64_t width, T* first, T* second) {
   T* const sums[] = {first, second};
   const int64_t begin = x.start[i];
-  add_all_entries<T, L, 2>(matrix, width, x.index + begin, static_cast<const T*>(x.values) + 2 * begin,
+  add_all_entries<T, L, 2>(matrix, width, width, x.index + begin, static_cast<const T*>(x.values) + 2 * begin,
                            x.start[i + 1] - begin, sums);
 }
 
@@ -94,9 +94,20 @@ GEM_FAST_KERNEL void linear_row(const SparseRows& x, int64_t row, const T* trans
   T* const sums[] = {y};
   start_sum(bias, outputs, width, y);
   const int32_t first = x.begin(row);
-  add_all_entries<T, kLanesOf<Isa, T>, 1>(transposed, width, x.columns + first, static_cast<const T*>(x.values) + first,
-                                          x.begin(row + 1) - first, sums);
+  add_all_entries<T, kLanesOf<Isa, T>, 1>(transposed, width, width, x.columns + first,
+                                          static_cast<const T*>(x.values) + first, x.begin(row + 1) - first, sums);
   if (hidden) keep_positive(y, width);
+}
+
+// y (width) = the sum over a row's entries of the matrix's rows, of which the first `width` columns count.
+template <class Isa, class T>
+GEM_FAST_KERNEL void product_row(const SparseRows& x, int64_t row, const T* matrix, int64_t stride, int64_t width,
+                                 T* y) {
+  T* const sums[] = {y};
+  std::fill_n(y, width, T(0));
+  const int32_t first = x.begin(row);
+  add_all_entries<T, kLanesOf<Isa, T>, 1>(matrix, stride, width, x.columns + first,
+                                          static_cast<const T*>(x.values) + first, x.begin(row + 1) - first, sums);
 }
 
 template <class Isa, class T>
@@ -128,6 +139,17 @@ GEM_FAST_MULTIVERSION(linear_row_any,
                       (const SparseRows& x, DType dtype, int64_t row, const void* transposed, const void* bias,
                        int64_t outputs, bool hidden, void* y),
                       (x, dtype, row, transposed, bias, outputs, hidden, y))
+
+template <class Isa>
+GEM_FAST_KERNEL void product_row_any_impl(const SparseRows& x, DType dtype, int64_t row, const ConstMatrix& matrix,
+                                          int64_t width, void* y) {
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(
+      dtype, product_row<Isa, T>(x, row, static_cast<const T*>(matrix.data), matrix.stride, width, static_cast<T*>(y)));
+}
+GEM_FAST_MULTIVERSION(product_row_any,
+                      (const SparseRows& x, DType dtype, int64_t row, const ConstMatrix& matrix, int64_t width,
+                       void* y),
+                      (x, dtype, row, matrix, width, y))
 
 template <class Isa>
 GEM_FAST_KERNEL void linear_pairs_any_impl(const SparsePairs& x, DType dtype, int64_t n, const void* transposed,
@@ -203,6 +225,37 @@ GEM_FAST_KERNEL void rows_block(const SparseRows& x, const int64_t* positions, i
   }
 }
 
+// The same from x'.
+template <class Isa, class T>
+GEM_FAST_KERNEL void columns_block(const T* x, int64_t stride, int64_t columns, int64_t n, const T* delta,
+                                   int64_t delta_stride, int64_t width, T* out) {
+  thread_local Buffer buffers[2];
+  auto* index = static_cast<int32_t*>(buffers[0].of(n * sizeof(int32_t)));
+  T* values = static_cast<T*>(buffers[1].of(n * sizeof(T)));
+  for (int64_t c = 0; c < columns; ++c) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      index[count] = static_cast<int32_t>(i);
+      values[count] = x[c * stride + i];
+      count += x[c * stride + i] != T(0);
+    }
+    T* const sums[] = {out + c * width};
+    add_all_entries<T, kLanesOf<Isa, T>, 1>(delta, delta_stride, width, index, values, count, sums);
+  }
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void columns_block_any_impl(const ConstMatrix& x, DType dtype, int64_t columns, int64_t n,
+                                            const ConstMatrix& delta, int64_t width, void* out) {
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(
+      dtype, columns_block<Isa, T>(static_cast<const T*>(x.data), x.stride, columns, n,
+                                   static_cast<const T*>(delta.data), delta.stride, width, static_cast<T*>(out)));
+}
+GEM_FAST_MULTIVERSION(columns_block_any,
+                      (const ConstMatrix& x, DType dtype, int64_t columns, int64_t n, const ConstMatrix& delta,
+                       int64_t width, void* out),
+                      (x, dtype, columns, n, delta, width, out))
+
 template <class Isa>
 GEM_FAST_KERNEL void pairs_block_any_impl(const SparsePairs& x, DType dtype, int64_t d, int64_t block,
                                           const void* delta, int64_t width, void* out) {
@@ -267,7 +320,7 @@ void sparse_linear(const SparseRows& x, DType dtype, const int64_t* positions, i
                    const Matrix& y, const Executor& executor) {
   Buffer transposed;
   const int64_t width = padded(layer.outputs);
-  transpose_padded(dtype, layer.weight, layer.outputs, layer.inputs,
+  transpose_padded(dtype, {layer.weight, layer.inputs}, layer.outputs, layer.inputs,
                    transposed.of(layer.inputs * width * size_of(dtype)), executor);
   executor.each(n, kRowGrain, [&](int64_t i) {
     thread_local Buffer buffer;
@@ -288,6 +341,26 @@ void sparse_rows_forward(const SparsePairs& x, DType dtype, int64_t n, const voi
   linear_pairs_any(x, dtype, n, transposed, bias, outputs, y);
 }
 
+void sparse_row_product(const SparseRows& x, DType dtype, int64_t row, const ConstMatrix& matrix, int64_t width,
+                        void* y) {
+  product_row_any(x, dtype, row, matrix, width, y);
+}
+
+void transpose_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
+                            void* out) {
+  const int64_t width = padded(n);
+  const int64_t first = block * kColumnBlock;
+  memset(out, 0, (std::min(x.d, first + kColumnBlock) - first) * width * size_of(dtype));
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, {
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t* start = x.start + positions[i] * column_blocks(x.d) + block;
+      for (int32_t e = start[0]; e < start[1]; ++e) {
+        static_cast<T*>(out)[(x.columns[e] - first) * width + i] = static_cast<const T*>(x.values)[e];
+      }
+    }
+  });
+}
+
 void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t block, const ConstMatrix& delta,
                       int64_t outputs, void* out) {
   pairs_block_any(x, dtype, d, block, delta.data, padded(outputs), out);
@@ -296,6 +369,11 @@ void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t bloc
 void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
                       const ConstMatrix& delta, int64_t outputs, void* out) {
   rows_block_any(x, dtype, positions, n, block, delta, padded(outputs), out);
+}
+
+void add_sparse_block(const ConstMatrix& x, DType dtype, int64_t columns, int64_t n, const ConstMatrix& delta,
+                      int64_t outputs, void* out) {
+  columns_block_any(x, dtype, columns, n, delta, padded(outputs), out);
 }
 
 }  // namespace gem_fast::cpu

@@ -41,13 +41,15 @@ struct SparsePairs {
   SparsePairs from(int64_t pair) const { return {lines + 2 * pair, start + pair, index, values}; }
 };
 
-// A layer's input x (N, inputs), in one of three forms: pairs of each task's lines (rows for the forward, columns for
-// the gradient); the entries of a memory, of which rows `positions` (N,) are meant; or x itself.
+// A layer's input x (N, inputs), in one of four forms: pairs of each task's lines (rows for the forward, columns for
+// the gradient); the entries of a memory, of which rows `positions` (N,) are meant; x itself; or for the gradient of
+// one task x' (inputs, padded(N)), of which most is zero.
 struct LayerInput {
   const SparsePairs* pairs = nullptr;
   const SparseRows* rows = nullptr;
   const int64_t* positions = nullptr;
   ConstMatrix dense{};
+  ConstMatrix transposed{};
 };
 
 // The number of pairs of n lines.
@@ -71,6 +73,14 @@ void sparse_row_forward(const SparseRows& x, DType dtype, int64_t row, const voi
 void sparse_rows_forward(const SparsePairs& x, DType dtype, int64_t n, const void* transposed, const void* bias,
                          int64_t outputs, const Matrix& y);
 
+// y (width) = x[row] M for the first `width` columns, whole cache lines, of M (d, ...). On this thread.
+void sparse_row_product(const SparseRows& x, DType dtype, int64_t row, const ConstMatrix& matrix, int64_t width,
+                        void* y);
+
+// out (columns of the block, padded(n)) = x[positions, block]'.
+void transpose_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
+                            void* out);
+
 // A block of one task's gradient, transposed: x[:, block]' delta is added to out (columns of the block,
 // padded(outputs)), for delta (n, padded(outputs)). From pairs of the task's columns:
 void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t block, const ConstMatrix& delta,
@@ -78,5 +88,8 @@ void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t bloc
 // and for a sample, the n rows of x that positions names:
 void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
                       const ConstMatrix& delta, int64_t outputs, void* out);
+// and from x' itself, whose zeros are passed over: `columns` of its rows (n,).
+void add_sparse_block(const ConstMatrix& x, DType dtype, int64_t columns, int64_t n, const ConstMatrix& delta,
+                      int64_t outputs, void* out);
 
 }  // namespace gem_fast::cpu

@@ -78,13 +78,14 @@ void transpose(DType dtype, const ConstMatrix& from, int64_t rows, int64_t colum
   transpose_any(dtype, from, rows, columns, to);
 }
 
-void transpose_padded(DType dtype, const void* from, int64_t rows, int64_t columns, void* to,
+void transpose_padded(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, void* to,
                       const Executor& executor) {
   const int64_t width = padded(rows);
   executor.each((columns + kGrain - 1) / kGrain, 2, [&](int64_t block) {
     const int64_t first = block * kGrain;
     const int64_t last = std::min(columns, first + kGrain);
-    transpose_any(dtype, {at(from, first, dtype), columns}, rows, last - first, {at(to, first * width, dtype), width});
+    transpose_any(dtype, {at(from.data, first, dtype), from.stride}, rows, last - first,
+                  {at(to, first * width, dtype), width});
     for (int64_t c = first; c < last; ++c) {
       memset(at(to, c * width + rows, dtype), 0, (width - rows) * size_of(dtype));
     }

@@ -12,7 +12,8 @@ namespace gem_fast::cpu {
 // to (columns, rows) = from' for from (rows, columns); nothing beyond is touched. On this thread.
 void transpose(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to);
 
-// to (columns, padded(rows)) = from' for from (rows, columns), contiguous.
-void transpose_padded(DType dtype, const void* from, int64_t rows, int64_t columns, void* to, const Executor& executor);
+// to (columns, padded(rows)) = from' for from (rows, columns), with zeros beyond the rows.
+void transpose_padded(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, void* to,
+                      const Executor& executor);
 
 }  // namespace gem_fast::cpu

@@ -6,8 +6,19 @@ Everything about them is behind two calls, each of which answers with a `MlpPass
 has what each gains.
 """
 
+from gem_fast.gradients.cpu_mlp.examples import ExampleGradients, SamplePlan
 from gem_fast.gradients.cpu_mlp.passes import MlpPass, recorded_pass, whole_pass
 from gem_fast.gradients.cpu_mlp.recognition import has_hooks, is_whole, mlp_layers
 from gem_fast.gradients.cpu_mlp.single import single_pass
 
-__all__ = ["MlpPass", "has_hooks", "is_whole", "mlp_layers", "recorded_pass", "single_pass", "whole_pass"]
+__all__ = [
+    "ExampleGradients",
+    "MlpPass",
+    "SamplePlan",
+    "has_hooks",
+    "is_whole",
+    "mlp_layers",
+    "recorded_pass",
+    "single_pass",
+    "whole_pass",
+]

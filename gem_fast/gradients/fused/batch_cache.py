@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 from torch import Tensor
 
-from gem_fast.batches import DoNotFit, concatenate, select
+from gem_fast.batches import DoNotFit, concatenate
 from gem_fast.containers import tensors
 from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
@@ -23,9 +24,12 @@ class BatchCache:
 
     def __init__(self, loss_fn: Callable[[Any, Any], Tensor]) -> None:
         self.loss_fn = loss_fn
+        self._last: list[Batch] = []
         self._sources: list[tuple[Tensor, int]] = []
+        self._versions: list[int] = []
         self._entries: list[tuple[Tensor, int, TaskEntries | None]] = []  # of inputs (x, version)
         self._all: TaskBatch | None = None
+        self._sizes: TaskSizes | None = None  # of the last sample
 
     def __call__(self, batches: Sequence[Batch], sample: Sample | None, rows: slice) -> TaskBatch:
         """The examples that count, of the batches `rows`: one batch per task.
@@ -33,18 +37,36 @@ class BatchCache:
         Raises:
             CannotFuse: the tasks' examples differ in structure, shape, dtype or device, and there is no padding.
         """
+        if self._all is not None and self._are_the_last(batches):
+            return self._chosen(sample, rows)
         sources = [x for batch in batches for x in (batch.x, batch.y)]
         if not all(isinstance(x, Tensor) for x in sources):
             sources = [x for source in sources for x in tensors(source)]
         if not self._holds(sources):
             self._fill(batches, sources)
+        self._last = list(batches) if self._sources else []
+        return self._chosen(sample, rows)
+
+    def _are_the_last(self, batches: Sequence[Batch]) -> bool:
+        """Whether these are the very batches of the last call, unchanged: the quick way to say so."""
+        return (
+            len(batches) == len(self._last)
+            and all(map(is_, batches, self._last))
+            and [source._version for source, _ in self._sources] == self._versions
+        )
+
+    def _chosen(self, sample: Sample | None, rows: slice) -> TaskBatch:
         assert self._all is not None
         if sample is None:
             return self._all.of_tasks(rows)
-        start = sum(sample.sizes[: rows.start])
-        sizes = sample.sizes[rows]
-        positions = sample.positions[start : start + sum(sizes)]
-        return replace(self._all, y=select(self._all.y, positions), tasks=TaskSizes(sizes), positions=positions)
+        sizes, positions = sample.sizes, sample.positions
+        if rows != slice(0, len(sizes)):
+            start = sum(sizes[: rows.start])
+            sizes = sizes[rows]
+            positions = positions[start : start + sum(sizes)]
+        if self._sizes is None or self._sizes.sizes != sizes:
+            self._sizes = TaskSizes(sizes)
+        return replace(self._all, tasks=self._sizes, positions=positions)
 
     def _holds(self, sources: list[Tensor]) -> bool:
         return len(sources) == len(self._sources) and all(
@@ -56,6 +78,7 @@ class BatchCache:
         # An inference tensor has no version, so that a change of it would go unnoticed: it is copied each time.
         is_tracked = not any(source.is_inference() for source in sources)
         self._sources = [(source, source._version) for source in sources] if is_tracked else []
+        self._versions = [version for _, version in self._sources]
         inputs = [batch.x for batch in batches]
         # Of inputs that were padded, the entries are not those of the batch.
         has_entries = is_tracked and isinstance(x, Tensor) and all(mine.shape[1:] == x.shape[1:] for mine in inputs)

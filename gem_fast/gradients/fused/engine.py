@@ -11,6 +11,7 @@ import torch
 from torch.nn import Parameter
 
 from gem_fast.containers import Objects
+from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.descriptors import DescriptorCache, has_descriptors
 from gem_fast.gradients.fused.joint import Joint
@@ -107,6 +108,7 @@ class Fused(RowEngine):
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
         self._joint: Joint | None = None
+        self._was_by_examples = False  # whether the model's last pass was one of `cpu_mlp.ExampleGradients`
         self._schedule = Schedule()
         self._reason: str | None = None  # why the model is left to the loop
         self._has_said_several = False
@@ -172,9 +174,14 @@ class Fused(RowEngine):
         if is_own or self._reason is not None or not self._joint.takes(current):
             return None
         if self._shortcuts:
-            alone = self._joint.by_shortcut(current)
-            if alone is not None:
-                return JointPass(self(objective, constraints, parameters, sample), *alone)
+            batch = self._joint.mlp_batch(current)
+            if batch is not None:
+                together = self._by_examples(model, constraints, sample, batch)
+                if together is not None:
+                    return JointPass(together, together.grads, together.loss)
+                alone = self._joint.by_shortcut(current, batch)
+                if alone is not None:
+                    return JointPass(self(objective, constraints, parameters, sample), *alone)
         t = len(constraints)
         if (
             self._rows.refresh_every > 1
@@ -199,6 +206,26 @@ class Fused(RowEngine):
             self._schedule.passed(tasks, due)
             return done
         return None
+
+    def _by_examples(
+        self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None, current: TaskBatch
+    ) -> cpu_mlp.ExampleGradients | None:
+        """One pass for all, where it is of a kind that was compared and no comparison is due; else None."""
+        tasks = [batches[0].task for batches in constraints]
+        if (
+            sample is None
+            or not self._was_by_examples
+            or not self._keeps_no_rows(len(tasks))
+            or any(len(batches) != 1 for batches in constraints)
+            or self._schedule.due(tasks, is_new=False)
+        ):
+            return None
+        [batch] = self._task_batches(model, constraints, sample, slice(0, len(tasks)))
+        plan = model.sample_plan(batch) if model.is_mlp(batch) else None
+        if plan is None:
+            return None
+        self._schedule.passed(tasks, [])
+        return cpu_mlp.ExampleGradients(plan, batch, current)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
@@ -270,7 +297,7 @@ class Fused(RowEngine):
         tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
             batches = self._task_batches(model, constraints, sample, stale)
-            is_new = False
+            is_new = is_mlp = False
             try:
                 is_mlp = shortcuts and not model.call_per_task and model.is_mlp(batches[0])
                 is_new = verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
@@ -278,7 +305,11 @@ class Fused(RowEngine):
                 if not is_layerwise:  # else what is not finite is found in P and q
                     raise
 
+            plan = model.sample_plan(batches[0]) if is_mlp and self._keeps_no_rows(len(constraints)) else None
+
             def run() -> TaskGradients:
+                if plan is not None:
+                    return cpu_mlp.ExampleGradients(plan, batches[0])
                 if is_layerwise:
                     done = model.run(batches, shortcuts=shortcuts)
                     assert isinstance(done, LayerPass)
@@ -300,7 +331,12 @@ class Fused(RowEngine):
                     except RowsDiffer as error:
                         raise RowsDiffer(self._with_unchecked(error)) from error
                 self._schedule.passed(tasks, due)
+                self._was_by_examples = plan is not None
                 return G
+
+    def _keeps_no_rows(self, t: int) -> bool:
+        """Whether all is computed anew in each step, and at once."""
+        return self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None and t > 1
 
     def _rows_of_passes(
         self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int
@@ -339,6 +375,7 @@ class Fused(RowEngine):
                 self._reason = None
             self._model = FusedModel(objective, parameters, call_per_task=call_per_task)
             self._verifier = Verifier(self._model)
+            self._was_by_examples = False
             self._joint = Joint(self._model, self._verifier)
         return self._model, self._verifier
 

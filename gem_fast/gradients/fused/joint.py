@@ -61,15 +61,18 @@ class Joint:
         except CannotFuse:
             self._fails = True
 
-    def by_shortcut(self, current: Batch) -> tuple[list[Tensor | None], Tensor] | None:
-        """The gradients and the loss by a pass of `cpu_mlp` through the mini-batch alone; None where it is not one."""
+    def mlp_batch(self, current: Batch) -> TaskBatch | None:
+        """The mini-batch as `cpu_mlp` takes it; None where it does not."""
         model = self._model
         if not model.mlp_layers or model.parameters[0].device.type != "cpu":
             return None
         plain = is_plain_cross_entropy(model.objective.loss_fn, current.y)
         batch = TaskBatch(current.x, current.y, None, TaskSizes([current.size]), plain)
-        if not model.is_mlp(batch):
-            return None
+        return batch if model.is_mlp(batch) else None
+
+    def by_shortcut(self, current: Batch, batch: TaskBatch) -> tuple[list[Tensor | None], Tensor] | None:
+        """The gradients and the loss by a pass of `cpu_mlp` through the mini-batch alone; None where it fails."""
+        model = self._model
 
         def run() -> tuple[list[Tensor | None], Tensor]:
             own, loss = cpu_mlp.single_pass(model.mlp_layers, batch)

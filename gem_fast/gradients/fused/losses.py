@@ -36,7 +36,7 @@ def is_plain_cross_entropy(loss_fn: Callable[[Any, Any], Tensor], target: Any) -
 
 def has_class_targets(batch: TaskBatch) -> bool:
     """Whether the gradient of the losses at outputs (N, classes) follows from these without computing the losses."""
-    return batch.plain_cross_entropy and batch.y.dtype == torch.int64 and batch.y.dim() == 1
+    return batch.plain_cross_entropy and batch.targets.dtype == torch.int64 and batch.targets.dim() == 1
 
 
 class LossRoot(NamedTuple):

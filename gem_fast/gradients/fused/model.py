@@ -55,6 +55,7 @@ class FusedModel:
         self.call_per_task = call_per_task
         has_own_call = objective.pass_task or objective.forward is not None
         self.mlp_layers = [] if has_own_call else cpu_mlp.mlp_layers(objective.model)
+        self._plan: cpu_mlp.SamplePlan | None = None
         self._wanted = set(parameters)
         self._dims: dict[tuple[nn.Module, int], int | None] = {}
         self._modules = list(objective.model.modules())
@@ -91,6 +92,14 @@ class FusedModel:
     def is_mlp(self, batch: TaskBatch) -> bool:
         """Whether a batch goes the way of `cpu_mlp.whole_pass`."""
         return cpu_mlp.is_whole(self.mlp_layers, self.objective.model, batch)
+
+    def sample_plan(self, batch: TaskBatch) -> cpu_mlp.SamplePlan | None:
+        """What passes of such samples share; None where rows cost less. For a batch of which `is_mlp` holds."""
+        if batch.positions is None or batch.descriptor is not None:
+            return None
+        if self._plan is None or not self._plan.serves(self.mlp_layers, batch):
+            self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch)
+        return self._plan if self._plan.is_cheaper else None
 
     def is_faster_one_by_one(self) -> bool:
         """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""

@@ -80,7 +80,7 @@ class TaskBatch:
 
     Attributes:
         memory: (M, ...): inputs, one task after the other.
-        y: (N, ...): targets, or None.
+        targets: (M, ...): of the same examples, or None.
         task: the model's argument `task`, where it takes one; the examples are then one task's.
         tasks: which examples are whose.
         plain_cross_entropy: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
@@ -91,7 +91,7 @@ class TaskBatch:
     """
 
     memory: Nest
-    y: Nest
+    targets: Nest
     task: Hashable
     tasks: TaskSizes
     plain_cross_entropy: bool = False
@@ -104,6 +104,11 @@ class TaskBatch:
     def x(self) -> Nest:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
         return self.memory if self.positions is None else select(self.memory, self.positions)
+
+    @cached_property
+    def y(self) -> Nest:
+        """(N, ...): the targets, likewise."""
+        return self.targets if self.positions is None else select(self.targets, self.positions)
 
     def with_current(self, x: Nest, y: Nest, descriptor: Nest) -> TaskBatch | None:
         """The same with the current mini-batch as one more task; None where they cannot be one batch as they are."""
@@ -122,9 +127,9 @@ class TaskBatch:
             return self
         bounds = [0, *accumulate(self.tasks.sizes)]
         examples = slice(bounds[some.start], bounds[some.start] + sum(sizes))
-        descriptor = select(self.descriptor, examples)
-        part = replace(self, y=select(self.y, examples), tasks=TaskSizes(sizes), descriptor=descriptor)
+        tasks, descriptor = TaskSizes(sizes), select(self.descriptor, examples)
         if self.positions is not None:
-            return replace(part, positions=self.positions[examples])
+            return replace(self, tasks=tasks, descriptor=descriptor, positions=self.positions[examples])
+        memory, targets = select(self.memory, examples), select(self.targets, examples)
         entries = self.entries and self.entries.of_tasks(some)
-        return replace(part, memory=select(self.memory, examples), entries=entries)
+        return replace(self, memory=memory, targets=targets, tasks=tasks, descriptor=descriptor, entries=entries)

@@ -1,0 +1,47 @@
+// The projection without G's rows, from inner products of examples, for tasks of few examples: with the inputs A_k and
+// the output gradients B_k of a layer, one row per example, task k's part of G is B_k' A_k, and
+//
+//     P_kj = the sum of all of (A_k A_j') * (B_k B_j')     q_k = the sum of all of (B_k g) * A_k     g~ = g + B'
+//     diag(v) A
+//
+// A bias is a weight whose input is 1.
+#pragma once
+
+#include <cstdint>
+
+#include "core/arrays.h"
+#include "core/types.h"
+#include "cpu/mlp/layer.h"
+#include "cpu/mlp/matrix.h"
+#include "cpu/mlp/sparse.h"
+#include "cpu/parallel.h"
+
+namespace gem_fast::cpu {
+
+struct ExampleLayer {
+  int64_t outputs, inputs;
+  LayerInput x;       // of all N examples: rows with positions, or dense
+  ConstMatrix delta;  // (N, padded(outputs)), zeros beyond the outputs
+  void* weight;       // its part of g, (outputs, inputs), contiguous; null where it is not wanted
+  void* bias;         // (outputs,), likewise
+};
+
+// What a pass has left behind: the examples of t tasks, and perhaps those whose gradient g is, which follow them in all
+// matrices but the first layer's input.
+struct Examples {
+  DType dtype;
+  Tasks tasks;
+  const ExampleLayer* layers;
+  int64_t count;
+  int64_t current = 0;      // the number of examples of g; 0: they are not known, or g is more than theirs
+  ConstMatrix current_x{};  // (current, inputs): their input of the first layer
+};
+
+// g -> g~ in place, as cpu::project does with G; `g` is all of the gradient, of which the layers have parts. Returns
+// false, with g as it was, where the products are not enough: rows are to decide (or to say what is not finite).
+//
+// Results: v (t,), q (t,) = G g of the gradient that came in, and the residual of g~.
+bool project_examples(const Examples& examples, const TensorList& g, double margin, double ridge, double* v, double* q,
+                      double* residual, const Executor& executor);
+
+}  // namespace gem_fast::cpu
