@@ -52,8 +52,8 @@ def disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.autocast(device.type, enabled=False))
         prepared = _prepared(model)
         if prepared is not None:
-            stack.callback(setattr, prepared, "forward", prepared.forward)
-            prepared.forward = prepared._original_forward
+            stack.callback(vars(prepared).__setitem__, "forward", prepared.forward)
+            vars(prepared)["forward"] = prepared._original_forward
         yield
 
 
