@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gem_fast import GEM, EpisodicMemory, Memory
-from gem_fast.batches import select
+from gem_fast.batches import Pad, select
 from gem_fast.gradients.interface import random_devices
 from gem_fast.gradients.restore import buffers_restored
 from gem_fast.integrations import framework
@@ -226,7 +226,7 @@ class GEMTrainer(Trainer):
             self._task = gem.current_task
 
 
-def padding(processing_class: Any) -> dict[str, int]:
+def padding(processing_class: Any) -> dict[Hashable, Pad]:
     """What `pad` of a memory takes for the batches of a tokenizer's data collators.
 
     Args:
@@ -292,7 +292,8 @@ class _MemoryLoss:
     def loss_fn(self, found: dict[str, Any], _: Any) -> Tensor:
         """The mean loss."""
         if self.at_outputs is None:
-            return found["loss"]
+            loss: Tensor = found["loss"]
+            return loss
         return _losses_at_outputs(self.trainer)[self.at_outputs](found["outputs"], found["labels"])
 
 
@@ -335,7 +336,8 @@ def _own_loss(trainer: GEMTrainer, outputs: Mapping[str, Any], labels: _Batch, *
         **options,
     }
     names = inspect.signature(model.loss_function).parameters
-    return model.loss_function(**{name: value for name, value in offered.items() if name in names})
+    loss: Tensor = model.loss_function(**{name: value for name, value in offered.items() if name in names})
+    return loss
 
 
 def _labels(trainer: GEMTrainer, batch: _Batch) -> _Batch:
@@ -350,7 +352,7 @@ def _count(trainer: GEMTrainer, labels: _Batch) -> Tensor | None:
     """What the Trainer divides the sum of the losses by: the number of labels that count; None for a mean."""
     if "labels" not in labels or not (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None):
         return None
-    mine = labels["labels"][..., 1:] if trainer._loss_shifts_labels else labels["labels"]
+    mine: Tensor = labels["labels"][..., 1:] if trainer._loss_shifts_labels else labels["labels"]
     return mine.ne(_IGNORED).sum()
 
 
