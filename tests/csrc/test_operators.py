@@ -34,6 +34,7 @@ def cases() -> list[tuple[str, Callable[..., object], tuple[object, ...]]]:
         ("nnqp batched", OPS.nnqp.default, (P.repeat(2, 1, 1), torch.randn(2, 3).double())),
         ("nnqp shared", OPS.nnqp.default, (P, torch.randn(2, 4, 3).double())),
     ]
+    out.append(("_distinct", OPS._distinct.default, (torch.empty(5, dtype=torch.int64).random_(), [9, 2], 3)))
     for dtype in (torch.float32, torch.float64):
         out += [(f"{name} {dtype}", op, args) for name, op, args in layer_cases(dtype)]
     return out
@@ -62,6 +63,10 @@ def layer_cases(dtype: torch.dtype) -> list[tuple[str, Callable[..., object], tu
         nothing = torch.zeros(0, dtype=dtype)
         return [torch.zeros(t, 3, 17, dtype=dtype)], [torch.zeros(t, 17, dtype=dtype), nothing]
 
+    kept, nothing = torch.zeros(7 * (32 + 16 + 32), dtype=dtype), torch.zeros(0, dtype=dtype)
+    weight_grads, bias_grads = [torch.randn_like(weight) for weight in weights], [torch.randn(17).to(dtype), nothing]
+    OPS._mlp_examples_(kept, x, [], None, target, weights, biases, sizes, None, None, [], [])
+    given = (weight_grads, bias_grads, [torch.randn(4).to(dtype)])
     hidden, grad = torch.randn(7, 17).to(dtype).relu(), torch.randn(7, 3).to(dtype)
     return [
         ("_sparse_rows", OPS._sparse_rows.default, (x,)),
@@ -76,6 +81,16 @@ def layer_cases(dtype: torch.dtype) -> list[tuple[str, Callable[..., object], tu
         ("_cross_entropy_gradient", OPS._cross_entropy_gradient.default, (grad, target, sizes)),
         ("_mlp_backward", OPS._mlp_backward.default, (grad, [hidden], weights, *gradients(2), sizes)),
         ("_mlp_pass", OPS._mlp_pass.default, (x, [], None, target, weights, biases, *gradients(2), sizes)),
+        (
+            "_mlp_examples_",
+            OPS._mlp_examples_.default,
+            (kept, None, [*rows], positions, target, weights, biases, [1, 2, 4], x[:4], target[:4], *given[:2]),
+        ),
+        (
+            "_mlp_project_",
+            OPS._mlp_project_.default,
+            (*given, kept, x, [], None, weights, sizes, None, 7, 0.5, 1e-3),
+        ),
         (
             "_mlp_pass of pairs",
             OPS._mlp_pass.default,
@@ -98,7 +113,7 @@ def test_opcheck(op: Callable[..., object], args: tuple[object, ...]) -> None:
 def test_every_operator_is_checked() -> None:
     schemas = torch._C._jit_get_all_schemas()
     registered = {schema.name for schema in schemas if schema.name.startswith("gem_fast::")}
-    assert len(registered) == 13
+    assert len(registered) == 16
     assert {op._schema.name for _, op, _ in cases()} == registered
 
 
