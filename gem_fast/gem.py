@@ -418,8 +418,10 @@ class GEM(Attached):
         if self._step.graphed is None or optimizer is None or self._step.accumulates:
             return None
         parameters = trained_parameters(optimizer)
-        if not parameters or torch.is_autocast_enabled(parameters[0].device.type):
+        if not parameters or amp.is_on(self._step.model, parameters[0].device):
             return None
+        for p in parameters:
+            p.grad = None
         kind, obstacle = self._kind(parameters)
         if obstacle is not None:  # which the memory pass says
             return None
@@ -434,7 +436,8 @@ class GEM(Attached):
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
             return
-        self._watch.stepped(self._current)
+        if not self._step.is_graphed:  # a graph does not come by here
+            self._watch.stepped(self._current)
         parameters = trained_parameters(optimizer)
         self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:

@@ -455,3 +455,31 @@ def test_a_wrong_pass_is_noticed_and_left(new_model: Any, joint: list[str], capl
         assert_same(new_model().double(), doubles(), memory_batch=3, tolerance=1e-7)
     assert joint == []
     assert caplog.messages == []
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("in_one_call", [False, True], ids=["hook", "step"])
+@pytest.mark.parametrize("memory_batch", [None, 3])
+def test_a_gpu_is_never_waited_for(cuda_graph: bool, in_one_call: bool, memory_batch: int | None) -> None:
+    """torch itself raises where an operator synchronises; but where a task joins, and where comparisons are due."""
+    model = mlp().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=6), memory_batch=memory_batch, cuda_graph=cuda_graph)
+    for task in range(3):
+        for i in range(40):
+            x, y = torch.randn(4, 6, device="cuda"), torch.randint(3, (4,), device="cuda")
+            # Comparisons are due when a task joins, and in pass 32 and 64: of 40 passes before, and this task's 24th.
+            may_wait = task < 2 or i < 10 or i >= 23
+            torch.cuda.set_sync_debug_mode("default" if may_wait else "error")
+            try:
+                if in_one_call:
+                    gem.step(x, y, task)
+                else:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    gem.observe(x, y, task)
+                    optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

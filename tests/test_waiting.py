@@ -80,10 +80,12 @@ def train(
     hook: Callable[..., GEM],
     told: dict[int, Tensor] | None = None,
     observed: bool = False,
+    in_one_call: bool = False,
 ) -> GEM:
     """Three tasks of a few steps; only the first step of each may wait.
 
-    told: the tasks' descriptors, if the model takes one; observed: whether the hook gets them with each batch.
+    told: the tasks' descriptors, if the model takes one; observed: whether the hook gets them with each batch;
+    in_one_call: by gem.step.
     """
     with gpu:
         move_to_fake_gpu(model)
@@ -92,6 +94,12 @@ def train(
         for task, steps in enumerate((3, 2, 4)):
             for i in range(steps):
                 x, y = on_fake_gpu(inputs(3)), on_fake_gpu(torch.randint(3, (3,)))
+                if in_one_call:
+                    gpu.waits = i == 0
+                    loss = gem.step(x, y, task)
+                    gpu.waits = True
+                    assert loss.device == x.device
+                    continue
                 optimizer.zero_grad()
                 given = told[task] if told else task
                 output = model(x, given) if told or gem.objective.pass_task else model(x)
@@ -106,10 +114,11 @@ def train(
     return gem
 
 
+@pytest.mark.parametrize("in_one_call", [False, True], ids=["hook", "step"])
 @pytest.mark.parametrize("memory_batch", [None, 4])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", MODELS)
-def test_no_step_waits(gpu: FakeGpu, name: str, engine: str, memory_batch: int | None) -> None:
+def test_no_step_waits(gpu: FakeGpu, name: str, engine: str, memory_batch: int | None, in_one_call: bool) -> None:
     new_model, inputs = MODELS[name]
     # 8 examples of the first task, 6 of the second: sizes differ, and where 7 are drawn the second has fewer.
     train(
@@ -123,6 +132,7 @@ def test_no_step_waits(gpu: FakeGpu, name: str, engine: str, memory_batch: int |
             engine=ENGINES[engine](),
             memory_batch=memory_batch and 7,
         ),
+        in_one_call=in_one_call,
     )
 
 

@@ -175,3 +175,119 @@ def test_on_a_cpu_there_is_no_graph(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [
         "the memory pass runs without a CUDA graph: the parameters are on cpu, and graphs are a GPU's"
     ]
+
+
+# ---- whole steps -----------------------------------------------------------------------------------------------------
+
+
+class FakeStepGraph(FakeGraph):
+    """A capture runs nothing: what the work did to the model, the optimizer and the generators is undone."""
+
+    tensors: Callable[[], list[Tensor]]
+
+    def capture(self, run: Callable[[], Any]) -> Any:
+        before = [(x, x.clone()) for x in type(self).tensors()]
+        result = super().capture(run)
+        for x, value in before:
+            x.copy_(value)
+        return result
+
+    def replay(self) -> None:
+        FakeGraph.replayed += 1
+        loss, last, grads = self.run()
+        self.result.loss.copy_(loss)
+        for kept, new in zip(self.result.last or (), last or (), strict=True):
+            kept.copy_(new)
+        for kept, new in zip(self.result.grads, grads, strict=True):
+            kept.copy_(new)
+
+
+def train_by_steps(
+    gpu: FakeGpu, new_graph: Any, new_model: Any = mlp, new_optimizer: Any = torch.optim.SGD, **options: Any
+) -> tuple[list[Tensor], list[Tensor], torch.optim.Optimizer, GEM]:
+    """Steps of three tasks; the parameters after them and the losses."""
+    torch.manual_seed(0)
+    with gpu:
+        model = move_to_fake_gpu(new_model())
+        optimizer = new_optimizer(model.parameters(), lr=0.1)
+        gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=6), cuda_graph=new_graph is not None, **options)
+        if new_graph is not None:
+            gem._graphed = cuda_graph.Graphed("the memory pass", in_place=True, new_graph=FakeGraph)
+            gem._step.graphed = cuda_graph.Graphed("the whole step", in_place=False, new_graph=new_graph)
+            FakeStepGraph.tensors = staticmethod(
+                lambda: [
+                    *(p.data for p in model.parameters()),
+                    *(x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)),
+                ]
+            )
+        losses = []
+        for task, count in enumerate((5, 10, 8)):
+            for _ in range(count):
+                x, y = on_fake_gpu(torch.randn(4, 6)), on_fake_gpu(torch.randint(3, (4,)))
+                losses.append(gem.step(x, y, task).clone())
+        parameters = [p.detach() for p in model.parameters()]
+    return [p.values for p in parameters], [loss.values for loss in losses], optimizer, gem  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory_batch": 3},
+        {"engine": Fused(form="layerwise")},
+        {"engine": Loop()},
+        {"new_model": MultiHead},
+        {"new_optimizer": lambda *args, **kwargs: torch.optim.SGD(*args, momentum=0.5, **kwargs)},
+    ],
+    ids=["rows", "sampled", "layerwise", "loop", "heads", "momentum"],
+)
+def test_whole_steps_from_a_graph_are_those_without(gpu: FakeGpu, options: dict[str, Any]) -> None:
+    eager, losses, *_ = train_by_steps(gpu, None, **options)
+    graphed, of_graph, _, gem = train_by_steps(gpu, FakeStepGraph, **options)
+    for x, y in zip([*graphed, *of_graph], [*eager, *losses], strict=True):
+        assert torch.equal(x, y)
+    # Three of each task's steps are run by themselves.
+    assert (FakeGraph.captured, FakeGraph.replayed) == (3, 5 + 10 + 8 - 3 * cuda_graph.EAGER_STEPS)
+    assert gem.last is not None
+
+
+@pytest.mark.parametrize(
+    ("new_optimizer", "reason"),
+    [
+        (torch.optim.Adam, "Adam is neither SGD nor made with capturable=True"),
+        (torch.optim.RMSprop, "RMSprop is neither SGD nor made with capturable=True"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_has_its_memory_pass_captured(
+    gpu: FakeGpu, new_optimizer: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    eager, losses, *_ = train_by_steps(gpu, None, new_optimizer=new_optimizer, memory_batch=3)
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        graphed, of_graph, *_ = train_by_steps(gpu, FakeStepGraph, new_optimizer=new_optimizer, memory_batch=3)
+    for x, y in zip([*graphed, *of_graph], [*eager, *losses], strict=True):
+        torch.testing.assert_close(x, y)
+    assert caplog.messages == [
+        f"the whole step runs without a CUDA graph: {reason}, so the memory pass alone is captured"
+    ]
+    assert FakeGraph.captured == 2
+
+
+@pytest.mark.parametrize("change", ["lr", "mode", "length", "hook"])
+def test_another_graph_where_a_step_is_another(gpu: FakeGpu, change: str, caplog: pytest.LogCaptureFixture) -> None:
+    _, _, optimizer, gem = train_by_steps(gpu, FakeStepGraph)
+    captured = FakeGraph.captured
+    n = 4
+    with gpu, caplog.at_level(logging.WARNING, "gem_fast"):
+        if change == "lr":
+            optimizer.param_groups[0]["lr"] = 0.01
+        elif change == "mode":
+            gem.objective.model.eval()
+        elif change == "length":
+            n = 3
+        else:
+            optimizer.register_step_pre_hook(lambda *_: None)
+        for _ in range(cuda_graph.EAGER_STEPS + 1):
+            gem.step(on_fake_gpu(torch.randn(n, 6)), on_fake_gpu(torch.randint(3, (n,))), 2)
+    assert FakeGraph.captured == captured + (change != "hook")
+    said = "the whole step runs without a CUDA graph: SGD has step hooks beside this one, so the memory pass alone is "
+    assert caplog.messages == ([said + "captured"] if change == "hook" else [])
