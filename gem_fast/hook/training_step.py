@@ -91,15 +91,16 @@ class TrainingStep:
             loss = self.run(optimizer, _with_tensors(current, static), update=True, scaler=None)
             return Done(loss, last(), [p.grad for p in parameters])
 
+        obstacle = _obstacle(optimizer, current)
         self.is_graphed = True
         try:
             done = self.graphed(
                 run,
                 given,
-                (kind, _kind_of(current), _options(optimizer)),
+                (kind, _kind_of(current), _options(optimizer), obstacle),
                 parameters=parameters,
                 generators=generators,
-                obstacle=_obstacle(optimizer, current),
+                obstacle=obstacle,
             )
         finally:
             self.is_graphed = False
@@ -118,7 +119,8 @@ def _with_tensors(batch: Batch, given: list[Tensor]) -> Batch:
 def _kind_of(batch: Batch) -> Hashable:
     nests = batch.x, batch.y
     shapes = tuple((x.shape, x.dtype, x.device) for x in tensors(nests) if isinstance(x, Tensor))
-    return tuple(map(structure, nests)), shapes, tuple(x.data_ptr() for x in tensors(batch.descriptor))
+    descriptor = tuple(x.data_ptr() for x in tensors(batch.descriptor))
+    return batch.task, tuple(map(structure, nests)), shapes, descriptor
 
 
 def _options(optimizer: Optimizer) -> Hashable:

@@ -199,7 +199,9 @@ class FakeStepGraph(FakeGraph):
         for kept, new in zip(self.result.last or (), last or (), strict=True):
             kept.copy_(new)
         for kept, new in zip(self.result.grads, grads, strict=True):
-            kept.copy_(new)
+            assert (kept is None) == (new is None)
+            if kept is not None:
+                kept.copy_(new)
 
 
 def train_by_steps(
