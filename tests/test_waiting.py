@@ -85,7 +85,7 @@ def train(
     """Three tasks of a few steps; only the first step of each may wait.
 
     told: the tasks' descriptors, if the model takes one; observed: whether the hook gets them with each batch;
-    in_one_call: whether by `gem.step`.
+    in_one_call: by gem.step.
     """
     with gpu:
         move_to_fake_gpu(model)
@@ -132,7 +132,7 @@ def test_no_step_waits(gpu: FakeGpu, name: str, engine: str, memory_batch: int |
             engine=ENGINES[engine](),
             memory_batch=memory_batch and 7,
         ),
-        in_one_call,
+        in_one_call=in_one_call,
     )
 
 

@@ -119,8 +119,8 @@ def _with_tensors(batch: Batch, given: list[Tensor]) -> Batch:
 def _kind_of(batch: Batch) -> Hashable:
     nests = batch.x, batch.y
     shapes = tuple((x.shape, x.dtype, x.device) for x in tensors(nests) if isinstance(x, Tensor))
-    told = tuple(x.data_ptr() for x in tensors(batch.descriptor))
-    return batch.task, tuple(map(structure, nests)), shapes, told
+    descriptor = tuple(x.data_ptr() for x in tensors(batch.descriptor))
+    return batch.task, tuple(map(structure, nests)), shapes, descriptor
 
 
 def _options(optimizer: Optimizer) -> Hashable:
