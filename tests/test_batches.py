@@ -165,7 +165,6 @@ X = torch.ones(3, 2)
         (Fields(a=X.to_sparse()), X, TypeError, r"x\['a'\] must be a dense tensor, got a sparse one"),
         (Objects([], list), None, ValueError, "x must hold at least one example, got none"),
     ],
-    ids=str,
 )
 def test_what_is_no_batch(x: Any, y: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as raised:

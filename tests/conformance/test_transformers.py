@@ -84,7 +84,7 @@ def test_checkpointed_activations(make: Any, kind: Any) -> None:
         (llama, LlamaForCausalLM, ["embed_tokens", "q_proj"]),
         (bert, BertForMaskedLM, ["query", "dense"]),
     ],
-    ids=str,
+    ids=["gpt2, blocks", "gpt2, embedding", "llama, all", "llama, embedding", "bert"],
 )
 def test_lora_of_other_layers(make: Any, kind: Any, targets: Any) -> None:
     assert_fused(with_lora(make(kind), targets).train(), token_labels, next_token)

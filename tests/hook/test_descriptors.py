@@ -71,7 +71,7 @@ def test_a_mapping_and_descriptors_with_the_batches_train_the_same(make: Any, ru
     assert_same_bits(weights(first), weights(third))
 
 
-@pytest.mark.parametrize("options", [{}, {"memory_batch": 3}, {"engine": Loop()}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"memory_batch": 3}, {"engine": Loop()}], ids=["exact", "sampled", "loop"])
 def test_constraints_are_the_gradients_with_each_tasks_own_descriptor(options: Any) -> None:
     model = Modulated().double()
     _, gem = attached(model, descriptors=DESCRIPTORS, **options)
@@ -87,7 +87,7 @@ def test_constraints_are_the_gradients_with_each_tasks_own_descriptor(options: A
         assert torch.allclose(row, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"memory_batch": 3}, {"engine": Loop()}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"memory_batch": 3}, {"engine": Loop()}], ids=["exact", "sampled", "loop"])
 @pytest.mark.parametrize("make", [Modulated, Hypernetwork, InTasksPlace])
 def test_a_step_in_one_call_is_the_same(make: Any, options: Any) -> None:
     one = make().double()

@@ -314,7 +314,9 @@ def test_objects_of_plain_tensors_go_through_a_file() -> None:
     assert same(twin.examples(0)[0].collated(), images[1:])
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 3), {"a": torch.zeros(2, 3)}, Graph(torch.zeros(2))], ids=str)
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 3), {"a": torch.zeros(2, 3)}, Graph(torch.zeros(2))], ids=["tensor", "dict", "object"]
+)
 def test_objects_come_as_a_list(x: Any) -> None:
     memory = EpisodicMemory(per_task=2, collate_fn=collate)
     with pytest.raises(TypeError, match="x must be a list of examples, which collate_fn puts together, got "):
