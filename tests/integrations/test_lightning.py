@@ -154,6 +154,44 @@ def test_each_hook_of_a_module_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert_same_bits(weights(resumed), weights(whole))
 
 
+def test_the_callback_is_one_of_lightning_too(tmp_path: Path) -> None:
+    """The package lightning has the same library under another name, and takes no callback of the other's class."""
+    import lightning.pytorch
+
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+    class OfLightning(lightning.pytorch.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = new()
+
+        def training_step(self, batch: list[torch.Tensor], i: int) -> torch.Tensor:
+            x, y, task = batch
+            self.gem.observe(x, y, int(task[0]))
+            return F.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            self.gem = gem_fast.GEM(self.net, optimizer, memory=gem_fast.EpisodicMemory(per_task=8))
+            return optimizer
+
+    def trained(epochs: int, ckpt_path: Path | None = None) -> tuple[torch.Tensor, lightning.pytorch.Trainer]:
+        module = OfLightning()
+        training = lightning.pytorch.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[GEMCheckpoint()], **quiet)
+        training.fit(module, loader(), ckpt_path=ckpt_path)
+        return weights(module), training
+
+    whole, _ = trained(2)
+    _, training = trained(1)
+    training.save_checkpoint(tmp_path / "one.ckpt")
+    assert_same_bits(trained(2, tmp_path / "one.ckpt")[0], whole)
+
+
 def test_other_hooks_than_the_checkpoints_are_an_error(tmp_path: Path) -> None:
     class Renamed(Module):
         def configure_optimizers(self) -> torch.optim.Optimizer:
