@@ -88,8 +88,13 @@ def one_call(**options: Any) -> Callable[..., Call]:
 
     def method(model: nn.Module, memory: gem_fast.EpisodicMemory, x: Tensor, y: Tensor, task: int) -> Call:
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        gem: Any = gem_fast.GEM(model, optimizer, memory=memory, margin=MARGIN, **options)
-        return lambda: gem.step(x, y, task)
+        gem = gem_fast.GEM(model, optimizer, memory=memory, margin=MARGIN, **options)
+
+        def step() -> torch.optim.Optimizer:
+            gem.step(x, y, task)
+            return optimizer  # which the hook does not keep
+
+        return step
 
     return method
 
@@ -121,7 +126,7 @@ def published(model: nn.Module, memory: gem_fast.EpisodicMemory, x: Tensor, y: T
     return lambda: learner.observe(x, y, task)
 
 
-# Name: model, memory, x, y, task -> a step. Methods that this version does not have are left out.
+# Name: model, memory, x, y, task -> a step.
 METHODS: dict[str, Callable[..., Call]] = {
     "SGD": sgd,
     "hook, exact": hook(),
@@ -132,9 +137,11 @@ METHODS: dict[str, Callable[..., Call]] = {
     "hook, sampled, cuda_graph": hook(memory_batch=SAMPLED, cuda_graph=True),
     "one backward per past task": hook(engine=gem_fast.Loop()),
     "published": published,
+    "step, exact": one_call(),
+    "step, exact, cuda_graph": one_call(cuda_graph=True),
+    "step, sampled": one_call(memory_batch=SAMPLED),
+    "step, sampled, cuda_graph": one_call(memory_batch=SAMPLED, cuda_graph=True),
 }
-if hasattr(gem_fast.GEM, "step"):
-    METHODS |= {"step, exact": one_call(), "step, sampled": one_call(memory_batch=SAMPLED)}
 
 
 def on_device(examples: tuple[Tensor, Tensor], device: Device) -> tuple[Tensor, Tensor]:
