@@ -52,7 +52,7 @@ def test_a_task_that_comes_back(name: str, kind: str) -> None:
 
 def test_networks_whose_backward_in_the_fast_format_would_write_beyond_its_memory_keep_the_plain_one() -> None:
     info = StreamInfo(10, tuple(range(2 * k, 2 * k + 2) for k in range(10)), 20, (3, 32, 32), "resnet18")
-    learner = LEARNERS["independent"](info, CPU, **PRESETS["cifar100", "independent"])
+    learner = make_learner("independent", info, CPU, **PRESETS["cifar100", "independent"])
     narrow = [c for c in learner.modules() if isinstance(c, nn.Conv2d) and c.stride == (2, 2) and c.in_channels < 8]
     assert narrow
     for convolution in learner.modules():
@@ -201,7 +201,7 @@ def test_joint_sees_every_example_exactly_once_per_epoch(kind: str, batch_size: 
 
     generator = torch.Generator().manual_seed(0)
     record = learn_stream(
-        Watched(stream_info(kind), CPU, lr=0.1),
+        Watched(stream_info(kind), CPU, Watched.Config(lr=0.1)),
         stream,
         batch_size=batch_size,
         epochs=2,
