@@ -35,7 +35,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def joint() -> Iterator[list[str]]:
-    """How each mini-batch went through the model: "together" with the memory; by a shortcut, "alone" or "in the pass"."""
+    """How each mini-batch went through the model: "together" with the memory; by a shortcut "alone" or "in the pass"."""
     taken: list[str] = []
     by_shortcut, run, by_examples = Joint.by_shortcut, Joint.run, Fused._by_examples
 
