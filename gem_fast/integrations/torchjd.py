@@ -52,7 +52,6 @@ class NnqpProjector(DualConeProjector):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(norm_eps={self.norm_eps}, reg_eps={self.reg_eps})"
 
-    @torch.no_grad()
     def __call__(self, U: Tensor, G: Tensor) -> Tensor:
         """The weights of the projections of the vectors J^T u.
 
@@ -66,9 +65,9 @@ class NnqpProjector(DualConeProjector):
         Raises:
             RuntimeError: G or U has a NaN or an infinity (on the CPU; elsewhere w is u).
         """
-        P, u = G.double(), U.double()
-        trace = P.diagonal().sum()
-        P = torch.where(trace <= self.norm_eps, 0.0, P / trace)
+        P, u = G.detach().double(), U.detach().double()
+        trace = P.trace()
+        P = P * torch.where(trace > self.norm_eps, 1 / trace, 0.0)
         P.diagonal().add_(self.reg_eps)
         v, status, _ = ops.nnqp(P, u @ P)
         if v.device.type == "cpu" and not self._said_inaccurate and bool(status.any()):
