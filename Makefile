@@ -42,7 +42,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m gem_fast run --stream rotations --learner gem --out out/rotations
 
 test: $(VENV)/installed $(VENV)/test.tools
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 integrations: $(INTEGRATIONS)/installed
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/csrc/test_operators.py
