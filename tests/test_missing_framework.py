@@ -12,7 +12,9 @@ import gem_fast.integrations.{extra}
 """
 
 
-@pytest.mark.parametrize(("extra", "framework"), [("avalanche", "avalanche"), ("torchjd", "torchjd")])
+@pytest.mark.parametrize(
+    ("extra", "framework"), [("avalanche", "avalanche"), ("torchjd", "torchjd"), ("transformers", "transformers")]
+)
 def test_one_sentence_names_the_extra(extra: str, framework: str):
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(extra=extra, framework=framework)], capture_output=True, text=True
