@@ -69,7 +69,8 @@ def train(engine: Any) -> list[Tensor]:
     assert gem.last is not None
     assert gem.last.multipliers.equal(gem.last.v)
     state = gem.state_dict()
-    assert state["engine"].keys() == (set() if isinstance(engine, Vmapped) else {"rows", "schedule", "reason"})
+    of_fused = {"rows", "schedule", "reason", "call_per_task"}
+    assert state["engine"].keys() == (set() if isinstance(engine, Vmapped) else of_fused)
     gem.load_state_dict(state)
     return [p.detach() for p in model.parameters()]
 
