@@ -55,10 +55,10 @@ def test_a_grid_is_refused_before_its_first_run(capsys, monkeypatch, tmp_path, d
 
 
 @given(
-    tasks=st.integers(1, 2**31),
-    samples=st.integers(1, 2**31),
-    memory=st.integers(1, 2**31),
-    epochs=st.integers(1, 2**31),
+    tasks=st.integers(1, 2**31 - 1),
+    samples=st.integers(1, 2**31 - 1),
+    memory=st.integers(1, 2**31 - 1),
+    epochs=st.integers(1, 2**31 - 1),
     pair=st.sampled_from(sorted(PRESETS)),
 )
 def test_the_estimate_never_fails(tasks, samples, memory, epochs, pair):
