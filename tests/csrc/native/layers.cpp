@@ -232,7 +232,7 @@ void run_mlp(Random& random, DType dtype) {
   if (form == 0) input.dense = {memory.x.data(), d};
   if (form == 1) input.pairs = &pairs;
   if (form == 2) input.rows = &rows, input.positions = sampled.positions.data();
-  cpu::mlp_pass(mlp, input, target.data(), kPlainThreads);
+  cpu::mlp_pass(mlp, input, nullptr, target.data(), kPlainThreads);
   // A ReLU's input may be zero but for rounding: only float64 is compared as closely.
   if (dtype != DType::kFloat64) return;
   expect_close(net.weight_rows[count - 1].at(place), sum, "a gradient in one pass");
