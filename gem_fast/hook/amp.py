@@ -48,7 +48,7 @@ def disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
     Accelerate enters autocast in the forward of the model that it prepares: the model's own forward takes its place.
     """
     with contextlib.ExitStack() as stack:
-        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        if _is_enabled(device):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         prepared = _prepared(model)
         if prepared is not None:
@@ -59,8 +59,11 @@ def disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def is_on(model: nn.Module, device: torch.device) -> bool:
     """Whether the model's forward runs under autocast: the caller's, or one that it enters itself."""
-    available = torch.amp.is_autocast_available(device.type)
-    return (available and torch.is_autocast_enabled(device.type)) or _prepared(model) is not None
+    return _is_enabled(device) or _prepared(model) is not None
+
+
+def _is_enabled(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _prepared(model: nn.Module) -> nn.Module | None:
