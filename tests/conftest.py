@@ -6,6 +6,11 @@ import torch
 from gem_fast import _C, _solver, build_info
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes do not name a test: gzip writes the time into them, and parallel workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Every test starts from the same random numbers, whichever ran before."""
