@@ -1,82 +1,123 @@
-"""How the time of each stage of the projection grows with the number of tasks t and of parameters p.
+"""How the time of a GEM step grows with the number of past tasks t and of parameters p.
 
 cd bench && python bench_growth.py            measures, then draws results/growth.json and results/growth.png
 cd bench && python bench_growth.py --draw     draws the picture again
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
+from conftest import THREADS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from torch import nn
 
 import gem_fast
-from gem_fast import Batch, Loop, Objective, ops, project_
+from gem_fast import ops
 
 RESULTS = Path(__file__).parent / "results"
-THREADS = 2
 P_WHILE_T_GROWS, T_WHILE_P_GROWS = 100_000, 20
 TASKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-PARAMETERS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 20_000_000)
-EXAMPLES = 10
-SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 5, 200  # per point
+PARAMETERS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+EXAMPLES, BATCH, CLASSES = 32, 10, 10  # examples kept of each past task, and in the mini-batch
+SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 3, 200  # per point
 
-# Okabe and Ito's colours, told apart by readers of every colour vision; shapes tell the stages apart without them.
+WAYS: dict[str, dict[str, Any]] = {
+    "loop": {"engine": gem_fast.Loop()},
+    "exact": {"engine": gem_fast.Fused(form="rows")},
+    "layerwise": {"engine": gem_fast.Fused(form="layerwise")},
+    "sampled": {"memory_batch": 8},
+}
+# Okabe and Ito's colours, told apart by readers of every colour vision; shapes tell the lines apart without them.
 LOOKS = {
-    "loop": ("#E69F00", "v", "loop: one backward per task"),
-    "gram": ("#0072B2", "o", "gram: P = G Gᵀ, q = G g"),
-    "solve": ("#D55E00", "s", "solve: the dual QP"),
-    "combine": ("#009E73", "^", "combine: g + Gᵀ v"),
-    "pack": ("#CC79A7", "D", "pack: one row of G"),
-    "project": ("#000000", "x", "project: all in one call"),
+    "loop": ("#E69F00", "v", "exact, one backward per task"),
+    "exact": ("#0072B2", "o", "exact, one pass"),
+    "layerwise": ("#009E73", "^", "exact, one pass, layerwise"),
+    "sampled": ("#D55E00", "s", f"m' = 8 of {EXAMPLES} examples per task"),
+    "sgd": ("#000000", "x", "plain SGD"),
+    "gram": ("#CC79A7", "D", "P = G Gᵀ alone"),
+    "solve": ("#56B4E9", "P", "the dual QP alone"),
 }
 
 
-def stages(t: int, p: int) -> dict[str, Callable[[], object]]:
-    """A call of each stage on gradients that share a part of their direction; about half the constraints are active."""
-    torch.manual_seed(0)
-    G = torch.empty(t, p)
-    shared = torch.randn(p)
-    for row in G:
-        row.copy_(torch.randn(p) + 0.3 * shared)
-    parts = [p // 2, p // 4, p - p // 2 - p // 4]
-    fresh = list(torch.randn(p).split(parts))
-    grads = [x.clone() for x in fresh]
-    P, q = ops.gram(G, fresh)
-    v = ops.nnqp(P, q).v + 1e-6  # no row is skipped
-
-    def project() -> None:
-        torch._foreach_copy_(grads, fresh)
-        project_(grads, G, margin=0.0)
-
+def steps(t: int, p: int) -> dict[str, Callable[[], object]]:
+    """For each way of making a step, what prepares it; what that returns is the step."""
     return {
-        "loop": loop(t, p),
-        "gram": lambda: ops.gram(G, fresh),
-        "solve": lambda: ops.nnqp(P, q),
-        "combine": lambda: ops.combine_(grads, G, v),
-        "pack": lambda: ops.pack_(G[0], fresh),
-        "project": project,
+        **{name: lambda options=options: gem_step(t, p, options) for name, options in WAYS.items()},
+        "sgd": lambda: sgd_step(p),
+        "gram": lambda: gram(t, p),
+        "solve": lambda: solve(t),
     }
 
 
-def loop(t: int, p: int) -> Callable[[], object]:
-    """G for a network of about p parameters, ten examples of every task."""
+def new_model(p: int) -> nn.Module:
+    """A network with one hidden layer, as wide as its input, and about p parameters."""
+    torch.manual_seed(0)
     width = int(p**0.5)
-    model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-    parameters = list(model.parameters())
-    engine, objective = Loop(), Objective(model, F.cross_entropy)
-    memory = [[Batch(task, torch.randn(EXAMPLES, width), torch.randint(2, (EXAMPLES,)))] for task in range(t)]
-    return lambda: engine(objective, memory, parameters)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES))
+
+
+def random_batch(model: nn.Module, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, model[0].in_features), torch.randint(CLASSES, (n,))
+
+
+def gem_step(t: int, p: int, options: dict[str, Any]) -> Callable[[], object]:
+    """`gem.step` of a mini-batch with t past tasks in the memory."""
+    model = new_model(p)
+    memory = gem_fast.EpisodicMemory(per_task=EXAMPLES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    gem = gem_fast.GEM(model, optimizer, memory=memory, **options)
+    for task in range(t):
+        gem.observe(*random_batch(model, EXAMPLES), task)
+    x, y = random_batch(model, BATCH)
+
+    def step(keep: torch.optim.Optimizer = optimizer) -> None:  # the hook goes when its optimizer does
+        gem.step(x, y, t)
+
+    return step
+
+
+def sgd_step(p: int) -> Callable[[], object]:
+    model = new_model(p)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    x, y = random_batch(model, BATCH)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def related_rows(t: int, p: int) -> torch.Tensor:
+    """(t, p) gradients that share a part of their direction, so that about half of the constraints are active."""
+    torch.manual_seed(0)
+    shared = torch.randn(p)
+    G = torch.empty(t, p)
+    for row in G:
+        torch.add(torch.randn(p), shared, alpha=0.3, out=row)
+    return G
+
+
+def gram(t: int, p: int) -> Callable[[], object]:
+    G, grads = related_rows(t, p), [torch.randn(p)]
+    return lambda: ops.gram(G, grads)
+
+
+def solve(t: int) -> Callable[[], object]:
+    P, q = ops.gram(related_rows(t, 10_000), [torch.randn(10_000)])
+    return lambda: ops.nnqp(P, q)
 
 
 def median_seconds(call: Callable[[], object]) -> float:
@@ -91,7 +132,7 @@ def median_seconds(call: Callable[[], object]) -> float:
 
 
 def measure() -> dict[str, object]:
-    """Seconds of every stage at every size."""
+    """Seconds of a step at every size."""
     torch.set_num_threads(THREADS)
     with_t, with_p = [], []
     for points, sizes in (
@@ -99,7 +140,11 @@ def measure() -> dict[str, object]:
         (with_p, [(T_WHILE_P_GROWS, p) for p in PARAMETERS]),
     ):
         for t, p in sizes:
-            points.append({"t": t, "p": p, "seconds": {name: median_seconds(f) for name, f in stages(t, p).items()}})
+            seconds = {}
+            for name, prepare in steps(t, p).items():
+                gc.collect()  # one G at a time: 8 GB of t = 20 rows of 100 million numbers
+                seconds[name] = median_seconds(prepare())
+            points.append({"t": t, "p": p, "seconds": seconds})
             print(points[-1], flush=True)
     return {
         "dtype": "float32",
@@ -117,18 +162,18 @@ def draw(result: dict[str, object]) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     panel(left, result["with_t"], "t", f"past tasks t   (p = {P_WHILE_T_GROWS:,} parameters)")
     panel(right, result["with_p"], "p", f"parameters p   (t = {T_WHILE_P_GROWS} past tasks)")
-    left.set_ylabel("time of one call")
+    left.set_ylabel("time of one step")
     reference(left, (1, 20), 6e-4, 1, "∝ t")
     reference(left, (20, 500), 1.2e-2, 2, "∝ t²")
     reference(right, (100_000, 20_000_000), 1e-2, 1, "∝ p")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"Time of each stage of a GEM step, float32, {result['threads']} CPU threads")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(f"Time of a GEM step, float32, {result['threads']} CPU threads")
     figure.savefig(RESULTS / "growth.png", dpi=150)
 
 
 def panel(axes: Axes, points: list[dict[str, object]], size: str, label: str) -> None:
-    """One line per stage."""
+    """One line per way of making a step, and of the parts that grow otherwise."""
     sizes = [point[size] for point in points]
     for name, (color, marker, text) in LOOKS.items():
         seconds = [point["seconds"][name] for point in points]
