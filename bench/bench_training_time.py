@@ -6,6 +6,7 @@ checkout of the published code to compare with, and Avalanche is compared with w
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rivals import avalanche, published
 from training import DEVICE, LR, MARGIN, MEMORY, RIDGE, TASKS, Batches, batches_of, gem, new_model, train
 
-from gem_fast import AGEM, EpisodicMemory, Fused
+from gem_fast import EpisodicMemory, Fused
 from gem_fast.reference import PurePythonGEM
 
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 
 
 def bench_training_time(benchmark: BenchmarkFixture) -> None:
@@ -30,21 +31,25 @@ def bench_training_time(benchmark: BenchmarkFixture) -> None:
     interleave(benchmark, lambda: train(batches, gem()), rivals, rounds=ROUNDS, ready=False)
 
 
-@pytest.mark.parametrize("options", [{"memory_batch": 32}, {"refresh_every": 4}], ids=str)
-def bench_training_time_approximate(benchmark: BenchmarkFixture, options: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        ("hook", {"memory_batch": 8}),
+        ("step", {"memory_batch": 8}),
+        ("step", {"memory_batch": 32}),
+        ("step", {}),
+        ("hook", {"engine": Fused(refresh_every=4)}),
+    ],
+    ids=["hook, m' = 8", "step, m' = 8", "step, m' = 32", "step, exact", "hook, r = 4"],
+)
+def bench_ways_to_train(benchmark: BenchmarkFixture, way: str, options: dict[str, Any]) -> None:
     batches = batches_of()
-    memory_batch, refresh_every = options.get("memory_batch"), options.get("refresh_every", 1)
     rivals: dict[str, Callable[[], object]] = {
-        "exact": lambda: train(batches, gem()),
-        "A-GEM": lambda: train(batches, lambda *args: AGEM(*args, memory=EpisodicMemory(per_task=MEMORY))),
+        "hook, exact": lambda: train(batches, gem()),
         "single (no memory)": lambda: train(batches),
     }
     interleave(
-        benchmark,
-        lambda: train(batches, gem(memory_batch=memory_batch, engine=Fused(refresh_every=refresh_every))),
-        rivals,
-        rounds=ROUNDS,
-        ready=False,
+        benchmark, lambda: train(batches, gem(**options), by_step=way == "step"), rivals, rounds=ROUNDS, ready=False
     )
 
 

@@ -53,12 +53,17 @@ def gem(**options: Any) -> NewHook:
     )
 
 
-def train(batches: Batches, new_hook: NewHook | None = None, model: nn.Module | None = None) -> None:
-    """One run, with plain SGD where there is no hook."""
+def train(
+    batches: Batches, new_hook: NewHook | None = None, model: nn.Module | None = None, *, by_step: bool = False
+) -> None:
+    """One run, with plain SGD where there is no hook, and through `hook.step` if `by_step`."""
     model = new_model() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     hook = None if new_hook is None else new_hook(model, optimizer)
     for x, y, task in batches:
+        if by_step:
+            hook.step(x, y, task)
+            continue
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         if hook is not None:
