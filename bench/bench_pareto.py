@@ -1,8 +1,9 @@
 """What accuracy costs: ACC over training time of exact GEM, its two approximations, A-GEM, single and EWC.
 
     python bench/bench_pareto.py [--seeds 0-4] [--data FOLDER] [--run-cache DIR] [--rounds 3]
+                                  [--streams rotations permutations] [--name pareto]
 
-Writes results/pareto.json and results/pareto.png beside this file. The runs that give ACC are not computed again where
+Writes results/NAME.json and results/NAME.png beside this file. The runs that give ACC are not computed again where
 they are finished; on a busy machine they take longer and nothing else. Their training time is then measured: all
 methods in turn, seed 0 on 5000 digits, medians over the rounds.
 """
@@ -21,10 +22,11 @@ from matplotlib.figure import Figure
 from gem_fast.paper.experiments.run_cache import run_cached
 from gem_fast.paper.experiments.runner import parse_seeds
 from gem_fast.paper.experiments.training_run import Config, TrainingRun, configuration
+from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports.result_table import MeanStd, machine
+from gem_fast.paper.streams.config import STREAM_CONFIGS
 
 RESULTS = Path(__file__).parent / "results"
-STREAMS = ("rotations", "permutations")
 
 
 class Method(NamedTuple):
@@ -34,6 +36,9 @@ class Method(NamedTuple):
     group: str
     learner: str
     options: dict[str, Any]
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 METHODS = (
@@ -67,40 +72,39 @@ def main() -> None:
     parser.add_argument("--data", default="mnist-5k", help="as for the command line: a folder with all of MNIST, say")
     parser.add_argument("--run-cache", type=Path, default=RESULTS / "pareto_run_cache")
     parser.add_argument("--rounds", type=int, default=3, help="how often each method's training time is measured")
+    parser.add_argument("--streams", nargs="+", choices=STREAM_CONFIGS, default=["rotations", "permutations"])
+    parser.add_argument("--name", default="pareto", help="of the files that are written")
     args = parser.parse_args()
-    records = {}
-    for stream in STREAMS:
-        configs = {
-            (stream, method.name, seed): config_of(stream, method, seed=seed, data=args.data)
-            for seed in args.seeds
-            for method in METHODS
-        }
-        records |= dict(zip(configs, run_cached(args.run_cache, list(configs.values())), strict=True))
+    keys = [(stream, method) for stream in args.streams for method in METHODS if (stream, method.learner) in PRESETS]
+    configs = {
+        (stream, method, seed): config_of(stream, method, seed=seed, data=args.data)
+        for stream, method in keys
+        for seed in args.seeds
+    }
+    records = dict(zip(configs, run_cached(args.run_cache, list(configs.values())), strict=True))
     torch.set_num_threads(THREADS)
-    seconds: dict[tuple[str, str], list[float]] = {key[:2]: [] for key in records}
+    seconds: dict[tuple[str, Method], list[float]] = {key: [] for key in keys}
     # Round by round, so that a machine that changes its speed changes it for all methods.
     for _ in range(args.rounds):
-        for stream in STREAMS:
-            for method in METHODS:
-                seconds[stream, method.name].append(TrainingRun(config_of(stream, method)).run().train_seconds)
+        for key, values in seconds.items():
+            values.append(TrainingRun(config_of(*key)).run().train_seconds)
     points = []
-    for stream in STREAMS:
-        for method in METHODS:
-            mine = [record for seed in args.seeds if (record := records[stream, method.name, seed]) is not None]
-            points.append(
-                {
-                    "stream": stream,
-                    "method": method.name,
-                    "group": method.group,
-                    "acc": MeanStd(tuple(record.acc for record in mine)).to_dict(),
-                    "bwt": MeanStd(tuple(record.bwt for record in mine)).to_dict(),
-                    "seconds": seconds[stream, method.name],
-                    "median_seconds": statistics.median(seconds[stream, method.name]),
-                }
-            )
-    result = {"seeds": list(args.seeds), "machine": machine(), "points": points}
-    (RESULTS / "pareto.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(points).savefig(RESULTS / "pareto.png")
+    for stream, method in keys:
+        mine = [record for seed in args.seeds if (record := records[stream, method, seed]) is not None]
+        points.append(
+            {
+                "stream": stream,
+                "method": method.name,
+                "group": method.group,
+                "acc": MeanStd(tuple(record.acc for record in mine)).to_dict(),
+                "bwt": MeanStd(tuple(record.bwt for record in mine)).to_dict(),
+                "seconds": seconds[stream, method],
+                "median_seconds": statistics.median(seconds[stream, method]),
+            }
+        )
+    result = {"seeds": list(args.seeds), "data": args.data, "machine": machine(), "points": points}
+    (RESULTS / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(args.streams, points).savefig(RESULTS / f"{args.name}.png")
     print("| stream | method | ACC | BWT | seconds |\n|---|---|---|---|---|")
     for point in points:
         acc, bwt, took = (point[name] for name in ("acc", "bwt", "median_seconds"))
@@ -115,10 +119,10 @@ def config_of(stream: str, method: Method, **options: Any) -> Config:
     return configuration(stream, method.learner, eval_every=100, **options, **method.options)
 
 
-def draw(points: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(12, 5.2), dpi=120, layout="constrained")
+def draw(streams: list[str], points: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(6 * len(streams), 5.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, stream in zip(figure.subplots(1, 2), STREAMS, strict=True):
+    for axes, stream in zip(figure.subplots(1, len(streams), squeeze=False)[0], streams, strict=True):
         for group, (colour, marker, place) in STYLES.items():
             mine = [point for point in points if point["stream"] == stream and point["group"] == group]
             x = [point["median_seconds"] for point in mine]
@@ -143,7 +147,7 @@ def draw(points: list[dict[str, Any]]) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("training time (seconds, log scale)")
         axes.set_ylabel("ACC")
-        axes.set_title(f"{stream}, 20 tasks")
+        axes.set_title(stream)
         axes.grid(alpha=0.15)
         axes.margins(x=0.18, y=0.1)
         axes.spines[["top", "right"]].set_visible(False)
