@@ -1,6 +1,7 @@
 """Looks once at what the model and its loss make of the first memory, and says what cannot be right."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,8 +17,9 @@ from gem_fast.gradients.rows import rows_for
 
 _log = logging.getLogger("gem_fast")
 
-# How far the parameters are drawn from zero, as a multiple of their present size.
-_SCALES = (1.0, 1.0, 0.1, 10.0)
+# How far the parameters are drawn from zero: a multiple of their present size, and the most that it may be. With large
+# parameters a loss can be zero at one draw after another, because the examples happen to be fitted; with small ones not.
+_SIZES = ((1.0, math.inf), (0.1, math.inf), (10.0, math.inf), (1.0, 0.1), (1.0, 0.01))
 
 
 class FirstMemoryCheck:
@@ -114,10 +116,10 @@ def _is_constant(objective: Objective, constraint: Constraint, parameters: Seque
     try:
         for p in frozen:
             p.requires_grad_(True)
-        for scale in _SCALES:
+        for multiple, most in _SIZES:
             for p, value in zip(drawn, own, strict=True):
                 size = float(value.square().mean().sqrt()) or 0.1
-                p.data = torch.randn(value.shape, generator=generator).to(value).mul_(scale * size)
+                p.data = torch.randn(value.shape, generator=generator).to(value).mul_(min(multiple * size, most))
             if _has_gradient(objective, constraint, drawn):
                 return False
     except Exception:  # a model that fails at other parameters is not refused
