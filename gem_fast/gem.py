@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from gem_fast.batches import check_examples, device_of
+from gem_fast.batches import check_examples
 from gem_fast.containers import Nest, Objects
 from gem_fast.distributed import Ranks
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
@@ -26,8 +26,9 @@ from gem_fast.hook.first_memory import FirstMemoryCheck
 from gem_fast.hook.membership import Membership
 from gem_fast.hook.one_projection import OneProjection
 from gem_fast.hook.step_watch import StepWatch
-from gem_fast.hook.training_step import Done, TrainingStep
+from gem_fast.hook.training_step import Prepared, TrainingStep
 from gem_fast.memory import EpisodicMemory, Memory, plain_task
+from gem_fast.memory.base import PolicyMemory
 from gem_fast.memory.stored import StoredBatches
 from gem_fast.projection import Projection, project_
 from gem_fast.sampling import Generators, sample_each
@@ -196,10 +197,8 @@ class GEM(Attached):
         self._first_memory = FirstMemoryCheck()
         self._autocast = amp.PassAutocast()
         self._stored = StoredBatches()
-        self._step = TrainingStep(
-            Objective(as_given, loss_fn, takes_task, forward), self._backward_together, cuda_graph=cuda_graph
-        )
-        self._prepared: tuple[list[Constraint], Sample | None, TaskGradients | None] | None = None
+        given_objective = Objective(as_given, loss_fn, takes_task, forward)
+        self._step = TrainingStep(given_objective, self.objective, engine, self._prepare, cuda_graph=cuda_graph)
         self._attachment = Attachment(optimizer, given, self._before_step, self._after_step)
 
     @property
@@ -244,7 +243,7 @@ class GEM(Attached):
                 descriptor is another one than before, or missing, or the model takes none. The memory is then as it
                 was.
         """
-        if getattr(self.memory, "collate_fn", None) is None:  # else x is a list, which the memory checks
+        if not isinstance(self.memory, PolicyMemory):  # which checks them itself
             check_examples(x, y)
         task = plain_task(task)
         self._descriptors.check(task, descriptor)
@@ -300,11 +299,17 @@ class GEM(Attached):
         x = x if collate_fn is None else Objects(list(x), collate_fn)
         current = Batch(self._current, x, y, descriptor=self._descriptors.of(self._current))
         is_plain = update and scaler is None and optimizer is self._attachment.optimizer
-        try:
-            done = self._from_graph(current) if is_plain else None
-            return self._step.run(optimizer, current, update=update, scaler=scaler) if done is None else done.loss
-        finally:
-            self._prepared = None
+        done = None
+        if is_plain:
+            of_gpus = self.generators.of_gpus
+            done = self._step.run_graphed(optimizer, current, self._kind, lambda: self.last, of_gpus)
+        if done is None:
+            return self._step.run(optimizer, current, update=update, scaler=scaler)
+        self.last = done.last
+        self._watch.stepped(self._current)
+        if self.check and done.last is not None:
+            check_solved(done.last)
+        return done.loss
 
     def state_dict(self) -> dict[str, Any]:
         """Memory, descriptors, the current task and what draws subsets: a resumed run goes on with the same bits.
@@ -337,22 +342,20 @@ class GEM(Attached):
 
     def _find_ranks(self) -> Ranks | None:
         optimizer = self._attachment.optimizer
-        self._membership.find([] if optimizer is None else trained_parameters(optimizer))
+        if optimizer is not None and not self._membership.is_settled:
+            self._membership.find(trained_parameters(optimizer))
         return self._membership.ranks
 
     # ---- Algorithm 1, from the second gradient on --------------------------------------------------------------------
 
     def constraints(self) -> tuple[list[Constraint], Sample | None]:
         """What must not rise in the next step: the mean loss on each past task's memory; and which examples count."""
-        past_tasks = self.past_tasks
-        stored = {batch.task: batch for batch in self._stored_batches()}
-        constraints: list[Constraint] = [[stored[task]] if task in stored else [] for task in past_tasks]
-        if self.memory_batch is None or not constraints:
-            return constraints, None
-        device = device_of(next(iter(stored.values())).x) if stored else torch.device("cpu")
-        sizes = dict(zip(stored, self._stored.sizes, strict=True))
-        counts = [sizes.get(task, 0) for task in past_tasks]
-        return constraints, sample_each(counts, self.memory_batch, self.generators.on(device), device)
+        self._stored_batches()
+        stored = self._stored
+        if self.memory_batch is None or not stored.constraints:
+            return stored.constraints, None
+        generator = self.generators.on(stored.device)
+        return stored.constraints, sample_each(stored.counts, self.memory_batch, generator, stored.device)
 
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
@@ -384,28 +387,18 @@ class GEM(Attached):
         self._one_projection.new_step()
         self._step.accumulates = False
 
-    def _backward_together(self, current: Batch) -> Tensor | None:
-        """Has one pass leave g in `.grad`, keeps G for the projection and returns the loss; None where none can."""
+    def _prepare(self) -> Prepared | None:
+        """What the coming projection is about, where the current mini-batch may be in its pass; else None."""
         optimizer = self._attachment.optimizer
-        assert optimizer is not None
-        parameters = trained_parameters(optimizer)
-        if not parameters or not self.past_tasks or self._sharded is not None:
+        if self._sharded is not None or optimizer is None:
             return None
         if self._graphed is not None and not self._step.is_graphed:  # the memory pass has a graph of its own
             return None
-        if amp.is_on(self._step.model, parameters[0].device):  # which holds for the mini-batch alone
-            return None
+        parameters = trained_parameters(optimizer)
+        if not parameters or not self.past_tasks or amp.is_on(self._step.model, parameters[0].device):
+            return None  # autocast holds for the mini-batch alone
         check_parameters(parameters)
-        constraints, sample = self.constraints()
-        self._prepared = constraints, sample, None
-        joint = self._engine.with_current(self.objective, current, constraints, parameters, sample)
-        if joint is None:
-            return None
-        self._prepared = constraints, sample, joint.G
-        for p, grad in zip(parameters, joint.grads, strict=True):
-            if grad is not None:
-                p.grad = grad if p.grad is None else p.grad.add_(grad)
-        return joint.loss
+        return Prepared(parameters, *self.constraints(), None)
 
     def _kind(self, parameters: Sequence[Parameter]) -> tuple[Hashable, str | None]:
         """What a CUDA graph stands for, and why there can be none."""
@@ -413,32 +406,12 @@ class GEM(Attached):
         kind = kind_of(self.objective.model, self._stored_batches(), parameters, options)
         return kind, obstacle_of(parameters, self._engine.repeats and self._sharded is None)
 
-    def _from_graph(self, current: Batch) -> Done | None:
-        """The step by a graph of all of it; None, with nothing done, where there is none."""
-        optimizer = self._attachment.optimizer
-        if self._step.graphed is None or optimizer is None or self._step.accumulates:
-            return None
-        parameters = trained_parameters(optimizer)
-        if not parameters or amp.is_on(self._step.model, parameters[0].device):
-            return None
-        for p in parameters:
-            p.grad = None
-        kind, obstacle = self._kind(parameters)
-        if obstacle is not None:  # which the memory pass says
-            return None
-        done = self._step.run_graphed(optimizer, current, kind, lambda: self.last, self.generators.of_gpus)
-        if done is not None:
-            self.last = done.last
-            self._watch.stepped(self._current)
-            if self.check and done.last is not None:
-                check_solved(done.last)
-        return done
-
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):
             return
         if not self._step.is_graphed:  # a graph does not come by here
             self._watch.stepped(self._current)
+        prepared = self._step.prepared
         parameters = trained_parameters(optimizer)
         self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:
@@ -451,7 +424,7 @@ class GEM(Attached):
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
-            constraints, sample, G = self._prepared or (*self.constraints(), None)
+            _, constraints, sample, G = prepared or Prepared(parameters, *self.constraints(), None)
             with amp.disabled(self.objective.model, parameters[0].device):
                 if G is None:
                     with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
@@ -460,8 +433,9 @@ class GEM(Attached):
                         )
                 with values_explained(self.memory, grads):
                     projection = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
-                with self._autocast.context(constraints, parameters[0]):
-                    self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
+                if not self._first_memory.is_done:
+                    with self._autocast.context(constraints, parameters[0]):
+                        self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
             return projection, G.depends
 
         done = None

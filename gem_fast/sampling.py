@@ -78,8 +78,8 @@ def sample_each(counts: list[int], size: int, generator: torch.Generator, device
     Returns:
         The positions of the examples drawn, among those of all tasks one after another, and how many each task has.
     """
+    sizes = [min(count, size) for count in counts]
     if torch.device(device).type == "cpu":
-        sizes = [min(count, size) for count in counts]
         numbers = torch.empty(sum(sizes), dtype=torch.int64).random_(generator=generator)
         return Sample(torch.ops.gem_fast._distinct(numbers, counts, size), sizes)
     longest = max(counts)
@@ -89,7 +89,6 @@ def sample_each(counts: list[int], size: int, generator: torch.Generator, device
     keys = torch.rand((len(counts), longest), generator=generator, device=device)
     if beyond is not None:
         keys.masked_fill_(beyond, 2.0)
-    sizes = [min(count, size) for count in counts]
     equal = min(sizes) == max(sizes)
     columns = keys.topk(max(sizes), dim=1, largest=False, sorted=not equal).indices
     positions = columns + first

@@ -133,8 +133,9 @@ class Objective:
 
     def takes_id(self, batches: Iterable[Batch]) -> bool:
         """Whether the model is called with the ids of these batches' tasks, which are one for each call."""
-        in_its_place = self.descriptor_name == self.task_name and all(b.descriptor is not None for b in batches)
-        return bool(self.pass_task) and not in_its_place
+        if not self.pass_task:
+            return False
+        return self.descriptor_name != self.task_name or any(batch.descriptor is None for batch in batches)
 
     def output(self, x: Nest, task: Hashable, descriptor: Nest = None) -> Any:
         """What the model makes of x; objects are collated first."""

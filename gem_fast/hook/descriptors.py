@@ -63,17 +63,16 @@ class Descriptors:
         if task in self._kept and not _is_same(self._kept[task], descriptor):
             raise ValueError(f"descriptor must be the same for a task at all times, got another one for {task!r:.50}")
 
-    @torch.inference_mode(False)
     def keep(self, task: Hashable, descriptor: Nest) -> None:
         """Keeps a copy of what `check` has let pass; of None nothing."""
         if descriptor is None or self._is_last(task, descriptor):
             return
         if task not in self._kept:
-            self._kept[task] = clone(stored(descriptor))
+            with torch.inference_mode(False):
+                self._kept[task] = clone(stored(descriptor))
         if not any(x.is_inference() for x in tensors(descriptor)):
             self._last[task] = descriptor, versions(descriptor)
 
-    @torch.inference_mode(False)
     def of(self, task: Hashable) -> Nest:
         """The task's descriptor with the model's device and floating-point dtype; None where it has none."""
         if task not in self._kept:
@@ -83,7 +82,8 @@ class Descriptors:
             self._place = like.device, like.dtype
             self._moved.clear()
         if task not in self._moved:
-            self._moved[task] = moved(self._kept[task], *self._place)
+            with torch.inference_mode(False):
+                self._moved[task] = moved(self._kept[task], *self._place)
         return self._moved[task]
 
     def on_cpu(self) -> dict[Hashable, Nest]:

@@ -31,10 +31,13 @@ class FirstMemoryCheck:
     loss that is satisfied, which is said in the log "gem_fast".
 
     Two more forwards tell whether the model keeps state from one to the next, which is said in the log, too.
+
+    Attributes:
+        is_done: whether a loss has passed.
     """
 
     def __init__(self) -> None:
-        self._is_done = False
+        self.is_done = False
 
     def check(
         self,
@@ -53,7 +56,7 @@ class FirstMemoryCheck:
             sample: which examples count.
             q: (t,) G g. One entry is read once, which waits for a GPU; not while a graph is captured.
         """
-        if self._is_done or (q.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if self.is_done or (q.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return
         first = constraints[0]
         if not first or any(type(p.data) is not Tensor for p in parameters):  # on several processes, with parts of both
@@ -77,7 +80,7 @@ class FirstMemoryCheck:
                 "buffers (or draws random numbers that are not torch's), which each pass over the memory changes: "
                 "gem_fast.GEM's docstring shows how to reset it"
             )
-        self._is_done = True
+        self.is_done = True
 
 
 def _has_gradient(objective: Objective, constraint: Constraint, parameters: Sequence[Parameter]) -> bool:

@@ -24,6 +24,7 @@ class Membership:
         model: the one whose passes start no reduction of gradients.
         ranks: who they are; None for one process alone.
         sharded: what computes G on several processes; None on one.
+        is_settled: whether there is nothing more to find.
 
     Raises:
         ValueError: as for `ranks_of` and `ShardedEngine`.
@@ -40,7 +41,7 @@ class Membership:
         self.ranks: Ranks | None = None
         self.sharded: ShardedEngine | None = None
         self._engine = engine
-        self._is_settled = self._is_loaded = False
+        self.is_settled = self._is_loaded = False
         self._join(ranks_of(model, parameters, process_group))
 
     def find(self, parameters: Sequence[Parameter], *, is_last: bool = False) -> None:
@@ -54,16 +55,16 @@ class Membership:
             ValueError: as for the constructor.
             RuntimeError: they are found after a state was loaded by one process alone.
         """
-        if self._is_settled or not parameters:
+        if self.is_settled or not parameters:
             return
         self._join(ranks_of(self.model, parameters))
-        if self._is_settled and self._is_loaded:
+        if self.is_settled and self._is_loaded:
             raise RuntimeError(
                 "load_state_dict must be called after the model is wrapped in DistributedDataParallel or sharded, got "
                 "a state before that: each process would have the examples of all"
             )
-        if is_last and not self._is_settled:
-            self._is_settled = True
+        if is_last and not self.is_settled:
+            self.is_settled = True
             say_alone()
 
     def check_exchanges(self, model: nn.Module) -> None:
@@ -86,6 +87,6 @@ class Membership:
             self.sharded.reset(keep_rows=as_many_ranks)
 
     def _join(self, ranks: Ranks | None) -> None:
-        self.ranks, self._is_settled = ranks, ranks is not None
+        self.ranks, self.is_settled = ranks, ranks is not None
         if ranks is not None and (ranks.size > 1 or ranks.shards):
             self.sharded = ShardedEngine(self._engine, ranks, self.model)

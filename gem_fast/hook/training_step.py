@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from gem_fast.containers import Objects, map_tensors, structure, tensors
-from gem_fast.gradients import Batch, Objective
+from gem_fast.gradients import Batch, Constraint, Engine, Objective, Sample, TaskGradients
+from gem_fast.hook import amp
 from gem_fast.hook.checks import trained_parameters
 from gem_fast.hook.cuda_graph import Graphed
 from gem_fast.projection import Projection
@@ -22,27 +24,49 @@ class Done(NamedTuple):
     grads: list[Tensor | None]
 
 
+class Prepared(NamedTuple):
+    """What a step has found out before its projection."""
+
+    parameters: list[Parameter]
+    constraints: list[Constraint]
+    sample: Sample | None
+    G: TaskGradients | None
+    """None where they are still to be computed."""
+
+
 class TrainingStep:
     """A step with one mini-batch, from its gradient to the optimizer's step, whose pre-hook projects.
 
     Args:
         objective: the model as the user has it, and its loss.
-        together: computes the mini-batch's gradient beside G and returns the loss, or None where it cannot.
+        of_pass: the model as the passes over the memory call it.
+        engine: what computes G.
+        prepare: what the coming projection is about, where the mini-batch may be in the engine's pass; else None.
         cuda_graph: whether whole steps may come from a CUDA graph.
 
     Attributes:
         accumulates: whether the next gradient is added to those that are there.
         is_graphed: whether what runs is, or may become, part of a graph of the whole step.
+        prepared: for the projection of the step that runs; None where it finds out by itself.
     """
 
     def __init__(
-        self, objective: Objective, together: Callable[[Batch], Tensor | None], *, cuda_graph: bool = False
+        self,
+        objective: Objective,
+        of_pass: Objective,
+        engine: Engine,
+        prepare: Callable[[], Prepared | None],
+        *,
+        cuda_graph: bool = False,
     ) -> None:
         self.accumulates = False
         self.is_graphed = False
+        self.prepared: Prepared | None = None
         self.graphed: Graphed[Done] | None = Graphed("the whole step", in_place=False) if cuda_graph else None
         self._objective = objective
-        self._together = together
+        self._of_pass = of_pass
+        self._engine = engine
+        self._prepare = prepare
 
     @property
     def model(self) -> torch.nn.Module:
@@ -54,24 +78,42 @@ class TrainingStep:
         if not self.accumulates:
             optimizer.zero_grad()
         scales = scaler is not None and scaler.is_enabled()
-        loss = self._together(current) if update and not scales else None
-        if loss is None:
-            with torch.enable_grad():
-                loss = self._objective.loss(current)
-                (loss if scaler is None else scaler.scale(loss)).backward()
-        self.accumulates = not update
-        if update and scaler is not None:
-            scaler.step(optimizer)
-            scaler.update()
-        elif update:
-            optimizer.step()
+        try:
+            loss = self._backward_together(current) if update and not scales else None
+            if loss is None:
+                with torch.enable_grad():
+                    loss = self._objective.loss(current)
+                    (loss if scaler is None else scaler.scale(loss)).backward()
+            self.accumulates = not update
+            if update and scaler is not None:
+                scaler.step(optimizer)
+                scaler.update()
+            elif update:
+                optimizer.step()
+        finally:
+            self.prepared = None
         return loss.detach()
+
+    def _backward_together(self, current: Batch) -> Tensor | None:
+        """Has one pass leave g in `.grad`, keeps G for the projection and returns the loss; None where none can."""
+        self.prepared = self._prepare()
+        if self.prepared is None:
+            return None
+        parameters, constraints, sample, _ = self.prepared
+        joint = self._engine.with_current(self._of_pass, current, constraints, parameters, sample)
+        if joint is None:
+            return None
+        self.prepared = Prepared(parameters, constraints, sample, joint.G)
+        for p, grad in zip(parameters, joint.grads, strict=True):
+            if grad is not None:
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
+        return joint.loss
 
     def run_graphed(
         self,
         optimizer: Optimizer,
         current: Batch,
-        kind: Hashable,
+        kind_of_pass: Callable[[Sequence[Parameter]], tuple[Hashable, str | None]],
         last: Callable[[], Projection | None],
         generators: Sequence[torch.Generator],
     ) -> Done | None:
@@ -80,12 +122,19 @@ class TrainingStep:
         Args:
             optimizer: the one that is hooked.
             current: the mini-batch.
-            kind: see `kind_of`, for all but the mini-batch and the optimizer.
+            kind_of_pass: what a graph stands for, see `kind_of`, and why there can be none.
             last: what the projection of the step that ran last did.
             generators: what it draws from beside torch's own.
         """
-        assert self.graphed is not None
-        parameters, given = trained_parameters(optimizer), tensors([current.x, current.y])
+        parameters = trained_parameters(optimizer) if self.graphed is not None and not self.accumulates else []
+        if self.graphed is None or not parameters or amp.is_on(self.model, parameters[0].device):
+            return None
+        for p in parameters:
+            p.grad = None
+        kind, obstacle = kind_of_pass(parameters)
+        if obstacle is not None:  # which the memory pass says
+            return None
+        given = tensors([current.x, current.y])
 
         def run(static: list[Tensor]) -> Done:
             loss = self.run(optimizer, _with_tensors(current, static), update=True, scaler=None)

@@ -83,7 +83,7 @@ def is_whole(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) ->
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and (x.dim() == 2 or (x.dim() > 2 and type(next(_flat(model))) is nn.Flatten))
-        and x[0].numel() == weight.shape[1]
+        and x.shape[1:].numel() == weight.shape[1]
         and not _has_any_global_hook()
     )
 

@@ -48,7 +48,7 @@ class Joint:
             self._fails
             or self._model.call_per_task
             or any(isinstance(x, Tensor) and x.requires_grad for x in tensors(current.x))
-            or self._model.has_other_gradients()
+            or self._model.has_other_gradients
         )
 
     @contextmanager

@@ -31,7 +31,10 @@ def is_plain_cross_entropy(loss_fn: Callable[[Any, Any], Tensor], target: Any) -
         and loss_fn.reduction == "mean"
         and loss_fn.ignore_index == _IGNORED
     )
-    return plain and isinstance(target, Tensor) and (target.is_floating_point() or not bool((target == _IGNORED).any()))
+    if not plain or not isinstance(target, Tensor):
+        return False
+    # No class is negative, so the smallest target tells.
+    return target.is_floating_point() or int(target.amin()) != _IGNORED
 
 
 def has_class_targets(batch: TaskBatch) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import NamedTuple
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,11 @@ class FusedModel:
         self._plan: cpu_mlp.SamplePlan | None = None
         self._wanted = set(parameters)
         self._dims: dict[tuple[nn.Module, int], int | None] = {}
-        self._modules = list(objective.model.modules())
-        self._states = _states(self._modules)
-        self._ids = list(map(id, parameters))
-        self._hooked = _hooked(parameters)
+        loss = [objective.loss_fn] if isinstance(objective.loss_fn, nn.Module) else []
+        self._modules = [part for module in (objective.model, *loss) for part in module.modules()]
+        self._used = list(dict.fromkeys(p for module in (objective.model, *loss) for p in module.parameters()))
+        self._watched = list(dict.fromkeys([*parameters, *self._used]))
+        self._states = self._present_states()
 
     @cached_property
     def rules(self) -> list[tuple[nn.Module, Rule]]:
@@ -70,20 +72,28 @@ class FusedModel:
         Raises:
             CannotFuse: parameters are the model's own, not a layer's, or have hooks, or a module is compiled.
         """
-        if any(self._hooked):
+        if any(parameter._backward_hooks for parameter in self.parameters):
             raise CannotFuse("a parameter has a hook, which would see no task's gradient")
         return rules_of(self.objective.model, self._wanted)
 
     def serves(self, objective: Objective, parameters: Sequence[Parameter]) -> bool:
-        """Whether what is known here still holds."""
-        modules = list(objective.model.modules())
+        """Whether what is known here still holds; asked in each step, so it goes through the modules only once."""
         return (
             objective == self.objective
-            and modules == self._modules
-            and _states(modules) == self._states
-            and list(map(id, parameters)) == self._ids
-            and _hooked(parameters) == self._hooked
+            and len(parameters) == len(self.parameters)
+            and all(map(is_, parameters, self.parameters))
+            and self._present_states() == self._states
         )
+
+    def _present_states(self) -> list[tuple[Any, ...]]:
+        """Of the modules that were found and their parameters: what is in them, how they are set, who looks in."""
+        return [
+            (type(m), m.training, cpu_mlp.has_hooks(m), *m._modules.values(), *map(id, m._parameters.values()))
+            for m in self._modules
+        ] + [
+            (p.requires_grad, bool(p._backward_hooks), bool(p._post_accumulate_grad_hooks), p.dtype, p.device)
+            for p in self._watched
+        ]
 
     def stateful(self) -> list[nn.Module]:
         """The modules whose buffers a pass may change."""
@@ -97,7 +107,7 @@ class FusedModel:
         """What passes of such samples share; None where rows cost less. For a batch of which `is_mlp` holds."""
         if batch.positions is None or batch.descriptor is not None:
             return None
-        if self._plan is None or not self._plan.serves(self.mlp_layers, batch):
+        if self._plan is None or not self._plan.serves(batch):
             self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch)
         return self._plan if self._plan.is_cheaper else None
 
@@ -158,16 +168,14 @@ class FusedModel:
             _check_every_use_is_known(contributions, self._wanted, roots)
         return LayerPass(contributions)
 
+    @cached_property
     def has_other_gradients(self) -> bool:
         """Whether a backward of the user's would do more than add the wanted gradients to `.grad`."""
-        loss = self.objective.loss_fn
-        modules = [self.objective.model, *([loss] if isinstance(loss, nn.Module) else [])]
         return any(
             parameter._post_accumulate_grad_hooks or parameter._backward_hooks or parameter not in self._wanted
-            for module in modules
-            for parameter in module.parameters()
+            for parameter in self._used
             if parameter.requires_grad
-        ) or any(is_hooked for _, _, is_hooked in self._states)
+        ) or any(map(cpu_mlp.has_hooks, self.objective.model.modules()))
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
         roots, first = [], 0
@@ -215,11 +223,3 @@ def _check_every_use_is_known(
     for parameter, times in found.items():
         if isinstance(parameter, Parameter) and parameter in wanted and times > noted[parameter]:
             raise CannotFuse(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
-
-
-def _states(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool, bool]]:
-    return [(type(module), module.training, cpu_mlp.has_hooks(module)) for module in modules]
-
-
-def _hooked(parameters: Sequence[Parameter]) -> list[bool]:
-    return [bool(parameter._backward_hooks) for parameter in parameters]
