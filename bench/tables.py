@@ -12,6 +12,8 @@ TITLES = {
     "bench_project": "projection",
     "bench_solve": "solver",
     "bench_training_time": "training run",
+    "bench_upgrad_qps": "UPGrad's QPs, m",
+    "bench_upgrad_weighting": "UPGrad's weighting, m",
 }
 
 

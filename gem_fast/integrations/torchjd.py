@@ -11,7 +11,7 @@ import logging
 import torch
 from torch import Tensor
 
-from gem_fast import ops
+from gem_fast import ops, solver
 from gem_fast.integrations import framework
 
 with framework("torchjd"):
@@ -24,7 +24,7 @@ __all__ = ["DualProj", "DualProjWeighting", "NnqpProjector", "UPGrad", "UPGradWe
 
 
 class NnqpProjector(DualConeProjector):
-    """Projects onto the dual cone of the rows of a matrix with `gem_fast.ops.nnqp`, as `QuadprogProjector` does.
+    """Projects onto the dual cone of the rows of a matrix with gem_fast's solver, as `QuadprogProjector` does.
 
     The weights w of the projection of J^T u, with the Gramian P = J J^T, minimise w' P w subject to w >= u. With
     v = w - u that is the problem of `nnqp` with q = P u, and all u are solved in one call.
@@ -65,19 +65,33 @@ class NnqpProjector(DualConeProjector):
         Raises:
             RuntimeError: G or U has a NaN or an infinity (on the CPU; elsewhere w is u).
         """
+        if G.device.type != "cpu":
+            return self._without_waiting(U, G)
+        P, u = G.detach().double(), U.detach().double()
+        trace = float(P.trace())
+        if trace <= self.norm_eps:
+            return U.detach().clone()
+        ridge = self.reg_eps * trace if trace < float("inf") else 0.0  # as of P divided by its trace
+        q = (u @ P).add_(u, alpha=ridge)
+        v, status, _, _ = solver.nnqp(P.numpy(), q.numpy(), ridge=ridge)  # takes a quarter of what an operator does
+        if any(status.flat):
+            if (status == solver.Status.NON_FINITE).any():
+                raise RuntimeError("G and U must be finite, got a NaN or an infinity")
+            if not self._said_inaccurate:
+                self._said_inaccurate = True
+                _log.warning(
+                    "the Gramian is not positive semidefinite by more than reg_eps = %g, so some projections are "
+                    "inexact: give a larger reg_eps, or a Gramian of float64 gradients",
+                    self.reg_eps,
+                )
+        return torch.from_numpy(v).add_(u).to(G.dtype)
+
+    def _without_waiting(self, U: Tensor, G: Tensor) -> Tensor:
         P, u = G.detach().double(), U.detach().double()
         trace = P.trace()
         P = P * torch.where(trace > self.norm_eps, 1 / trace, 0.0)
         P.diagonal().add_(self.reg_eps)
-        v, status, _ = ops.nnqp(P, u @ P)
-        if v.device.type == "cpu" and not self._said_inaccurate and bool(status.any()):
-            self._said_inaccurate = True
-            _log.warning(
-                "the Gramian is not positive semidefinite by more than reg_eps = %g, so some projections are inexact: "
-                "give a larger reg_eps, or a Gramian of float64 gradients",
-                self.reg_eps,
-            )
-        return (u + v).to(G.dtype)
+        return (u + ops.nnqp(P, u @ P).v).to(G.dtype)
 
 
 class _WithNnqp:

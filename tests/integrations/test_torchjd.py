@@ -1,6 +1,7 @@
 """TorchJD's UPGrad and DualProj with our solver: the conditions of the projection, and TorchJD's own results."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,14 +31,19 @@ def jacobians(draw: st.DrawFn) -> Tensor:
     return J
 
 
+# On the CPU, and what is run on any other device.
+weights_of = pytest.mark.parametrize("weights_of", [NnqpProjector.__call__, NnqpProjector._without_waiting])
+
+
+@weights_of
 @settings(deadline=None, max_examples=50)
 @given(J=jacobians(), several=st.booleans())
-def test_the_projection_is_exact_without_regularisation(J: Tensor, several: bool):
+def test_the_projection_is_exact_without_regularisation(weights_of: Callable[..., Tensor], J: Tensor, several: bool):
     """The KKT conditions of min w' P w subject to w >= u (TorchJD's Lemma 4)."""
     m = len(J)
     U = torch.rand(*([2, 3] if several else []), m, dtype=torch.float64)
     P = J @ J.T
-    w = NnqpProjector(norm_eps=0.0, reg_eps=0.0)(U, P)
+    w = weights_of(NnqpProjector(norm_eps=0.0, reg_eps=0.0), U, P)
     assert w.shape == U.shape
     assert bool((w >= U).all())
     tolerance = 1e-6 * float(P.diagonal().sum()) * float(U.norm())
@@ -45,11 +51,12 @@ def test_the_projection_is_exact_without_regularisation(J: Tensor, several: bool
     assert float(((w - U) * (w @ P)).sum(-1).abs().max()) <= tolerance * float(w.norm())
 
 
+@weights_of
 @settings(deadline=None, max_examples=50)
 @given(J=jacobians())
-def test_weights_agree_with_quadprog(J: Tensor):
+def test_weights_agree_with_quadprog(weights_of: Callable[..., Tensor], J: Tensor):
     U, P = torch.eye(len(J), dtype=torch.float64), J @ J.T
-    torch.testing.assert_close(NnqpProjector()(U, P), QuadprogProjector()(U, P), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weights_of(NnqpProjector(), U, P), QuadprogProjector()(U, P), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
@@ -120,6 +127,24 @@ def test_an_inexact_projection_is_said_once(caplog: pytest.LogCaptureFixture):
     assert "not positive semidefinite" in caplog.text
 
 
-def test_a_nan_is_an_error():
-    with pytest.raises(RuntimeError, match="must be finite, got a NaN"):
-        UPGrad()(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("of", ["G", "U"])
+def test_what_is_not_finite_is_an_error(of: str, value: float):
+    arguments = {"U": torch.eye(2), "G": torch.eye(2)}
+    arguments[of][0, 0] = value
+    with pytest.raises(RuntimeError, match="G and U must be finite, got a NaN or an infinity"):
+        NnqpProjector()(**arguments)
+
+
+@weights_of
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_new_tensors_without_a_history(weights_of: Callable[..., Tensor], dtype: torch.dtype, scale: float):
+    U, G = torch.eye(2, dtype=dtype, requires_grad=True), scale * torch.eye(2, dtype=dtype, requires_grad=True)
+    w = weights_of(NnqpProjector(), U, G)
+    assert w.dtype == dtype
+    assert not w.requires_grad
+    torch.testing.assert_close(w, torch.eye(2, dtype=dtype))
+    w.zero_()
+    assert U.tolist() == torch.eye(2).tolist()
+    assert G.tolist() == (scale * torch.eye(2)).tolist()
