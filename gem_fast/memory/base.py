@@ -124,10 +124,11 @@ class PolicyMemory(abc.ABC):
         else:
             buffer.check_batch(x, y)
         if buffer is not self._current:
-            for other in self._buffers.values():
-                if other is not buffer:
-                    other.end_task()
-                    other.shrink(capacity)
+            others = [other for other in self._buffers.values() if other is not buffer]
+            for other in others:
+                other.end_task()  # which may raise, before anything has changed
+            for other in others:
+                other.shrink(capacity)
             self._current = buffer
         self._buffers[task] = buffer
         buffer.add(x, y)

@@ -22,10 +22,12 @@ class HerdingMemory(PolicyMemory):
     """Of each class of a task the examples whose mean of features follows that of all, m of all classes together.
 
     While a task is learned its last `candidates` examples are kept. When another task comes, m of them are selected, in
-    equal numbers of each class as far as there are any. Within a class they are selected one by one: next is always the
-    example that brings the mean of the selected ones' features closest to the mean of the class. For the current task,
-    `examples` selects among the candidates so far whenever it is called. When a task comes back, its selected examples
-    are its first candidates. Targets must be classes: integers of shape (n,).
+    equal numbers of each class as far as there are any. Where m is not a multiple of the number of classes, or smaller
+    than it, the slots left over go to the classes of which the other tasks have kept the fewest examples; among equals
+    to those with the most candidates, then to those with the smallest numbers. Within a class examples are selected one
+    by one: next is always the one that brings the mean of the selected ones' features closest to the mean of the class.
+    For the current task, `examples` selects among the candidates so far whenever it is called. When a task comes back,
+    its selected examples are its first candidates. Targets must be classes: integers of shape (n,).
 
     Args:
         per_task: m, the number of examples kept per task: `n_memories` of the published code, `patterns_per_experience`
@@ -77,16 +79,31 @@ class HerdingMemory(PolicyMemory):
         return x, y
 
     def _new_buffer(self, capacity: int, x: Nest, y: Tensor) -> ExampleBuffer:
-        return _HerdingBuffer(capacity, x, y, self.pad, self.candidates, self.feature_fn)
+        return _HerdingBuffer(capacity, x, y, self.pad, self.candidates, self.feature_fn, self._labels_of_others)
+
+    def _labels_of_others(self, buffer: ExampleBuffer) -> Tensor:
+        """The classes (n,) of the examples that the other tasks have kept, on the CPU."""
+        others = [other for other in self._buffers.values() if other is not buffer]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *(other.y[: other.count].cpu() for other in others)])
 
 
 class _HerdingBuffer(ExampleBuffer):
     """The selected examples; and the candidates, from the first mini-batch of the task until it ends."""
 
-    def __init__(self, capacity: int, x: Nest, y: Tensor, pad: Pad, max_candidates: int, feature_fn: Features) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        x: Nest,
+        y: Tensor,
+        pad: Pad,
+        max_candidates: int,
+        feature_fn: Features,
+        labels_of_others: Callable[[ExampleBuffer], Tensor],
+    ) -> None:
         super().__init__(capacity, x, y, pad)
         self._max_candidates = max_candidates
         self._feature_fn = feature_fn
+        self._labels_of_others = labels_of_others
         self._candidates: RingBuffer | None = None
         self._selection_is_current = True  # no candidate has come since the examples were selected
 
@@ -99,7 +116,8 @@ class _HerdingBuffer(ExampleBuffer):
             x, y = self._candidates_by_age()
             with torch.no_grad():
                 features = self._feature_fn(x.collated() if isinstance(x, Objects) else x)
-            order = select_by_herding(_check_features(features, size_of(x)), y, self.capacity)
+            features = _check_features(features, size_of(x))
+            order = select_by_herding(features, y, self.capacity, self._labels_of_others(self))
             self.store(slice(0, len(order)), select(x, order), select(y, order))
             self.count = len(order)
             self._selection_is_current = True
@@ -164,22 +182,26 @@ def _check_features(features: Any, n: int) -> Tensor:
     return features.reshape(n, -1)
 
 
-def select_by_herding(features: Tensor, y: Tensor, n: int) -> Tensor:
+def select_by_herding(features: Tensor, y: Tensor, n: int, kept: Tensor) -> Tensor:
     """Selects examples of all classes, in equal numbers as far as there are any.
 
     Args:
         features: (size, d) real numbers.
         y: (size,) classes.
         n: how many to select.
+        kept: (k,) classes, of the examples kept already: those with the fewest come first.
 
     Returns:
         The rows of min(n, size) examples, int64 on the CPU: the first one selected of every class, the second ones, ...
     """
-    features, y, n = features.cpu().double(), y.cpu(), min(n, len(y))
+    features, y, n = features.cpu().double(), y.cpu().long(), min(n, len(y))
     labels, counts = y.unique(return_counts=True)
+    n_kept = torch.searchsorted(labels, kept[torch.isin(kept, labels)]).bincount(minlength=len(labels))
+    turn = counts.argsort(descending=True, stable=True)
+    turn = turn[n_kept[turn].argsort(stable=True)]
     # The share of a class: the smallest that gives n examples, where some classes have fewer.
     share = next((k for k in range(1, n) if int(counts.clamp(max=k).sum()) >= n), n)
-    rows = [(y == label).nonzero().flatten() for label in labels]
+    rows = [(y == label).nonzero().flatten() for label in labels[turn]]
     selected = [mine[herding_order(features[mine], share)] for mine in rows]
     rank = torch.cat([torch.arange(len(mine)) for mine in selected])
     return torch.cat(selected)[rank.argsort(stable=True)[:n]]

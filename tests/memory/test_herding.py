@@ -12,10 +12,15 @@ from gem_fast import HerdingMemory
 from gem_fast.paper.data import MNIST_5K, load_data
 
 
-def reference(features: np.ndarray, y: np.ndarray, size: int) -> list[int]:
+def turns(y: list[int], kept: list[int]) -> list[int]:
+    """The classes: first those with the fewest examples kept, then those with the most candidates."""
+    return sorted(set(y), key=lambda label: (kept.count(label), -y.count(label), label))
+
+
+def reference(features: np.ndarray, y: np.ndarray, size: int, kept: list[int]) -> list[int]:
     """Algorithm 4 of Rebuffi et al. (2017), class by class, in NumPy; then one of each class in turn."""
     orders = []
-    for label in np.unique(y):
+    for label in turns(y.tolist(), kept):
         mine = np.flatnonzero(y == label)
         mean = features[mine].mean(0)
         selected: list[int] = []
@@ -26,8 +31,8 @@ def reference(features: np.ndarray, y: np.ndarray, size: int) -> list[int]:
             if len(selected) == size:
                 break
         orders.append(selected)
-    turns = [order[k] for k in range(max(map(len, orders))) for order in orders if k < len(order)]
-    return turns[:size]
+    in_turn = [order[k] for k in range(max(map(len, orders))) for order in orders if k < len(order)]
+    return in_turn[:size]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_equals_the_reference_on_real_digits(digits, feature_fn, size: int) -> N
     for first in range(0, 150, 30):
         memory.observe(x[first : first + 30], y[first : first + 30], 0)
     features = (x if feature_fn is None else feature_fn(x)).double().numpy()
-    order = reference(features, y.numpy(), size)
+    order = reference(features, y.numpy(), size, [])
     for _ in ("while it is learned", "when another task has come"):
         kept_x, kept_y = memory.examples(0)
         assert torch.equal(kept_x, x[order])
@@ -67,6 +72,23 @@ def test_means_of_the_selected_follow_the_classes(digits) -> None:
         herded += float((kept_x[kept_y == label].mean(0) - mean).norm())
         first += float((x[y == label][: int((kept_y == label).sum())].mean(0) - mean).norm())
     assert herded < 0.85 * first
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 9),
+    tasks=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=15), min_size=1, max_size=5),
+    batch_size=st.integers(1, 15),
+)
+def test_slots_left_over_go_to_the_classes_that_other_tasks_have_kept_least(size, tasks, batch_size) -> None:
+    memory = HerdingMemory(per_task=size)
+    expected: list[list[int]] = []
+    for task, labels in enumerate(tasks):
+        for part in torch.tensor(labels).split(batch_size):  # where mini-batches end does not matter
+            memory.observe(torch.arange(len(part))[:, None], part, task)
+        order = turns(labels, [label for kept in expected for label in kept])
+        expected.append([label for k in range(size) for label in order if labels.count(label) > k][:size])
+        assert [memory.examples(seen)[1].tolist() for seen in memory.tasks] == expected
 
 
 @settings(deadline=None, max_examples=40)
@@ -123,6 +145,17 @@ def test_features_that_cannot_be(feature_fn, message: str) -> None:
             memory.examples(0)
     assert memory.tasks == [0]
     assert torch.equal(memory.state_dict()["tasks"][0]["x"], before["tasks"][0]["x"])
+
+
+def test_features_that_fail_leave_all_tasks_as_they_were() -> None:
+    good = True
+    memory = HerdingMemory(total=12, feature_fn=lambda x: x if good else x / 0)
+    seen_by(memory, [(0, 9), (1, 9)])
+    good = False
+    with pytest.raises(ValueError, match="feature_fn must return finite numbers"):
+        memory.observe(*batch(0, 1), 2)
+    assert memory.tasks == [0, 1]
+    assert len(numbers(memory, 0)) == 6
 
 
 def test_images_are_features() -> None:
