@@ -23,11 +23,12 @@ class Diverged(InputError):
 
 
 @contextmanager
-def extra(purpose: str) -> Iterator[None]:
+def extra(purpose: str, name: str = "demo") -> Iterator[None]:
     """Turns a failing import inside the block into an InputError that names the cure.
 
     Args:
         purpose: What needs the imported package, as the subject of a sentence: "the data set mnist-5k".
+        name: The extra that installs it.
 
     Raises:
         InputError: An import in the block failed.
@@ -35,7 +36,7 @@ def extra(purpose: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        message = f"{purpose} needs a package that cannot be imported here ({error}): pip install 'gem_fast[demo]'"
+        message = f"{purpose} needs a package that cannot be imported here ({error}): pip install 'gem_fast[{name}]'"
         raise InputError(message) from error
 
 

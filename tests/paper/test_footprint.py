@@ -32,6 +32,7 @@ def data(tmp_path):
         ("run --tasks 2000000000", "--tasks 2000000000 needs about"),
         ("run --tasks 2147483647 --learner single --stream permutations", "--tasks 2147483647 needs about"),
         ("run --tasks 2000000 --learner multimodal", "--tasks 2000000 needs about"),
+        ("run --tasks 2000000 --learner single --descriptor one-hot", "--tasks 2000000 needs about"),
         ("run --rounds 60 --tasks 9000000 --learner single", "--tasks 9000000 needs about"),
         (
             "run --memory-per-task 2000000000 --samples-per-task 60 --epochs 2000000000 --batch-size 2000000000",

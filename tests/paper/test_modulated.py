@@ -11,7 +11,8 @@ from utils.engines import assert_as_the_loop, memory, trained
 
 from gem_fast import Fused, Objective
 from gem_fast.paper.models import mlp
-from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses, angle_descriptor
+from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
+from gem_fast.paper.streams.descriptors import angle_descriptor
 
 
 def modulated() -> ModulatedMlp:
@@ -22,7 +23,7 @@ def modulated() -> ModulatedMlp:
 
 
 def named() -> NamedClasses:
-    return NamedClasses(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), 5, 8).double()
+    return NamedClasses(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 8))).double()
 
 
 CASES = {"modulated": (modulated, (8,)), "named": (named, (3, 8))}

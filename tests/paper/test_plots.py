@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gem_fast import metrics
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.reports import run_plots
 from gem_fast.paper.reports.run_plots import draw_all
@@ -60,9 +61,11 @@ def assert_first_task(figure, record, x, tasks_learned):
     assert axes.get_xlim() == (0, tasks_learned)
 
 
-def assert_mean(figure, x, means):
-    (line,) = [line for line in figure.axes[0].lines if line.get_label().startswith("mean")]
-    assert_line(line, x, means)
+def assert_means(figure, x, means, means_to_come):
+    """Of the tasks that have begun, and of those that have not."""
+    begun, to_come = [line for line in figure.axes[0].lines if line.get_label().startswith("mean")]
+    assert_line(begun, x, means)
+    assert_line(to_come, x[: len(means_to_come)], means_to_come)
 
 
 def test_one_evaluation_per_task_is_enough(figures):
@@ -72,7 +75,8 @@ def test_one_evaluation_per_task_is_enough(figures):
     x = [0, 1, 2, 3]
     assert_first_task(first_task, record, x, tasks_learned=3)
     rows = 100 * np.vstack([record.baseline, record.accuracy])
-    assert_mean(curves, x, [rows[0, :1].mean(), rows[1, :1].mean(), rows[2, :2].mean(), rows[3].mean()])
+    begun = [rows[0, :1].mean(), rows[1, :1].mean(), rows[2, :2].mean(), rows[3].mean()]
+    assert_means(curves, x, begun, [rows[0].mean(), *(100 * metrics.zero_shot(record.accuracy, record.task))])
 
 
 def test_tasks_that_come_back_and_differ_in_size(figures):
@@ -85,7 +89,8 @@ def test_tasks_that_come_back_and_differ_in_size(figures):
     assert_first_task(first_task, record, x, tasks_learned=5)
     rows = 100 * np.vstack([record.baseline, record.accuracy])
     begun = [1, 1, 1, 2, 3, 3, 3]
-    assert_mean(curves, x, [row[:n].mean() for row, n in zip(rows, begun, strict=True)])
+    means = [row[:n].mean() for row, n in zip(rows, begun, strict=True)]
+    assert_means(curves, x, means, [rows[0].mean(), rows[1, 1:].mean(), rows[2, 1:].mean(), rows[3, 2]])
 
 
 def test_the_same_record_gives_the_same_bytes():

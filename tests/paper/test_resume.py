@@ -21,7 +21,7 @@ from utils.runs import assert_same, command, end_of
 from gem_fast.paper.cli import main
 from gem_fast.paper.experiments import checkpoint
 from gem_fast.paper.experiments.checkpoint import Checkpoints, read_checkpoint
-from gem_fast.paper.learners import LEARNERS
+from gem_fast.paper.learners import LEARNERS, TAKE_DESCRIPTORS
 from gem_fast.paper.learners.gem import Gem
 
 
@@ -81,6 +81,8 @@ def test_ctrl_c_and_resume(data, tmp_path, capsys, monkeypatch, uninterrupted, b
         "--rounds 3",
         "--rounds 2 --shuffle-tasks --epochs 3 --batch-size 3",
         "--stream split --tasks 3 --head shared --class-order random --rounds 2",  # tasks of different sizes
+        "--stream split --tasks 3 --descriptor one-hot",
+        "--descriptor angle --shuffle-tasks",
     ],
 )
 def test_every_kind_of_schedule_resumes(data, tmp_path, capsys, monkeypatch, more: str) -> None:
@@ -103,11 +105,15 @@ def test_every_kind_of_schedule_resumes(data, tmp_path, capsys, monkeypatch, mor
         assert_same(end_of(folder), end)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    "learner",
+    [*LEARNERS, *(f"{name} --descriptor {kind}" for name in TAKE_DESCRIPTORS for kind in ("angle", "one-hot"))],
+)
 @pytest.mark.parametrize("batch", [2, 20, 21, 22, 45])
 def test_every_learner_resumes(data, tmp_path, monkeypatch, learner: str, batch: int) -> None:
     fixed = "run --tasks 3 --samples-per-task 20 --batch-size 1 --eval-every 7 --checkpoint-every 1"
-    arguments = [*fixed.split(), "--learner", learner, "--data", str(data)]
+    arguments = [*fixed.split(), "--data", str(data), "--learner", *learner.split()]
+    learner = learner.split()[0]
     alone, folder = tmp_path / "alone", tmp_path / "checkpoints"
     assert main([*arguments, "--checkpoint", str(alone)]) == 0
     with monkeypatch.context() as patch:

@@ -35,7 +35,14 @@ def torchrun(*arguments, restarts=2):
     )
 
 
-@pytest.mark.parametrize("learner", [["single"], ["gem", "--memory-per-task", "6", "--epochs", "2", "--rounds", "2"]])
+@pytest.mark.parametrize(
+    "learner",
+    [
+        ["single"],
+        ["gem", "--memory-per-task", "6", "--epochs", "2", "--rounds", "2"],
+        ["gem", "--memory-per-task", "6", "--descriptor", "angle"],
+    ],
+)
 def test_two_processes_do_the_run_of_one(tmp_path, data, learner):
     arguments = [*data, "--lr", "0.5", "--learner", *learner, "--out"]
     assert main(["run", *arguments, str(tmp_path / "one")]) == 0

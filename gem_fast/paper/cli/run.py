@@ -197,4 +197,5 @@ def _train(options: RunOptions, mine: Processes) -> None:
 def _title(options: RunOptions, run: TrainingRun) -> str:
     tasks = "1 task" if run.stream.n_tasks == 1 else f"{run.stream.n_tasks} tasks"
     data = Path(run.stream.data).resolve().name
-    return f"{options.main.learner} on {options.main.stream} of {data}, {tasks}, seed {options.stream.seed}"
+    told = f", descriptor {options.stream.descriptor}" if options.stream.descriptor else ""
+    return f"{options.main.learner} on {options.main.stream} of {data}, {tasks}{told}, seed {options.stream.seed}"

@@ -24,7 +24,7 @@ from gem_fast.paper.data.images import ImageData
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.files import read_bounded, readable
 
-__all__ = ["FORMATS", "IMAGE_SHAPE", "N_CLASSES", "format_of", "read_archive", "read_folder"]
+__all__ = ["CLASS_NAMES", "FORMATS", "IMAGE_SHAPE", "N_CLASSES", "format_of", "read_archive", "read_folder"]
 
 N_CLASSES = 100
 N_COARSE = 20
@@ -39,6 +39,17 @@ MAX_BYTES = 1 << 28
 MAX_ARCHIVE_BYTES = 1 << 29
 MAX_MEMBERS = 1000
 CHUNK = 1 << 20
+# By label, as in the archive's fine_label_names.txt.
+NAMES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail
+snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
+tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CLASS_NAMES = tuple(name.replace("_", " ") for name in NAMES.split())
 
 
 def format_of(folder: Path) -> str | None:

@@ -54,8 +54,9 @@ def _parts(config: Mapping[str, Any], data: ImageData) -> Iterator[tuple[str, in
     stream = tasks * (per_task * (example + INT64) + (example * INT64 if pixel_stream else 0))
     # An input layer, or a gradient of its size, for each task; the networks of `independent` are T times smaller.
     layers = tasks * example * {"multimodal": HIDDEN, "gem_pure_python": HIDDEN, "independent": 1}.get(learner, 0)
+    one_hot = FLOAT * tasks**2 if config.get("descriptor") == "one-hot" else 0
     # A row of accuracies after each task and within it.
-    yield "tasks", stream + FLOAT * layers + 2 * INT64 * config["rounds"] * tasks**2
+    yield "tasks", stream + FLOAT * layers + one_hot + 2 * INT64 * config["rounds"] * tasks**2
     if (per_memory := config.get("memory_per_task")) is not None:
         owners = 1 if learner == "ewc" else tasks
         # A memory never holds more than the examples that came.

@@ -149,4 +149,5 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
 
 def _describe(config: Config) -> str:
     epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
-    return f"{config['learner']} on {config['stream']}{epochs}, seed {config['seed']}"
+    told = f", descriptor {config['descriptor']}" if "descriptor" in config else ""
+    return f"{config['learner']} on {config['stream']}{epochs}{told}, seed {config['seed']}"

@@ -49,7 +49,10 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
     of_stream = {name: options.pop(name) for name in kind.names() if name in options}
     common = {name: options.pop(name, value) for name, value in COMMON.items()}
     hyper = hyper_parameters(stream, learner, options)
-    return {"stream": stream, "learner": learner} | asdict(kind(**of_stream)) | common | hyper
+    found = {"stream": stream, "learner": learner} | asdict(kind(**of_stream)) | common | hyper
+    if found["descriptor"] is None:
+        del found["descriptor"]  # the names of runs in the cache are older than this option
+    return found
 
 
 def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.agem import Agem
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.ewc import Ewc
@@ -66,6 +67,8 @@ LEARNERS: dict[str, type[SgdLearner]] = {
     "agem": Agem,
     "joint": Joint,
 }
+# Those whose network can be told what a task is about.
+TAKE_DESCRIPTORS = ("single", "ewc", "gem", "joint")
 
 # (stream, learner) -> the published hyper-parameters, for each learner that can be run on the stream.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -77,6 +80,12 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def make_learner(name: str, stream_info: StreamInfo, device: torch.device, **hyper: Any) -> SgdLearner:
-    """A new learner, one of LEARNERS, with all of its hyper-parameters by name."""
+    """A new learner, one of LEARNERS, with all of its hyper-parameters by name.
+
+    Raises:
+        InputError: The tasks have descriptors, which this learner's network does not take, or another one is needed.
+    """
+    if stream_info.descriptors and name not in TAKE_DESCRIPTORS:
+        raise InputError(f"--descriptor is for the learners {', '.join(TAKE_DESCRIPTORS)}, got --learner {name}")
     learner = LEARNERS[name]
     return learner(stream_info, device, learner.Config(**hyper))

@@ -61,6 +61,7 @@ class SgdLearner(nn.Module, abc.ABC):
         super().__init__()
         self.stream_info = stream_info
         self.device = device
+        self.descriptors = tuple(descriptor.to(device) for descriptor in stream_info.descriptors)
         self._pass_task = stream_info.multi_head if model is None else True
         self.model = (stream_info.new_model() if model is None else model).to(device)
         convolutions = [module for module in self.model.modules() if isinstance(module, nn.Conv2d)]
@@ -80,7 +81,8 @@ class SgdLearner(nn.Module, abc.ABC):
         """The model's outputs that are the task's classes, shape (batch, classes)."""
         # Several processes evaluate different examples: those passes exchange nothing.
         model = self.model if self.training else replica(self.model)
-        logits: Tensor = model(x, task) if self._pass_task else model(x)
+        told: tuple[Any, ...] = (self.descriptors[task],) if self.descriptors else (task,) if self._pass_task else ()
+        logits: Tensor = model(x, *told)
         return logits
 
     def all_outputs(self, x: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Gem(SgdLearner):
             ridge=config.ridge,
             memory_batch=config.memory_batch,
             engine=gem_fast.Fused(refresh_every=config.refresh_every),
+            descriptors=dict(enumerate(self.descriptors)),
             seed=0 if config.memory_batch is None else int(torch.randint(2**62, ())),
         )
 

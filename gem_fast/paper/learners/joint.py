@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gem_fast.paper.config import Rate, by_stream
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
@@ -36,6 +37,11 @@ class Joint(SgdLearner):
     def __init__(self, stream_info: StreamInfo, device: torch.device, config: JointConfig) -> None:
         """Makes a new model; arguments as for SgdLearner."""
         super().__init__(stream_info, device, config)
+        if self.descriptors:
+            # The network answers with the outputs of the task alone; where others have more, some rows are padding.
+            self._descriptors = pad_sequence(list(self.descriptors), batch_first=True)
+            own = tuple(range(len(outputs)) for outputs in stream_info.outputs)
+            stream_info = replace(stream_info, outputs=own, n_outputs=max(map(len, own)))
         self._first = torch.tensor([outputs.start for outputs in stream_info.outputs], device=device)
         self._other_outputs = stream_info.other_outputs_mask().to(device)
 
@@ -47,7 +53,8 @@ class Joint(SgdLearner):
         else:
             task = task.to(x.device)
             # One pass for all tasks: the outputs of other tasks get a probability of 0.
-            logits = self.all_outputs(x).masked_fill(self._other_outputs[task], -torch.inf)
+            outputs = self.model(x, self._descriptors[task]) if self.descriptors else self.all_outputs(x)
+            logits = outputs.masked_fill(self._other_outputs[task], -torch.inf)
             loss = F.cross_entropy(logits, y + self._first[task])
         loss.backward()
         self.optimizer.step()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gem_fast.paper.models import mlp, resnet18
+from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
 from gem_fast.paper.streams import Stream
 
 __all__ = ["ARCHITECTURES", "MultiHeadModel", "StreamInfo"]
@@ -25,6 +26,7 @@ class StreamInfo:
         n_outputs: The number of outputs of a network for all tasks.
         input_shape: The shape of one example.
         architecture: Which network of ARCHITECTURES is trained.
+        descriptors: What the network is told about each task, (d,), or (classes of the task, d); none: it is not told.
 
     Raises:
         ValueError: The outputs do not fit the number of tasks or of outputs, or there is no such architecture.
@@ -35,6 +37,7 @@ class StreamInfo:
     n_outputs: int
     input_shape: tuple[int, ...]
     architecture: str
+    descriptors: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.outputs) != self.n_tasks:
@@ -48,7 +51,9 @@ class StreamInfo:
     @classmethod
     def of(cls, stream: Stream) -> StreamInfo:
         """That of a stream."""
-        return cls(stream.n_tasks, stream.outputs, stream.n_outputs, stream.input_shape, stream.architecture)
+        shapes = stream.n_tasks, stream.outputs, stream.n_outputs, stream.input_shape
+        descriptors = tuple(task.descriptor for task in stream.tasks if task.descriptor is not None)
+        return cls(*shapes, stream.architecture, descriptors)
 
     @property
     def n_inputs(self) -> int:
@@ -86,8 +91,14 @@ class StreamInfo:
 
         Returns:
             Where all tasks share all outputs the network itself, called as model(x); otherwise a `MultiHeadModel`,
-            called as model(x, task).
+            called as model(x, task). With descriptors a `ModulatedMlp`, or `NamedClasses` where a task's descriptor has
+            a row for each of its classes, called as model(x, descriptor).
         """
+        if self.descriptors:
+            size = self.descriptors[0].shape[-1]
+            if self.descriptors[0].dim() == 2:
+                return NamedClasses(self.new_network(size, width_divisor))
+            return ModulatedMlp(self.n_inputs, self.n_outputs, size)
         network = self.new_network(self.n_outputs, width_divisor)
         return MultiHeadModel(network, self.outputs) if self.multi_head else network
 

@@ -1,4 +1,4 @@
-"""Networks that are told which task it is: by a modulation of their hidden units, or by their classes' names."""
+"""Networks that are told what a task is about: by a modulation of their hidden units, or by their classes' names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from torch import Tensor, nn
 
 from gem_fast.paper.models.mlp import mlp
 
-__all__ = ["ModulatedMlp", "NamedClasses", "angle_descriptor"]
-
-# Multiples of an angle that a descriptor tells: enough to tell apart the 20 tasks of a stream, and neighbours close.
-HARMONICS = 4
+__all__ = ["ModulatedMlp", "NamedClasses"]
 
 
 class ModulatedMlp(nn.Module):
@@ -50,20 +47,18 @@ class ModulatedMlp(nn.Module):
 
 
 class NamedClasses(nn.Module):
-    """A network whose output weights are a linear map of the embeddings of the classes' names.
+    """A network whose logits are inner products of its outputs with the embeddings of the classes' names.
 
-    So it has outputs for classes that it has never seen. The task's descriptor has the embeddings of its classes.
+    So each class's output weights are a linear map of its name's embedding, also those of a class never seen, and with
+    the rows of the identity as embeddings it is the plain network.
 
     Args:
-        features: From a batch to features (batch, n_features).
-        n_features: Features per example.
-        descriptor_size: Numbers in an embedding.
+        network: From a batch to (batch, descriptor_size).
     """
 
-    def __init__(self, features: nn.Module, n_features: int, descriptor_size: int) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.features = features
-        self.names = nn.Linear(descriptor_size, n_features)
+        self.network = network
 
     def forward(self, x: Tensor, descriptor: Tensor) -> Tensor:
         """Logits (batch, classes).
@@ -72,14 +67,5 @@ class NamedClasses(nn.Module):
             x: The batch.
             descriptor: Shape (classes, descriptor_size), or (batch, classes, descriptor_size).
         """
-        weights = self.names(descriptor)
-        if weights.dim() == 2:
-            weights = weights.expand(len(x), -1, -1)
-        logits: Tensor = (weights @ self.features(x).unsqueeze(2)).squeeze(2)
+        logits: Tensor = (descriptor @ self.network(x).unsqueeze(2)).squeeze(2)
         return logits
-
-
-def angle_descriptor(degrees: float) -> Tensor:
-    """(2 HARMONICS,) float32, of length 1: cosines and sines of an angle and of its multiples."""
-    multiples = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64)) * torch.arange(1, HARMONICS + 1)
-    return torch.cat([multiples.cos(), multiples.sin()]).div(HARMONICS**0.5).float()

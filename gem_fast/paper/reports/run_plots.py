@@ -103,12 +103,17 @@ def _curves(record: Record, title: str) -> Figure:
         axes.plot(x[before], accuracy[before, task], color=palette(task), linewidth=0.8, alpha=0.4)
         axes.plot(x[after], accuracy[after, task], color=palette(task), linewidth=1.5)
     mean = [row[: task + 1].mean() for row, task in zip(accuracy, last_begun, strict=True)]
+    begun = np.append(0, np.maximum.accumulate(record.task) + 1)
+    to_come = [(at, row[n:].mean()) for at, row, n in zip(x, accuracy, begun, strict=True) if n < n_tasks]
     legend = [
         *axes.plot(x, mean, color=INK, linewidth=2.6, linestyle=(0, (3, 1)), label="mean over the tasks begun"),
+        *axes.plot(
+            *zip(*to_come, strict=True), color=INK, linewidth=2, linestyle=(0, (1, 1)), label="mean over those to come"
+        ),
         Line2D([], [], color=palette(0), linewidth=1.5, label="a task from when it is learned"),
         Line2D([], [], color=palette(0), linewidth=0.8, alpha=0.4, label="the same task before"),
     ]
-    figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=legend, loc="outside lower center", ncols=4, frameon=False)
     scale = ScalarMappable(Normalize(0.5, n_tasks + 0.5), palette)
     ticks = range(1, n_tasks + 1, _tick_step(n_tasks))
     figure.colorbar(scale, ax=axes, label="task", ticks=ticks, aspect=40, pad=0.01).outline.set_visible(False)

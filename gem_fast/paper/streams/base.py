@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -22,11 +22,13 @@ class Task:
         images: Shape (n, ...), uint8: the training examples as the task shows them, in a random order.
         labels: Shape (n,), int64, counted from 0 within `outputs`.
         outputs: The outputs of the model that are the task's classes.
+        descriptor: What the model is told about the task, float32; None: nothing.
     """
 
     images: Tensor
     labels: Tensor
     outputs: range
+    descriptor: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

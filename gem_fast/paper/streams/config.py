@@ -11,6 +11,7 @@ import torch
 from gem_fast.paper.config import Options, Seed, Whole
 from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, download, load_data
 from gem_fast.paper.streams import STREAMS, Stream
+from gem_fast.paper.streams.descriptors import DescriptorName, check_descriptor, described
 
 __all__ = ["STREAM_CONFIGS", "Cifar100Config", "DataOptions", "RootOptions", "SplitConfig", "StreamConfig"]
 __all__ += ["download_data", "load_data_of", "make_stream"]
@@ -48,6 +49,8 @@ class StreamConfig(DataOptions):
     """how often all tasks come, one after another; each time with another part of their examples"""
     shuffle_tasks: bool = False
     """learn the tasks in a random order instead of their own"""
+    descriptor: DescriptorName | None = None
+    """what the model is told about a task: its angle (rotations), which one it is, its classes' names (cifar100)"""
     seed: Seed = 0
     """seed of the stream, of the order of the examples and of the initial weights"""
 
@@ -103,10 +106,15 @@ def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Genera
         The stream, on the CPU.
 
     Raises:
-        InputError: The data are not for this stream, or a number is too large for them.
+        InputError: The data are not for this stream, a number is too large for them, or the tasks cannot have such
+            descriptors.
     """
+    if descriptor := config.get("descriptor"):
+        check_descriptor(config["stream"], descriptor)
     options = {name: config[name] for name in ("class_order", "head") if name in config}
     stream = STREAMS[config["stream"]](data, config["tasks"], config["samples_per_task"], generator, **options)
+    if descriptor:
+        stream = described(stream, descriptor)
     if config["shuffle_tasks"]:
         stream = stream.in_order(torch.randperm(stream.n_tasks, generator=generator).tolist())
     return stream

@@ -31,9 +31,11 @@ class PixelTask(Task):
     Attributes:
         pixel_map: Shape (pixels,), int64: which pixel of the original each pixel of this task shows; the number
             `pixels`, one past the last, stands for a blank pixel. `images` are already seen through it.
+        angle: The degrees by which the map turns images; 0 where it does something else.
     """
 
     pixel_map: Tensor
+    angle: float = 0.0
 
 
 @dataclass(frozen=True)

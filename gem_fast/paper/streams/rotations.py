@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,12 +35,16 @@ def rotations(data: ImageData, n_tasks: int, samples_per_task: int, generator: t
     """
     check_grey(data, "rotations")
     height, width = data.test_images.shape[1:]
+    angles = []
 
     def pixel_map(task: int) -> Tensor:
         angle = (task + torch.rand((), generator=generator, dtype=torch.float64).item()) * 180 / n_tasks
+        angles.append(angle)
         return rotation_map(height, width, angle)
 
-    return make_pixel_stream(data, n_tasks, samples_per_task, generator, pixel_map)
+    stream = make_pixel_stream(data, n_tasks, samples_per_task, generator, pixel_map)
+    tasks = zip(stream.tasks, angles, strict=True)
+    return replace(stream, tasks=tuple(replace(task, angle=angle) for task, angle in tasks))
 
 
 def rotation_map(height: int, width: int, angle: float) -> Tensor:
