@@ -1,4 +1,4 @@
-"""Where the time of one GEM step goes at 19 past tasks, and how far its parts are from this machine's limits.
+"""Where the time of one `gem.step` goes at 19 past tasks, and how far its parts are from this machine's limits.
 
 python bench/step_profile.py        prints Markdown, and writes bench/results/step_profile.json
 """
@@ -10,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from conftest import THREADS
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from training import BATCH, LR, MEMORY, gem, new_model
 
@@ -20,83 +18,78 @@ from gem_fast.paper.data import MNIST_5K, load_data
 from gem_fast.paper.streams import rotations
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"
-T, STEPS, HIDDEN, PIXELS, CLASSES = 19, 100, 100, 784, 10
-N = T * MEMORY
-
-# Which operator does which part of the work; the rest is small.
-PARTS = {
-    "pass: all forward, and backward to the first layer's outputs": "gem_fast::_mlp_pass",
-    "the first layer's gradients": "gem_fast::_layer_gradient_",
-    "projection: gram, solve, combine": "gem_fast::project_",
-}
+T, STEPS, HIDDEN, PIXELS, CLASSES = 19, 200, 100, 784, 10
+P = PIXELS * HIDDEN + HIDDEN * HIDDEN + HIDDEN * CLASSES + 2 * HIDDEN + CLASSES
+SAMPLES = (8, 32, None)
 
 
-def flop(density: float) -> list[float | None]:
-    """Multiplications and additions by part, of the first layer those with an entry that is not zero.
+def floors(memory_batch: int | None, density: float) -> dict[str, tuple[float, float]]:
+    """What each operator cannot do without, of a step with violated constraints: multiply-adds, and bytes.
 
-    Of the projection they are not known: it forms P only where v = margin is not the answer.
+    Of the first layer those with a pixel that is not zero count. Of P, which exact steps seldom need, none do.
     """
-    first, others = PIXELS * HIDDEN * density, HIDDEN * (HIDDEN + CLASSES)
-    return [2 * N * (first + 3 * others), 2 * N * first, None]
+    n = T * (memory_batch or MEMORY)
+    pixels, others = PIXELS * density, HIDDEN * (HIDDEN + CLASSES)
+    first, everyone = pixels * HIDDEN, n + BATCH
+    products = pixels + 4 * HIDDEN + CLASSES  # of two examples: inputs and output gradients of three layers
+    return {
+        # Forward, backward to the layers' outputs, P and q from inner products, and g~ from all examples.
+        "_mlp_step_": (everyone * (2 * first + 3 * others) + (n / 2 + BATCH) * n * products, 8 * P),
+        "_mlp_pass": (n * (first + 3 * others), 4 * T * (P - PIXELS * HIDDEN)),
+        "_layer_gradient_": (n * first, 4 * T * PIXELS * HIDDEN),
+        "project_": (2 * T * P, 2 * 4 * T * P),  # G is read for q and for g~
+        "_mlp_backward": (BATCH * 2 * others, 0),
+    }
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    step, density = trained_step()
-    wall = median_ms(step)
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
-        for _ in range(STEPS):
-            step()
-    own = {event.key: event.self_cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
-    missing = PARTS.values() - own.keys()
-    if missing:
-        raise SystemExit(f"a step must call the operators of PARTS, got none of {sorted(missing)}")
-    parts = {part: own[operator] for part, operator in PARTS.items()}
-    parts["other operators (the current mini-batch, SGD)"] = sum(
-        milliseconds for name, milliseconds in own.items() if "::" in name and name not in PARTS.values()
-    )
-    parts["Python and dispatch: the rest"] = wall - sum(parts.values())
-    gflops = sgemm_gflops()
-    gbytes = copy_gbytes()
-    work = dict(zip(PARTS, flop(density), strict=True))
-    rows = [
-        {"part": part, "ms": ms, "gflops": done / ms / 1e6 if (done := work.get(part)) else None}
-        for part, ms in parts.items()
-    ]
-    result = {"t": T, "step_ms": wall, "parts": rows, "sgemm_gflops": gflops, "copy_gbytes": gbytes}
+    gflops, gbytes = sgemm_gflops(), copy_gbytes()
+    result = {"t": T, "sgemm_gflops": gflops, "copy_gbytes": gbytes, "steps": []}
+    print(f"{T} past tasks, {THREADS} threads; sgemm {gflops:.0f} GFLOP/s, copy {gbytes:.0f} GB/s\n")
+    print("| m' | part | ms | at least |\n|---|---|---|---|")
+    for memory_batch in SAMPLES:
+        step, density = trained_step(memory_batch)
+        wall = median_ms(step)
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+            for _ in range(STEPS):
+                step()
+        own = {event.key.removeprefix("gem_fast::"): event for event in profiler.key_averages()}
+        rows = []
+        for name, (multiply_adds, read_or_written) in floors(memory_batch, density).items():
+            if name in own:
+                least = max(2 * multiply_adds / gflops, read_or_written / gbytes) / 1e6
+                rows.append((f"`{name}`", own[name].self_cpu_time_total / 1e3 / STEPS, least))
+        ours = sum(ms for _, ms, _ in rows)
+        torchs = sum(event.self_cpu_time_total for name, event in own.items() if name.startswith("aten::"))
+        rows.append(("operators of torch (SGD's among them)", torchs / 1e3 / STEPS, 3 * 4 * P / gbytes / 1e6))
+        rows.append(("Python and dispatch: the rest", wall - ours - torchs / 1e3 / STEPS, 0.0))
+        rows.append(("**the step**", wall, sum(least for *_, least in rows)))
+        for part, ms, least in rows:
+            print(f"| {memory_batch or 'all'} | {part} | {ms:.3f} | {least:.3f} |")
+        result["steps"].append({"memory_batch": memory_batch, "parts": rows})
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"One step at {T} past tasks: {wall:.2f} ms; sgemm {gflops:.0f} GFLOP/s, copy {gbytes:.0f} GB/s\n")
-    print("| part | ms | of the step | GFLOP/s |\n|---|---|---|---|")
-    for row in rows:
-        rate = "" if row["gflops"] is None else f"{row['gflops']:.0f}"
-        print(f"| {row['part']} | {row['ms']:.2f} | {100 * row['ms'] / wall:.0f} % | {rate} |")
 
 
-def trained_step() -> tuple[Callable[[], None], float]:
+def trained_step(memory_batch: int | None) -> tuple[Callable[[], object], float]:
     """A step at 19 past tasks with full memories, and the part of the memory's pixels that are not zero."""
     order = torch.Generator().manual_seed(0)
     stream = rotations(load_data(MNIST_5K), T + 1, 1000, order)
     model = new_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    hook = gem()(model, optimizer)
+    hook = gem(memory_batch=memory_batch or 8)(model, optimizer)
     for task in range(T):
         for x, y in stream.batches(task, BATCH, 1, order):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            hook.observe(x, y, task)
-            optimizer.step()
-    batches: list[tuple[Tensor, Tensor]] = list(stream.batches(T, BATCH, 1, order))
+            hook.step(x, y, task)
+    hook.memory_batch = memory_batch
+    batches = list(stream.batches(T, BATCH, 1, order))
     density = statistics.fmean(float((hook.memory.examples(k)[0] != 0).float().mean()) for k in range(T))
     position = 0
 
     def step() -> None:
         nonlocal position
-        x, y = batches[position % len(batches)]
+        hook.step(*batches[position % len(batches)], T)
         position += 1
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        hook.observe(x, y, T)
-        optimizer.step()
 
     return step, density
 
@@ -115,13 +108,13 @@ def median_ms(call: Callable[[], object]) -> float:
 
 def sgemm_gflops() -> float:
     """What a large dense product reaches."""
-    a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
-    return 2 * 1536**3 / median_ms(lambda: a @ b) / 1e6
+    a, b = torch.randn(768, 768), torch.randn(768, 768)
+    return 2 * 768**3 / median_ms(lambda: a @ b) / 1e6
 
 
 def copy_gbytes() -> float:
     """Bytes read and written per second by a copy that fits no cache."""
-    a, b = torch.randn(2**25), torch.empty(2**25)
+    a, b = torch.randn(2**24), torch.empty(2**24)
     return 2 * a.nbytes / median_ms(lambda: b.copy_(a)) / 1e6
 
 

@@ -87,13 +87,8 @@ def _column_blocks(d: int) -> int:
 
 
 # What these change is an argument.
-for _name in ("combine_", "pack_", "_layer_gradient_"):
+for _name in ("combine_", "pack_", "_layer_gradient_", "_mlp_examples_"):
     register_fake(f"gem_fast::{_name}")(lambda *args: None)
-
-
-@register_fake("gem_fast::_mlp_examples_")
-def _(kept: Tensor, *rest: Any) -> Tensor:
-    return kept.new_empty(())
 
 
 @register_fake("gem_fast::_mlp_project_")
@@ -109,8 +104,27 @@ def _(
     sizes: list[int],
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    v, q = (kept.new_empty((len(sizes),), dtype=torch.float64) for _ in range(2))
-    return v, q, kept.new_empty((), dtype=torch.int32), kept.new_empty((), dtype=torch.float64)
+    return _answer(kept, len(sizes))
+
+
+@register_fake("gem_fast::_mlp_step_")
+def _(
+    kept: Tensor,
+    x: Tensor | None,
+    entries: list[Tensor],
+    positions: Tensor | None,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    sizes: list[int],
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return kept.new_empty(()), *_answer(kept, len(sizes))
+
+
+def _answer(like: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    v, q = (like.new_empty((t,), dtype=torch.float64) for _ in range(2))
+    return v, q, like.new_empty((), dtype=torch.int32), like.new_empty((), dtype=torch.float64)
 
 
 @register_fake("gem_fast::_distinct")

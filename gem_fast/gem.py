@@ -398,7 +398,9 @@ class GEM(Attached):
         if not parameters or not self.past_tasks or amp.is_on(self._step.model, parameters[0].device):
             return None  # autocast holds for the mini-batch alone
         check_parameters(parameters)
-        return Prepared(parameters, *self.constraints(), None)
+        is_unseen = self._attachment.is_first and all(p.grad is None for p in parameters)
+        margins = (self.margin, self.ridge) if is_unseen and self._first_memory.is_done else None
+        return Prepared(parameters, *self.constraints(), margins)
 
     def _kind(self, parameters: Sequence[Parameter]) -> tuple[Hashable, str | None]:
         """What a CUDA graph stands for, and why there can be none."""
@@ -412,6 +414,9 @@ class GEM(Attached):
         if not self._step.is_graphed:  # a graph does not come by here
             self._watch.stepped(self._current)
         prepared = self._step.prepared
+        if prepared is not None and prepared.projection is not None:
+            self.last = prepared.projection
+            return
         parameters = trained_parameters(optimizer)
         self._membership.find(parameters, is_last=True)
         if self._sharded is not None and parameters:
@@ -424,7 +429,7 @@ class GEM(Attached):
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]  # g
 
         def project(grads: list[Tensor]) -> tuple[Projection, list[bool]]:
-            _, constraints, sample, G = prepared or Prepared(parameters, *self.constraints(), None)
+            _, constraints, sample, _, G, _ = prepared or Prepared(parameters, *self.constraints())
             with amp.disabled(self.objective.model, parameters[0].device):
                 if G is None:
                     with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):

@@ -44,14 +44,18 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
       "Tensor(a!)[] weight_rows, Tensor(b!)[] bias_rows, int[] sizes) -> Tensor");
 
   // The same without rows, for few examples: what a pass leaves behind goes to `kept`, and the projection follows from
-  // it. With a current mini-batch, which is the last of `sizes`, its gradient goes to the lists of gradients.
+  // it. A step is both at once with the current mini-batch's examples behind the others: the lists of gradients get its
+  // projected gradient, and where the status says so, its gradient as it is.
   m.def(
       "_mlp_examples_(Tensor(a!) kept, Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, "
-      "Tensor[] weights, Tensor?[] biases, int[] sizes, Tensor? current_x, Tensor? current_target, "
-      "Tensor(b!)[] weight_grads, Tensor(c!)[] bias_grads) -> Tensor");
+      "Tensor[] weights, Tensor?[] biases, int[] sizes) -> ()");
   m.def(
       "_mlp_project_(Tensor(a!)[] weight_grads, Tensor(b!)[] bias_grads, Tensor[] other_grads, Tensor kept, Tensor? x, "
-      "Tensor[] entries, Tensor? positions, Tensor[] weights, int[] sizes, Tensor? current_x, int rows, float margin, "
-      "float ridge) -> "
+      "Tensor[] entries, Tensor? positions, Tensor[] weights, int[] sizes, float margin, float ridge) -> "
       "(Tensor v, Tensor q, Tensor status, Tensor residual)");
+  m.def(
+      "_mlp_step_(Tensor(a!) kept, Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, "
+      "Tensor[] weights, Tensor?[] biases, int[] sizes, Tensor current_x, Tensor current_target, "
+      "Tensor(b!)[] weight_grads, Tensor(c!)[] bias_grads, float margin, float ridge) -> "
+      "(Tensor loss, Tensor v, Tensor q, Tensor status, Tensor residual)");
 }

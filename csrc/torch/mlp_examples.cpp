@@ -1,14 +1,14 @@
 // A pass through linear layers and the projection from its examples, without rows of G, on the CPU.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "core/status.h"
+#include "cpu/mlp/buffer.h"
 #include "cpu/mlp/example_products.h"
-#include "cpu/mlp/layer_gradient.h"
 #include "cpu/mlp/mlp.h"
 #include "torch/checks.h"
 #include "torch/mlp_views.h"
@@ -77,104 +77,160 @@ std::vector<int64_t> targets_of(const Tensor& target, const std::optional<Tensor
   return result;
 }
 
-Tensor mlp_examples_cpu(const Tensor& kept, const std::optional<Tensor>& x, const Tensors& entries,
-                        const std::optional<Tensor>& positions, const Tensor& target, const Tensors& weights,
-                        const OptionalTensors& biases, const std::vector<int64_t>& sizes,
-                        const std::optional<Tensor>& current_x, const std::optional<Tensor>& current_target,
-                        const Tensors& weight_grads, const Tensors& bias_grads) {
-  const bool has_current = current_x.has_value();
-  check(biases.size() == weights.size() && has_current == current_target.has_value(),
-        "there must be one entry of biases per weight, and current_target with current_x");
-  if (has_current) check_lists(weights, weight_grads.size(), bias_grads.size());
+// The current mini-batch's input of the first layer, (n, inputs): as entries where the memory's examples are.
+struct CurrentView {
+  InputView dense;
+  std::vector<int32_t> start, columns;
+  cpu::Buffer values;
+  std::vector<int64_t> positions;
+  cpu::SparseRows rows{};
+  cpu::LayerInput input{};
+
+  CurrentView(const Tensor& x, const Tensor& weight, DType dtype, bool by_entries)
+      : dense(x, {}, std::nullopt, x.size(0), weight.size(1), weight, "weights[0]"), input(dense.input) {
+    const int64_t n = x.size(0);
+    const int64_t d = weight.size(1);
+    if (!by_entries || input.dense.stride != d) return;
+    start.resize(n * cpu::column_blocks(d) + 1);
+    const int64_t count = cpu::count_entries(input.dense.data, dtype, n, d, start.data(), cpu::kThisThread);
+    columns.resize(count);
+    cpu::fill_rows(input.dense.data, dtype, n, d, start.data(), columns.data(), values.of(count * cpu::size_of(dtype)),
+                   cpu::kThisThread);
+    positions.resize(n);
+    std::iota(positions.begin(), positions.end(), 0);
+    rows = {start.data(), columns.data(), values.data(), d};
+    input = {.rows = &rows, .positions = positions.data()};
+  }
+};
+
+// The layers as a pass takes them; holds on to what they are views of.
+struct PassView {
+  std::vector<LayerView> views;
+  std::vector<cpu::MlpLayer> layers;
+
+  PassView(const KeptView& kept, const Tensors& weights, const OptionalTensors& biases) {
+    check(biases.size() == weights.size(), "there must be one entry of biases per weight");
+    for (size_t l = 0; l < weights.size(); ++l) {
+      views.emplace_back(weights[l], biases[l], weights[0]);
+      layers.push_back({.layer = views[l].layer, .kept_x = kept.x[l], .kept_delta = kept.delta[l]});
+    }
+  }
+
+  cpu::Mlp mlp(DType dtype, const TasksView& of) const {
+    return {dtype, layers.data(), static_cast<int64_t>(layers.size()), of.tasks(), layers[0].kept_delta};
+  }
+};
+
+void mlp_examples_cpu(const Tensor& kept, const std::optional<Tensor>& x, const Tensors& entries,
+                      const std::optional<Tensor>& positions, const Tensor& target, const Tensors& weights,
+                      const OptionalTensors& biases, const std::vector<int64_t>& sizes) {
+  check_lists(weights, weights.size(), biases.size());
   const DType dtype = float_or_double(weights[0], "weights[0]");
   const TasksView of(sizes);
   const int64_t n = of.rows();
-  const int64_t current_n = has_current ? current_x->size(0) : 0;
-  check(!has_current || sizes.back() == current_n, "the last of sizes must be the current mini-batch's");
-  const KeptView view(kept, weights, n, dtype);
-  std::vector<LayerView> views;
-  std::vector<cpu::MlpLayer> layers;
-  for (size_t l = 0; l < weights.size(); ++l) {
-    views.emplace_back(weights[l], biases[l], weights[0]);
-    layers.push_back({.layer = views[l].layer, .kept_x = view.x[l], .kept_delta = view.delta[l]});
-  }
-  const int64_t inputs = weights[0].size(1);
-  const InputView input(x, entries, positions, n - current_n, inputs, weights[0], "weights[0]");
-  std::optional<InputView> own;
-  if (has_current) own.emplace(current_x, Tensors{}, std::nullopt, current_n, inputs, weights[0], "weights[0]");
-  cpu::Current current{has_current ? own->input : cpu::LayerInput{}, 0.0};
-  const std::vector<int64_t> targets =
-      targets_of(target, positions, current_target, n - current_n, weights.back().size(0));
-  cpu::mlp_pass({dtype, layers.data(), static_cast<int64_t>(layers.size()), of.tasks(), view.delta[0]}, input.input,
-                has_current ? &current : nullptr, targets.data(), kTorchThreads);
-  if (has_current) {
-    const int64_t first = n - current_n;
-    const int64_t all[] = {0, current_n};
+  const PassView pass(KeptView(kept, weights, n, dtype), weights, biases);
+  const InputView input(x, entries, positions, n, weights[0].size(1), weights[0], "weights[0]");
+  const std::vector<int64_t> targets = targets_of(target, positions, std::nullopt, n, weights.back().size(0));
+  cpu::mlp_pass(pass.mlp(dtype, of), input.input, nullptr, targets.data(), kTorchThreads);
+}
+
+// The layers as a projection takes them, and all of the gradient.
+struct GradientsView {
+  std::vector<cpu::ExampleLayer> layers;
+  std::vector<TensorRef> all;
+
+  GradientsView(const KeptView& kept, const cpu::LayerInput& input, const Tensors& weights, const Tensors& weight_grads,
+                const Tensors& bias_grads, DType dtype) {
+    check_lists(weights, weight_grads.size(), bias_grads.size());
     for (size_t l = 0; l < weights.size(); ++l) {
-      cpu::LayerInput layer_x = own->input;
-      if (l > 0) layer_x.dense = cpu::rows_from(view.x[l], first, dtype);
-      const cpu::Layer& layer = views[l].layer;
-      const cpu::ConstMatrix delta = cpu::rows_from(view.delta[l], first, dtype);
-      void* weight = gradient_of(weight_grads[l], layer.outputs * layer.inputs, dtype, "weight_grads");
-      void* bias = gradient_of(bias_grads[l], layer.outputs, dtype, "bias_grads");
-      if (bias != nullptr) cpu::sum_rows(delta, dtype, current_n, layer.outputs, bias);
-      if (weight == nullptr) continue;
-      cpu::layer_gradients({dtype, {all, 1}, layer.outputs, layer.inputs, delta, layer_x}, {weight, 0}, kTorchThreads);
+      const int64_t outputs = weights[l].size(0);
+      const int64_t inputs = weights[l].size(1);
+      layers.push_back({outputs, inputs, l == 0 ? input : cpu::LayerInput{.dense = kept.x[l]}, kept.delta[l],
+                        add(weight_grads[l], outputs * inputs, dtype, "weight_grads"),
+                        add(bias_grads[l], outputs, dtype, "bias_grads")});
     }
   }
-  Tensor loss = new_like(weights[0], {});
-  if (dtype == DType::kFloat64) {
-    *static_cast<double*>(loss.mutable_data_ptr()) = current.loss;
-  } else {
-    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(current.loss);
+
+  void* add(const Tensor& grad, int64_t numel, DType dtype, const char* name) {
+    void* data = gradient_of(grad, numel, dtype, name);
+    if (data != nullptr) all.push_back({data, grad.numel(), 0});
+    return data;
   }
-  return loss;
-}
+};
+
+// What a projection returns.
+struct Answer {
+  Tensor v, q, status, residual;
+
+  Answer(const Tensor& like, int64_t t)
+      : v(new_doubles(like, {t})), q(new_doubles(like, {t})), status(new_int(like)), residual(new_doubles(like, {})) {}
+
+  void solve(const cpu::Examples& examples, const GradientsView& grads, double margin, double ridge) const {
+    check_not_negative(margin, "margin");
+    check_not_negative(ridge, "ridge");
+    const bool done = cpu::project_examples(examples, {grads.all.data(), static_cast<int64_t>(grads.all.size())},
+                                            margin, ridge, doubles(v), doubles(q), doubles(residual), kTorchThreads);
+    *ints(status) = done ? kSolved : kInaccurate;
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_project_cpu(const Tensors& weight_grads, const Tensors& bias_grads,
                                                            const Tensors& other_grads, const Tensor& kept,
                                                            const std::optional<Tensor>& x, const Tensors& entries,
                                                            const std::optional<Tensor>& positions,
                                                            const Tensors& weights, const std::vector<int64_t>& sizes,
-                                                           const std::optional<Tensor>& current_x, int64_t rows,
                                                            double margin, double ridge) {
   check_lists(weights, weight_grads.size(), bias_grads.size());
-  check_not_negative(margin, "margin");
-  check_not_negative(ridge, "ridge");
   const DType dtype = float_or_double(weights[0], "weights[0]");
   const TasksView of(sizes);
   const int64_t t = of.tasks().t;
-  const KeptView view(kept, weights, rows, dtype);
+  const KeptView view(kept, weights, of.rows(), dtype);
   const InputView input(x, entries, positions, of.rows(), weights[0].size(1), weights[0], "weights[0]");
-  std::vector<cpu::ExampleLayer> layers;
-  std::vector<TensorRef> all;
-  const auto add = [&](const Tensor& grad, int64_t numel, const char* name) {
-    void* data = gradient_of(grad, numel, dtype, name);
-    if (data != nullptr) all.push_back({data, grad.numel(), 0});
-    return data;
-  };
-  for (size_t l = 0; l < weights.size(); ++l) {
-    const int64_t outputs = weights[l].size(0);
-    const int64_t inputs = weights[l].size(1);
-    cpu::LayerInput layer_x = input.input;
-    if (l > 0) layer_x = {.dense = view.x[l]};
-    layers.push_back({outputs, inputs, layer_x, view.delta[l], add(weight_grads[l], outputs * inputs, "weight_grads"),
-                      add(bias_grads[l], outputs, "bias_grads")});
+  GradientsView grads(view, input.input, weights, weight_grads, bias_grads, dtype);
+  for (const Tensor& grad : other_grads) grads.add(grad, grad.numel(), dtype, "other_grads");
+  const Answer answer(kept, t);
+  answer.solve({dtype, of.tasks(), grads.layers.data(), static_cast<int64_t>(grads.layers.size())}, grads, margin,
+               ridge);
+  return {answer.v, answer.q, answer.status, answer.residual};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_step_cpu(
+    const Tensor& kept, const std::optional<Tensor>& x, const Tensors& entries, const std::optional<Tensor>& positions,
+    const Tensor& target, const Tensors& weights, const OptionalTensors& biases, const std::vector<int64_t>& sizes,
+    const Tensor& current_x, const Tensor& current_target, const Tensors& weight_grads, const Tensors& bias_grads,
+    double margin, double ridge) {
+  check_lists(weights, weight_grads.size(), bias_grads.size());
+  const DType dtype = float_or_double(weights[0], "weights[0]");
+  std::vector<int64_t> all_sizes = sizes;
+  all_sizes.push_back(current_x.size(0));
+  const TasksView of(all_sizes);
+  const int64_t t = static_cast<int64_t>(sizes.size());
+  const int64_t n = of.rows() - all_sizes.back();
+  const KeptView view(kept, weights, of.rows(), dtype);
+  const PassView pass(view, weights, biases);
+  const InputView input(x, entries, positions, n, weights[0].size(1), weights[0], "weights[0]");
+  const CurrentView own(current_x, weights[0], dtype, !entries.empty());
+  const std::vector<int64_t> targets = targets_of(target, positions, current_target, n, weights.back().size(0));
+  check(static_cast<int64_t>(targets.size()) == of.rows(), "current_target must have as many elements as current_x");
+  cpu::Current current{own.input, 0.0};
+  cpu::mlp_pass(pass.mlp(dtype, of), input.input, &current, targets.data(), kTorchThreads);
+
+  const GradientsView grads(view, input.input, weights, weight_grads, bias_grads, dtype);
+  const Answer answer(kept, t);
+  answer.solve({dtype,
+                {of.tasks().start, t},
+                grads.layers.data(),
+                static_cast<int64_t>(grads.layers.size()),
+                all_sizes.back(),
+                own.input},
+               grads, margin, ridge);
+  Tensor loss = new_like(weights[0], {});
+  if (dtype == DType::kFloat64) {
+    *static_cast<double*>(loss.mutable_data_ptr()) = current.loss;
+  } else {
+    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(current.loss);
   }
-  for (const Tensor& grad : other_grads) add(grad, grad.numel(), "other_grads");
-  Tensor v = new_doubles(kept, {t}), q = new_doubles(kept, {t}), status = new_int(kept);
-  Tensor residual = new_doubles(kept, {});
-  cpu::Examples examples{dtype, of.tasks(), layers.data(), static_cast<int64_t>(layers.size())};
-  std::optional<InputView> own;
-  if (current_x.has_value()) {
-    examples.current = rows - of.rows();
-    own.emplace(current_x, Tensors{}, std::nullopt, examples.current, weights[0].size(1), weights[0], "weights[0]");
-    examples.current_x = own->input.dense;
-  }
-  const bool done = cpu::project_examples(examples, {all.data(), static_cast<int64_t>(all.size())}, margin, ridge,
-                                          doubles(v), doubles(q), doubles(residual), kTorchThreads);
-  *ints(status) = done ? kSolved : kInaccurate;
-  return {v, q, status, residual};
+  return {loss, answer.v, answer.q, answer.status, answer.residual};
 }
 
 }  // namespace
@@ -183,4 +239,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_project_cpu(const Tensors& weight
 STABLE_TORCH_LIBRARY_IMPL(gem_fast, CPU, m) {
   m.impl("_mlp_examples_", TORCH_BOX(&gem_fast::mlp_examples_cpu));
   m.impl("_mlp_project_", TORCH_BOX(&gem_fast::mlp_project_cpu));
+  m.impl("_mlp_step_", TORCH_BOX(&gem_fast::mlp_step_cpu));
 }

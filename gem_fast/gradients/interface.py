@@ -177,6 +177,8 @@ class JointPass(NamedTuple):
     """g, per parameter; None where the loss does not depend on it. Whoever asked for them may keep them."""
     loss: Tensor
     """() the mean loss over the current mini-batch, without a history."""
+    projection: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    """v, q, status and residual (`gem_fast.Projection`), where g is already projected; None where it is not."""
 
 
 class Engine(abc.ABC):
@@ -216,6 +218,7 @@ class Engine(abc.ABC):
         constraints: Sequence[Constraint],
         parameters: Sequence[Parameter],
         sample: Sample | None = None,
+        margins: tuple[float, float] | None = None,
     ) -> JointPass | None:
         """The current mini-batch's gradient together with G, for `GEM.step`; an engine need not have this.
 
@@ -225,6 +228,8 @@ class Engine(abc.ABC):
             constraints: as for `__call__`.
             parameters: as for `__call__`; g has one gradient for each.
             sample: as for `__call__`.
+            margins: the projection's margin and ridge, where nobody is to see g before it is projected: the engine may
+                then do that, too. None: it is not to.
 
         Returns:
             What a backward from its loss and then a call of the engine would give, but for rounding: buffers and random

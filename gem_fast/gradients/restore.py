@@ -47,6 +47,20 @@ def buffers_restored(modules: Iterable[nn.Module], *, only_on_failure: bool = Fa
 
 
 @contextmanager
+def in_float64(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block these have their values in float64; then they have their own dtype, memory and values again."""
+    floating = [x for x in tensors if x.is_floating_point()]
+    before = [x.data for x in floating]
+    try:
+        for x in floating:
+            x.data = x.data.double()
+        yield
+    finally:
+        for x, data in zip(floating, before, strict=True):
+            x.data = data
+
+
+@contextmanager
 def parameters_moved(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
     """Each number within the block is another one by about the root of its rounding: 0.03 % in float32.
 

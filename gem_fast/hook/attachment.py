@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 # The optimizers that a hook is attached to; an entry goes when its optimizer does.
 _hooked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -76,6 +77,17 @@ class Attachment:
     def optimizer(self) -> Optimizer | None:
         """The optimizer whose steps are seen; None where there is none any more."""
         return None if self._is_detached else self._reference()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody is to see the gradients of a step before the hook does."""
+        optimizer = self.optimizer
+        given: Any = self._given()
+        if optimizer is None or given is not optimizer or _global_optimizer_pre_hooks:
+            return False
+        step = vars(optimizer).get("step")  # which schedulers put there, and others
+        is_own = step is None or hasattr(step, "_wrapped_by_lr_sched")
+        return is_own and bool(next(iter(optimizer._optimizer_step_pre_hooks)) == self._handles[0].id)
 
     def to_step(self) -> Any:
         """The optimizer as the user has it.

@@ -30,8 +30,12 @@ class Prepared(NamedTuple):
     parameters: list[Parameter]
     constraints: list[Constraint]
     sample: Sample | None
-    G: TaskGradients | None
+    margins: tuple[float, float] | None = None
+    """As for `Engine.with_current`."""
+    G: TaskGradients | None = None
     """None where they are still to be computed."""
+    projection: Projection | None = None
+    """None where the gradient is still to be projected."""
 
 
 class TrainingStep:
@@ -76,7 +80,7 @@ class TrainingStep:
     def run(self, optimizer: Any, current: Batch, *, update: bool, scaler: torch.amp.GradScaler | None) -> Tensor:
         """The step by itself; returns the loss. For the arguments see `GEM.step`; optimizer: as the user has it."""
         if not self.accumulates:
-            optimizer.zero_grad()
+            _clear_gradients(optimizer)
         scales = scaler is not None and scaler.is_enabled()
         try:
             loss = self._backward_together(current) if update and not scales else None
@@ -96,14 +100,15 @@ class TrainingStep:
 
     def _backward_together(self, current: Batch) -> Tensor | None:
         """Has one pass leave g in `.grad`, keeps G for the projection and returns the loss; None where none can."""
-        self.prepared = self._prepare()
-        if self.prepared is None:
+        self.prepared = prepared = self._prepare()
+        if prepared is None:
             return None
-        parameters, constraints, sample, _ = self.prepared
-        joint = self._engine.with_current(self._of_pass, current, constraints, parameters, sample)
+        parameters, constraints, sample, margins, *_ = prepared
+        joint = self._engine.with_current(self._of_pass, current, constraints, parameters, sample, margins)
         if joint is None:
             return None
-        self.prepared = Prepared(parameters, constraints, sample, joint.G)
+        projection = None if joint.projection is None else Projection(*joint.projection)
+        self.prepared = prepared._replace(G=joint.G, projection=projection)
         for p, grad in zip(parameters, joint.grads, strict=True):
             if grad is not None:
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
@@ -156,6 +161,16 @@ class TrainingStep:
         for p, grad in zip(parameters, done.grads if done is not None else [], strict=done is not None):
             p.grad = grad
         return done
+
+
+def _clear_gradients(optimizer: Any) -> None:
+    """As `optimizer.zero_grad()`, without torch's mark in a profile, which takes longer than all the rest of it."""
+    if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None
 
 
 def _with_tensors(batch: Batch, given: list[Tensor]) -> Batch:

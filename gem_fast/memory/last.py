@@ -54,7 +54,10 @@ class RingBuffer(ExampleBuffer):
             (slice(self.next, self.next + middle - start), slice(start, middle)),
             (slice(0, n - middle), slice(middle, n)),
         ):
-            self.store(slots, select(x, rows), select(y, rows))
+            if rows.stop - rows.start == n:
+                self.store(slots, x, y)
+            elif rows.stop > rows.start:
+                self.store(slots, select(x, rows), select(y, rows))
         self.next = (self.next + n - start) % capacity
         self.count = min(self.count + n - start, capacity)
 

@@ -65,7 +65,7 @@ def layer_cases(dtype: torch.dtype) -> list[tuple[str, Callable[..., object], tu
 
     kept, nothing = torch.zeros(7 * (32 + 16 + 32), dtype=dtype), torch.zeros(0, dtype=dtype)
     weight_grads, bias_grads = [torch.randn_like(weight) for weight in weights], [torch.randn(17).to(dtype), nothing]
-    OPS._mlp_examples_(kept, x, [], None, target, weights, biases, sizes, None, None, [], [])
+    OPS._mlp_examples_(kept, x, [], None, target, weights, biases, sizes)
     given = (weight_grads, bias_grads, [torch.randn(4).to(dtype)])
     hidden, grad = torch.randn(7, 17).to(dtype).relu(), torch.randn(7, 3).to(dtype)
     return [
@@ -84,12 +84,17 @@ def layer_cases(dtype: torch.dtype) -> list[tuple[str, Callable[..., object], tu
         (
             "_mlp_examples_",
             OPS._mlp_examples_.default,
-            (kept, None, [*rows], positions, target, weights, biases, [1, 2, 4], x[:4], target[:4], *given[:2]),
+            (kept, None, [*rows], positions, target, weights, biases, [1, 2]),
+        ),
+        (
+            "_mlp_step_",
+            OPS._mlp_step_.default,
+            (kept, None, [*rows], positions, target, weights, biases, [1, 2], x[:4], target[:4], *given[:2], 0.5, 1e-3),
         ),
         (
             "_mlp_project_",
             OPS._mlp_project_.default,
-            (*given, kept, x, [], None, weights, sizes, None, 7, 0.5, 1e-3),
+            (*given, kept, x, [], None, weights, sizes, 0.5, 1e-3),
         ),
         (
             "_mlp_pass of pairs",
@@ -113,7 +118,7 @@ def test_opcheck(op: Callable[..., object], args: tuple[object, ...]) -> None:
 def test_every_operator_is_checked() -> None:
     schemas = torch._C._jit_get_all_schemas()
     registered = {schema.name for schema in schemas if schema.name.startswith("gem_fast::")}
-    assert len(registered) == 16
+    assert len(registered) == 17
     assert {op._schema.name for _, op, _ in cases()} == registered
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -29,7 +29,7 @@ from utils.models import MultiHead, Transformer, classes, mlp, rows, tokens
 from utils.states import through_a_file
 
 from gem_fast import GEM, Batch, Engine, EpisodicMemory, Fused, Loop, Objective, RowGradients, Sample
-from gem_fast.gradients.fused import verifier
+from gem_fast.gradients.fused import comparison, verifier
 from gem_fast.gradients.fused.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -299,19 +299,19 @@ def test_a_running_statistic_is_as_without_the_comparison() -> None:
     """The same bits as of an engine that compares nothing, with dropout and with repeated attempts."""
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
     batches = memory((6, 5, 6), rows, classes, torch.float32)
-    compare, calls = verifier._compare, []
+    compare, calls = comparison.compare, []
 
     def first_differs(*args: Any) -> None:
         calls.append(number)
         if calls.count(number) == 1:
-            raise verifier.RowsDiffer("the gradients of a differ")
+            raise comparison.RowsDiffer("the gradients of a differ")
         compare(*args)
 
     results = []
     for due in (Schedule.due, lambda *args, **options: []):
         twin = copy.deepcopy(model)
         run = Run(twin)
-        with mock.patch.object(Schedule, "due", due), mock.patch.object(verifier, "_compare", first_differs):
+        with mock.patch.object(Schedule, "due", due), mock.patch.object(comparison, "compare", first_differs):
             outcome = []
             for number in range(9):
                 torch.manual_seed(number)
@@ -399,16 +399,16 @@ def test_a_relu_that_rounding_flips_is_no_mistake(attempts: int, monkeypatch: py
     run = Run(relu_mlp((6, 8, 3)))
     batches = memory((5, 4, 6), rows, classes, torch.float32)
     run.step(batches)
-    compare, left = verifier._compare, attempts
+    compare, left = comparison.compare, attempts
 
     def first_differ(*args: Any) -> None:
         nonlocal left
         left -= 1
         if left >= 0:
-            raise verifier.RowsDiffer("the gradients of a differ")
+            raise comparison.RowsDiffer("the gradients of a differ")
         compare(*args)
 
-    monkeypatch.setattr(verifier, "_compare", first_differ)
+    monkeypatch.setattr(comparison, "compare", first_differ)
     run.step(batches)
     assert [line.endswith("the gradients of a differ") for line in run.lines] == [True] * (attempts == 3)
 
@@ -426,6 +426,50 @@ def test_a_flip_at_exactly_these_parameters_is_none_at_others() -> None:
     run = Run(model)
     run.step(memory((6, 5, 6), rows, classes, torch.float32))
     assert run.lines == []
+
+
+# ---- gradients that are rounding -------------------------------------------------------------------------------------
+
+
+def fitted(model: nn.Sequential, batches: Memory, logit: float) -> Memory:
+    """The same inputs with the model's own answers as targets, and the model so sure of each as this logit's margin."""
+    last = model[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        best = model(torch.cat([batch.x for [batch] in batches])).topk(2).values
+        last.weight.mul_(logit / float((best[:, 0] - best[:, 1]).min()))
+        last.bias.mul_(logit / float((best[:, 0] - best[:, 1]).min()))
+        return [[batch._replace(y=model(batch.x).argmax(1))] for [batch] in batches]
+
+
+@settings(max_examples=25)
+@given(logit=st.floats(12.0, 20.0), seed=st.integers(0, 99), examples=st.integers(1, 3), shortcuts=st.booleans())
+def test_gradients_that_are_rounding_are_no_mistake(logit: float, seed: int, examples: int, shortcuts: bool) -> None:
+    """Of examples that fit to the last digits of their probabilities."""
+    torch.manual_seed(seed)
+    model = relu_mlp((6, 8, 3))
+    batches = fitted(model, memory((examples,) * 4, rows, classes, torch.float32), logit)
+    run = Run(model, shortcuts=shortcuts)
+    for t in (2, 3, 4, 4):
+        run.step(batches[:t])
+    assert run.lines == []
+
+
+@pytest.mark.parametrize("logit", [1.0, 12.0, 16.0])
+def test_a_mistake_beside_rounding_is_found(logit: float) -> None:
+    """One task fits, another does not, and the model mixes their examples."""
+
+    class Centred(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean(0) if len(x) > 4 else x)
+
+    torch.manual_seed(0)
+    model = Centred(*relu_mlp((6, 8, 3)))
+    batches = memory((4, 4, 4), rows, classes, torch.float32)
+    batches[:1] = fitted(model, batches[:1], logit)
+    run = Run(model)
+    run.assert_as_the_loop(batches, bits=True)
+    assert len(run.lines) == 1
 
 
 # ---- shortcuts -------------------------------------------------------------------------------------------------------

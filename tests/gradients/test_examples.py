@@ -91,6 +91,78 @@ def test_as_from_rows(
     torch.testing.assert_close(mine.q, right.q, rtol=1e-4, atol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=2, max_size=6),
+    widths=st.lists(st.integers(20, 70), min_size=2, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    part=st.sampled_from([0.1, 1.0]),
+    frozen=st.integers(0, 9),
+    margin=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 9),
+)
+def test_a_step_in_one_pass_is_as_from_rows(
+    sizes: list[int], widths: list[int], dtype: torch.dtype, part: float, frozen: int, margin: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = model_of(widths, dtype)
+    parameters = list(model.parameters())
+    if frozen < len(parameters) - 1:
+        parameters.pop(frozen).requires_grad_(False)
+    memory = memory_of(sizes, widths[0], dtype, part)
+    sample = sample_each(sizes, 5, torch.Generator().manual_seed(seed))
+    [[mine]] = memory_of([4], widths[0], dtype, part)
+    objective, engine = Objective(model, F.cross_entropy), Fused()
+    for _ in range(2):  # passes 1 and 2 are compared, 3 is not
+        is_by_examples = isinstance(engine(objective, memory, parameters, sample), ExampleGradients)
+    joint = engine.with_current(objective, mine, memory, parameters, sample, (margin, 0.0))
+    assert joint is not None
+    expected = loss_gradient(model, mine.x, mine.y, parameters)
+    torch.testing.assert_close(joint.loss, F.cross_entropy(model(mine.x), mine.y).detach())
+    if joint.projection is not None:
+        assert is_by_examples
+        projection = gem_fast.Projection(*joint.projection)
+    else:  # g as it is: the products were not enough, or rows cost less
+        torch.testing.assert_close(joint.grads, expected)
+        projection = project_([g for g in joint.grads if g is not None], joint.G, margin)
+    rows = Fused(form="rows")(objective, memory, parameters, sample).G
+    right = project_(expected, rows, margin)
+    assert int(projection.status) == int(right.status) == Status.SOLVED
+    digits = 1e-9 if dtype == torch.float64 else 2e-4
+    scale = float(torch.cat([g.flatten() for g in expected]).norm()) + 1e-12
+    for a, b in zip(joint.grads, expected, strict=True):
+        assert a is not None
+        assert float((a - b).norm()) <= digits * scale
+    torch.testing.assert_close(projection.q, right.q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_whose_products_are_not_enough_is_left_to_rows() -> None:
+    """Two tasks of the same examples but for the last digits, which pull against each other."""
+    torch.manual_seed(0)
+    model = model_of([30, 20], torch.float32)
+    [[first]] = memory_of([4], 30, torch.float32, 1.0)
+    memory = [[Batch(k, first.x + 1e-7 * k, first.y)] for k in range(8)]
+    memory[-1] = [Batch(7, first.x, (first.y + 1) % CLASSES)]
+    parameters, sample = list(model.parameters()), sample_each([4] * 8, 4, torch.Generator())
+    objective, engine = Objective(model, F.cross_entropy), Fused()
+    for _ in range(2):
+        engine(objective, memory, parameters, sample)
+    x, y = torch.randn(5, 30), torch.randint(CLASSES, (5,))
+    joint = engine.with_current(objective, Batch(9, x, y), memory, parameters, sample, (0.0, 0.0))
+    assert joint is not None
+    expected = loss_gradient(model, x, y, parameters)
+    rows = Fused(form="rows")(objective, memory, parameters, sample).G
+    if joint.projection is None:
+        got = [g for g in joint.grads if g is not None]
+        torch.testing.assert_close(got, expected)  # as it is
+        mine = project_(got, joint.G, 0.0)
+    else:
+        got, mine = [g for g in joint.grads if g is not None], gem_fast.Projection(*joint.projection)
+    right = project_(expected, rows, 0.0)
+    assert int(mine.status) == int(right.status)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_what_the_products_are_not_enough_for_is_left_to_rows() -> None:
     """Tasks of the same examples but for the last digits: P is singular to float32's digits."""
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ namespace {
 
 // Columns of a product that are formed together.
 constexpr int64_t kColumns = 64;
+// Examples whose products with others are formed together: their transposes stay in the caches.
+constexpr int64_t kGroup = 32;
 // Products that a float32 lane may add before its rounding exceeds what the tolerances count on.
 constexpr double kLaneProducts = 256.0;
 // Elements of g whose squares are added before float64 takes over.
@@ -106,164 +108,173 @@ void product(DType dtype, const ConstMatrix& a, const ConstMatrix& b, int64_t m,
 
 // ---- one layer ----------------------------------------------------------------------------------------------
 
-// Kept from call to call: fresh memory costs more than what is written to it.
-struct Buffers {
-  Buffer g, x, delta;
+// Rows of examples that are together.
+struct Range {
+  int64_t first, end;
+
+  int64_t size() const { return end - first; }
 };
 
-std::vector<Buffers>& this_threads_buffers(int64_t layers) {
-  thread_local std::vector<Buffers> buffers;
-  if (buffers.size() < static_cast<size_t>(layers)) buffers.resize(layers);
-  return buffers;
-}
+// Of one layer the transposes of some examples' inputs, (inputs, padded(n)), and of their gradients at its output,
+// (outputs, padded(n)).
+struct Columns {
+  Buffer x, delta;
+};
 
-// Of one layer: the transposes that P is formed from, and the part of g as the products of q take it.
+// The products of one layer's examples.
 class LayerProducts {
  public:
-  LayerProducts(const Examples& of, const ExampleLayer& layer, Buffers& buffers)
-      : of_(of), layer_(layer), n_(of.tasks.start[of.tasks.t]), g_(buffers.g), x_(buffers.x), delta_(buffers.delta) {}
+  LayerProducts(const Examples& of, const ExampleLayer& layer, bool is_first)
+      : of_(of), layer_(layer), is_first_(is_first), n_(of.tasks.start[of.tasks.t]) {}
 
-  // What the products of q are formed with: where g's examples are known, the transposes of their inputs and of their
-  // gradients at the outputs; else g's part of the weight as (outputs, padded(inputs)), or for entries its transpose.
-  void prepare_q(bool is_first, const Executor& executor) {
+  // Makes columns of the examples `some`, all of past tasks or all of the current mini-batch.
+  void transposed(const Range& some, Columns& columns) const {
     const DType dtype = of_.dtype;
-    if (of_.current > 0) {
-      const ConstMatrix x = is_first ? of_.current_x : rows_from(layer_.x.dense, n_, dtype);
-      const int64_t width = padded(of_.current);
-      transpose_padded(dtype, rows_from(layer_.delta, n_, dtype), of_.current, layer_.outputs,
-                       delta_.of(layer_.outputs * width * size_of(dtype)), kThisThread);
-      if (layer_.weight == nullptr) return;
-      transpose_padded(dtype, x, of_.current, layer_.inputs, g_.of(layer_.inputs * width * size_of(dtype)),
-                       kThisThread);
-    } else if (layer_.weight != nullptr && layer_.x.rows != nullptr) {
+    const int64_t n = some.size();
+    const int64_t width = padded(n);
+    transpose_padded(dtype, rows_from(layer_.delta, some.first, dtype), n, layer_.outputs,
+                     columns.delta.of(layer_.outputs * width * size_of(dtype)), kThisThread);
+    if (layer_.weight == nullptr) return;
+    void* to = columns.x.of(layer_.inputs * width * size_of(dtype));
+    const LayerInput x = input_from(some.first);
+    if (x.rows != nullptr) {
+      transpose_sparse(*x.rows, dtype, x.positions, n, to);
+    } else {
+      transpose_padded(dtype, x.dense, n, layer_.inputs, to, kThisThread);
+    }
+  }
+
+  // The inner products of the gradients of the examples `rows`, of tasks [task, ...), with those of n others, given as
+  // columns: to sums (tasks, padded(n)), where those of each task are added up. Where the others are the same examples,
+  // `own` (n,) gets those of each with itself added.
+  void add_products_of(const Range& rows, int64_t task, const Columns& columns, int64_t n, double* sums,
+                       double* own) const {
+    thread_local Buffer buffers[2];
+    const DType dtype = of_.dtype;
+    const int64_t width = padded(n);
+    const int64_t bytes = rows.size() * width * size_of(dtype);
+    const Matrix of_x{buffers[0].of(bytes), width};
+    if (layer_.weight != nullptr) {
+      inputs_times(rows, {columns.x.data(), width}, of_x);
+    } else {
+      memset(of_x.data, 0, bytes);
+    }
+    const Matrix of_delta{buffers[1].of(bytes), width};
+    product(dtype, rows_from(layer_.delta, rows.first, dtype), {columns.delta.data(), width}, rows.size(), width,
+            layer_.outputs, of_delta);
+    const double one = layer_.bias == nullptr ? 0.0 : 1.0;
+    for (int64_t k = task, row = rows.first; row < rows.end; row = of_.tasks.start[++k]) {
+      const int64_t at = row - rows.first;
+      add_products(dtype, rows_from(of_x, at, dtype), one, rows_from(of_delta, at, dtype), of_.tasks.start[k + 1] - row,
+                   n, sums + (k - task) * width);
+    }
+    for (int64_t i = 0; own != nullptr && i < n; ++i) {
+      own[i] += (number(of_x, i, i, dtype) + one) * number(of_delta, i, i, dtype);
+    }
+  }
+
+  // What the products of q with a g that is given are formed with: its part of the weight as (outputs,
+  // padded(inputs)), or for entries its transpose.
+  void prepare_q(Buffer& g, const Executor& executor) const {
+    const DType dtype = of_.dtype;
+    if (layer_.weight != nullptr && layer_.x.rows != nullptr) {
       transpose_padded(dtype, {layer_.weight, layer_.inputs}, layer_.outputs, layer_.inputs,
-                       g_.of(layer_.inputs * padded(layer_.outputs) * size_of(dtype)), executor);
+                       g.of(layer_.inputs * padded(layer_.outputs) * size_of(dtype)), executor);
     } else if (layer_.weight != nullptr) {
       pad_rows({layer_.weight, layer_.inputs}, dtype, layer_.outputs, layer_.inputs,
-               g_.of(layer_.outputs * padded(layer_.inputs) * size_of(dtype)), executor);
+               g.of(layer_.outputs * padded(layer_.inputs) * size_of(dtype)), executor);
     }
   }
 
-  // Adds to q_k.
-  void add_q(int64_t k, double* q) const {
+  // Adds to q_k, from what `prepare_q` has left.
+  void add_q(int64_t k, const Buffer& g, double* q) const {
     thread_local Buffer buffer;
     const DType dtype = of_.dtype;
-    const int64_t first = of_.tasks.start[k];
-    const int64_t rows = of_.tasks.start[k + 1] - first;
-    const ConstMatrix delta = rows_from(layer_.delta, first, dtype);
-    if (of_.current > 0) {
-      thread_local std::vector<double> sums;
-      sums.assign(of_.current, 0.0);
-      add_example_products(first, rows, {g_.data(), padded(of_.current)}, {delta_.data(), padded(of_.current)},
-                           of_.current, sums.data(), nullptr);
-      for (const double sum : sums) *q += sum;
-      return;
-    }
+    const Range rows{of_.tasks.start[k], of_.tasks.start[k + 1]};
+    const ConstMatrix delta = rows_from(layer_.delta, rows.first, dtype);
     if (layer_.weight != nullptr && layer_.x.rows != nullptr) {
-      const Matrix y = inputs_times(first, rows, {g_.data(), padded(layer_.outputs)}, padded(layer_.outputs), buffer);
-      dot_rows(dtype, y, delta, rows, layer_.outputs, q);
+      const int64_t width = padded(layer_.outputs);
+      const Matrix y{buffer.of(rows.size() * width * size_of(dtype)), width};
+      inputs_times(rows, {g.data(), width}, y);
+      dot_rows(dtype, y, delta, rows.size(), layer_.outputs, q);
     } else if (layer_.weight != nullptr) {
       const int64_t width = padded(layer_.inputs);
-      const Matrix y{buffer.of(rows * width * size_of(dtype)), width};
-      product(dtype, delta, {g_.data(), width}, rows, layer_.inputs, layer_.outputs, y);
-      dot_rows(dtype, y, rows_from(layer_.x.dense, first, dtype), rows, layer_.inputs, q);
+      const Matrix y{buffer.of(rows.size() * width * size_of(dtype)), width};
+      product(dtype, delta, {g.data(), width}, rows.size(), layer_.inputs, layer_.outputs, y);
+      dot_rows(dtype, y, input_from(rows.first).dense, rows.size(), layer_.inputs, q);
     }
-    if (layer_.bias != nullptr) dot_rows(dtype, delta, {layer_.bias, 0}, rows, layer_.outputs, q);
+    if (layer_.bias != nullptr) dot_rows(dtype, delta, {layer_.bias, 0}, rows.size(), layer_.outputs, q);
   }
 
-  // The transposes of the inputs and of the gradients at the outputs: (inputs, padded(N)) and (outputs, padded(N)).
-  void prepare_P(const Executor& executor) {
-    const DType dtype = of_.dtype;
-    const int64_t width = padded(n_);
-    transpose_padded(dtype, layer_.delta, n_, layer_.outputs, delta_.of(layer_.outputs * width * size_of(dtype)),
-                     executor);
-    if (layer_.weight == nullptr) return;
-    void* x = x_.of(layer_.inputs * width * size_of(dtype));
-    if (layer_.x.rows == nullptr) {
-      transpose_padded(dtype, layer_.x.dense, n_, layer_.inputs, x, executor);
-      return;
-    }
-    executor.each(column_blocks(layer_.inputs), 4, [&](int64_t block) {
-      transpose_sparse_block(*layer_.x.rows, dtype, layer_.x.positions, n_, block,
-                             at(x, block * kColumnBlock * width, dtype));
-    });
-  }
-
-  // Adds the products of task k's examples with all of those before them, and with each other: to sums (N,), summed
-  // over task k's; and to terms those of each with itself.
-  void add_P(int64_t k, double* sums, double* terms) const {
-    const int64_t first = of_.tasks.start[k];
-    const int64_t end = of_.tasks.start[k + 1];
-    add_example_products(first, end - first, {x_.data(), padded(n_)}, {delta_.data(), padded(n_)}, end, sums, terms);
-  }
-
-  // g += the sum over the examples, weighted.
-  void add_gradient(const double* weights, const Executor& executor) const {
+  // g = the sum of the gradients of the examples `some`, weighted; or += where g is given.
+  void sum_gradients(const Range& some, const double* weights, const Executor& executor) const {
     const DType dtype = of_.dtype;
     const int64_t width = padded(layer_.outputs);
-    Buffer buffer;
-    const Matrix delta{buffer.of(n_ * width * size_of(dtype)), width};
+    const int64_t n = some.size();
+    thread_local Buffer buffer;
+    const Matrix delta{buffer.of(n * width * size_of(dtype)), width};
+    const bool is_given = of_.current == 0;
     GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, {
-      for (int64_t i = 0; i < n_; ++i) {
-        const T* from = static_cast<const T*>(layer_.delta.data) + i * layer_.delta.stride;
-        scale_row(from, static_cast<T>(weights[i]), width, static_cast<T*>(delta.data) + i * width);
+      for (int64_t i = 0; i < n; ++i) {
+        const T* from = static_cast<const T*>(layer_.delta.data) + (some.first + i) * layer_.delta.stride;
+        scale_row(from, static_cast<T>(weights[some.first + i]), width, static_cast<T*>(delta.data) + i * width);
       }
       if (layer_.bias != nullptr) {
         T* bias = static_cast<T*>(layer_.bias);
-        for (int64_t i = 0; i < n_; ++i) {
+        if (!is_given) std::fill_n(bias, layer_.outputs, T(0));
+        for (int64_t i = 0; i < n; ++i) {
           for (int64_t o = 0; o < layer_.outputs; ++o) bias[o] += static_cast<T*>(delta.data)[i * width + o];
         }
       }
     });
     if (layer_.weight == nullptr) return;
-    const int64_t all[] = {0, n_};
-    LayerInput x = layer_.x;
-    if (x.rows != nullptr) x = {.transposed = {x_.data(), padded(n_)}};
-    layer_gradients({dtype, {all, 1}, layer_.outputs, layer_.inputs, delta, x, true}, {layer_.weight, 0}, executor);
+    // In one piece, or of the first layer those of the memory and those of the mini-batch.
+    const int64_t middle = is_first_ && some.first < n_ ? n_ - some.first : n;
+    const int64_t bounds[][2] = {{0, middle}, {0, n - middle}};
+    LayerGradients parts[2];
+    for (int i = 0; i < 2; ++i) {
+      const int64_t first = i == 0 ? 0 : middle;
+      parts[i] = {dtype,
+                  {bounds[i], 1},
+                  layer_.outputs,
+                  layer_.inputs,
+                  rows_from(ConstMatrix(delta), first, dtype),
+                  input_from(some.first + first)};
+    }
+    layer_gradient_sum({parts, middle < n ? size_t{2} : size_t{1}}, is_given, layer_.weight, executor);
   }
 
  private:
-  // (rows, width): the layer's input, of rows from `first` on, times the first `width` columns of a matrix.
-  Matrix inputs_times(int64_t first, int64_t rows, const ConstMatrix& matrix, int64_t width, Buffer& buffer) const {
-    const DType dtype = of_.dtype;
-    const Matrix y{buffer.of(rows * width * size_of(dtype)), width};
-    if (layer_.x.rows == nullptr) {
-      product(dtype, rows_from(layer_.x.dense, first, dtype), matrix, rows, width, layer_.inputs, y);
-      return y;
+  // The layer's input from example `first` on, up to the last one of the memory or of the mini-batch.
+  LayerInput input_from(int64_t first) const {
+    const bool is_current = is_first_ && first >= n_;
+    LayerInput x = is_current ? of_.current_x : layer_.x;
+    if (is_current) first -= n_;
+    if (x.rows != nullptr) {
+      x.positions += first;
+    } else {
+      x.dense = rows_from(x.dense, first, of_.dtype);
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      sparse_row_product(*layer_.x.rows, dtype, layer_.x.positions[first + i], matrix, width,
-                         rows_from(y, i, dtype).data);
-    }
-    return y;
+    return x;
   }
 
-  // Adds the inner products of gradients, those of `rows` examples from `first` on with n others, given as transposes:
-  // to sums (n,), summed over the rows; and to terms those of each with itself, where the others are all examples.
-  void add_example_products(int64_t first, int64_t rows, const ConstMatrix& x, const ConstMatrix& delta, int64_t n,
-                            double* sums, double* terms) const {
-    thread_local Buffer buffers[2];
+  // y (rows, y.stride) = the layer's input, of these rows, times the first columns of a matrix.
+  void inputs_times(const Range& rows, const ConstMatrix& matrix, const Matrix& y) const {
     const DType dtype = of_.dtype;
-    const int64_t width = padded(n);
-    const Matrix of_x{buffers[0].of(rows * width * size_of(dtype)), width};
-    if (layer_.weight != nullptr) {
-      inputs_times(first, rows, x, width, buffers[0]);
-    } else {
-      memset(of_x.data, 0, rows * width * size_of(dtype));
+    const LayerInput x = input_from(rows.first);
+    if (x.rows == nullptr) {
+      product(dtype, x.dense, matrix, rows.size(), y.stride, layer_.inputs, y);
+      return;
     }
-    const Matrix of_delta{buffers[1].of(rows * width * size_of(dtype)), width};
-    product(dtype, rows_from(layer_.delta, first, dtype), delta, rows, width, layer_.outputs, of_delta);
-    const double one = layer_.bias == nullptr ? 0.0 : 1.0;
-    add_products(dtype, of_x, one, of_delta, rows, n, sums);
-    for (int64_t i = 0; terms != nullptr && i < rows; ++i) {
-      *terms += (number(of_x, i, first + i, dtype) + one) * number(of_delta, i, first + i, dtype);
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      sparse_row_product(*x.rows, dtype, x.positions[i], matrix, y.stride, rows_from(y, i, dtype).data);
     }
   }
 
   const Examples& of_;
   const ExampleLayer& layer_;
+  const bool is_first_;
   const int64_t n_;
-  Buffer &g_, &x_, &delta_;
 };
 
 // |g|^2, in blocks over which a lane adds few products.
@@ -280,26 +291,125 @@ double squared_length(const TensorList& g, DType dtype) {
   return sum;
 }
 
-}  // namespace
+// ---- all layers ---------------------------------------------------------------------------------------------
 
-bool project_examples(const Examples& of, const TensorList& g, double margin, double ridge, double* v, double* q,
-                      double* residual, const Executor& executor) {
-  const int64_t t = of.tasks.t;
-  const int64_t n = of.tasks.start[t];
-  std::vector<LayerProducts> layers;
-  std::vector<Buffers>& buffers = this_threads_buffers(of.count);
-  for (int64_t l = 0; l < of.count; ++l) {
-    layers.emplace_back(of, of.layers[l], buffers[l]);
-    layers.back().prepare_q(l == 0, executor);
+// Consecutive tasks whose products are formed together, and their examples.
+struct Group {
+  int64_t task, end_task;
+  Range rows;
+};
+
+std::vector<Group> groups_of(const Tasks& tasks) {
+  std::vector<Group> groups;
+  for (int64_t k = 0; k < tasks.t; ++k) {
+    const Range rows{tasks.start[k], tasks.start[k + 1]};
+    if (!groups.empty() && rows.end - groups.back().rows.first <= kGroup) {
+      groups.back().end_task = k + 1;
+      groups.back().rows.end = rows.end;
+    } else {
+      groups.push_back({k, k + 1, rows});
+    }
   }
+  return groups;
+}
+
+// Kept from call to call: fresh memory costs more than what is written to it.
+std::vector<Columns>& this_threads_columns(size_t count) {
+  thread_local std::vector<Columns> columns;
+  if (columns.size() < count) columns.resize(count);
+  return columns;
+}
+
+double sum_of(const double* x, int64_t n) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+
+// An inner product of a gradient with itself, and the sum of those of its examples' parts: what its rounding grows
+// with.
+struct SelfProducts {
+  double whole, parts;
+};
+
+// q, and |g|^2 of the gradient that the current mini-batch's examples add up to.
+SelfProducts products_with_current(const Examples& of, const std::vector<LayerProducts>& layers, double* q,
+                                   const Executor& executor) {
+  const int64_t t = of.tasks.t;
+  const Range current{of.tasks.start[t], of.tasks.start[t] + of.current};
+  std::vector<Columns>& columns = this_threads_columns(layers.size());
+  for (size_t l = 0; l < layers.size(); ++l) layers[l].transposed(current, columns[l]);
+  std::vector<double> own(of.current, 0.0);
+  double g_squared = 0.0;
+  executor.each(t + 1, 4, [&](int64_t k) {
+    thread_local std::vector<double> sums;
+    sums.assign(padded(of.current), 0.0);
+    const Range rows{of.tasks.start[k], of.tasks.start[k + 1]};
+    for (size_t l = 0; l < layers.size(); ++l) {
+      layers[l].add_products_of(rows, k, columns[l], of.current, sums.data(), k == t ? own.data() : nullptr);
+    }
+    (k == t ? g_squared : q[k]) = sum_of(sums.data(), of.current);
+  });
+  return {g_squared, sum_of(own.data(), of.current)};
+}
+
+// P (t, t), and of its diagonal the sums of the examples' own.
+void form_P(const Examples& of, const std::vector<LayerProducts>& layers, double* P, std::vector<double>& parts,
+            const Executor& executor) {
+  const int64_t t = of.tasks.t;
+  const auto count = static_cast<int64_t>(layers.size());
+  const std::vector<Group> groups = groups_of(of.tasks);
+  const auto n_groups = static_cast<int64_t>(groups.size());
+  std::vector<Columns>& columns = this_threads_columns(groups.size() * layers.size());
+  executor.each(n_groups * count, 1,
+                [&](int64_t i) { layers[i % count].transposed(groups[i / count].rows, columns[i]); });
+  // A pair is a group of rows and one of columns, not after it.
+  executor.each(n_groups * (n_groups + 1) / 2, 1, [&](int64_t pair) {
+    int64_t b = 0;
+    for (; pair >= n_groups - b; ++b) pair -= n_groups - b;
+    const Group &mine = groups[b + pair], &others = groups[b];
+    const int64_t n = others.rows.size();
+    thread_local std::vector<double> sums, own;
+    sums.assign((mine.end_task - mine.task) * padded(n), 0.0);
+    own.assign(n, 0.0);
+    for (int64_t l = 0; l < count; ++l) {
+      layers[l].add_products_of(mine.rows, mine.task, columns[b * count + l], n, sums.data(),
+                                pair == 0 ? own.data() : nullptr);
+    }
+    for (int64_t k = mine.task; k < mine.end_task; ++k) {
+      const double* of_k = sums.data() + (k - mine.task) * padded(n) - others.rows.first;
+      for (int64_t j = others.task; j < std::min(k + 1, others.end_task); ++j) {
+        P[k * t + j] = P[j * t + k] = sum_of(of_k + of.tasks.start[j], of.tasks.start[j + 1] - of.tasks.start[j]);
+      }
+      if (pair == 0) {
+        parts[k] =
+            sum_of(own.data() + of.tasks.start[k] - others.rows.first, of.tasks.start[k + 1] - of.tasks.start[k]);
+      }
+    }
+  });
+}
+
+// v, q and the residual; false, with v = 0, where the products are not enough.
+bool solve(const Examples& of, const std::vector<LayerProducts>& layers, const TensorList& g, double margin,
+           double ridge, double* v, double* q, double* residual, const Executor& executor) {
+  const int64_t t = of.tasks.t;
   std::fill_n(v, t, 0.0);
   *residual = 0.0;
-  executor.each(t, 2, [&](int64_t k) {
-    q[k] = 0.0;
-    for (const LayerProducts& layer : layers) layer.add_q(k, q + k);
-  });
-  const double g_squared = squared_length(g, of.dtype);
-  if (!std::isfinite(g_squared)) return false;
+  SelfProducts of_g{0.0, 0.0};
+  if (of.current > 0) {
+    of_g = products_with_current(of, layers, q, executor);
+  } else {
+    thread_local std::vector<Buffer> parts;
+    parts.resize(std::max(parts.size(), layers.size()));
+    for (size_t l = 0; l < layers.size(); ++l) layers[l].prepare_q(parts[l], executor);
+    const std::vector<Buffer>& prepared = parts;
+    executor.each(t, 2, [&](int64_t k) {
+      q[k] = 0.0;
+      for (size_t l = 0; l < layers.size(); ++l) layers[l].add_q(k, prepared[l], q + k);
+    });
+    of_g.whole = squared_length(g, of.dtype);
+  }
+  if (!std::isfinite(of_g.whole)) return false;
   bool violated = false;
   for (int64_t k = 0; k < t; ++k) {
     if (!std::isfinite(q[k])) return false;
@@ -307,42 +417,44 @@ bool project_examples(const Examples& of, const TensorList& g, double margin, do
   }
   if (!violated) return true;
 
+  std::vector<double> P(t * t), parts(t);
+  form_P(of, layers, P.data(), parts, executor);
   int64_t longest = 0;
-  for (int64_t l = 0; l < of.count; ++l) {
-    longest = std::max({longest, of.layers[l].inputs, of.layers[l].outputs});
-    layers[l].prepare_P(executor);
-  }
-  std::vector<double> P(t * t), terms(t, 0.0);
-  // The first task has the fewest products, the last one the most: a pair of both is as much work as any other.
-  executor.each((t + 1) / 2, 1, [&](int64_t pair) {
-    thread_local std::vector<double> sums;
-    for (const int64_t k : {pair, t - 1 - pair}) {
-      sums.assign(n, 0.0);
-      for (const LayerProducts& layer : layers) layer.add_P(k, sums.data(), &terms[k]);
-      for (int64_t j = 0; j <= k; ++j) {
-        double sum = 0.0;
-        for (int64_t i = of.tasks.start[j]; i < of.tasks.start[j + 1]; ++i) sum += sums[i];
-        P[k * t + j] = P[j * t + k] = sum;
-      }
-      if (pair == t - 1 - pair) break;
-    }
-  });
-  double cancellation = 0.0;
+  for (int64_t l = 0; l < of.count; ++l) longest = std::max({longest, of.layers[l].inputs, of.layers[l].outputs});
+  double cancellation = of_g.parts / std::max(of_g.whole, 1e-300);
   for (int64_t k = 0; k < t; ++k) {
     if (!std::isfinite(P[k * t + k])) return false;
-    cancellation = std::max(cancellation, terms[k] / std::max(P[k * t + k], 1e-300));
+    cancellation = std::max(cancellation, parts[k] / std::max(P[k * t + k], 1e-300));
   }
   cancellation = (1.0 + cancellation) * std::sqrt(std::max(1.0, static_cast<double>(longest) / kLaneProducts));
   const NnqpProblem dual{P.data(), q, static_cast<int>(t), margin, ridge};
-  const NnqpAnswer answer = project_dual({dual, &g_squared, products_of(of.dtype), &cancellation}, v);
-  if (answer.status != kSolved) return false;
-  *residual = answer.residual;
-  std::vector<double> weights(n);
+  const NnqpAnswer answer = project_dual({dual, &of_g.whole, products_of(of.dtype), &cancellation}, v);
+  if (answer.status == kSolved) {
+    *residual = answer.residual;
+  } else {
+    std::fill_n(v, t, 0.0);
+  }
+  return answer.status == kSolved;
+}
+
+}  // namespace
+
+bool project_examples(const Examples& of, const TensorList& g, double margin, double ridge, double* v, double* q,
+                      double* residual, const Executor& executor) {
+  const int64_t t = of.tasks.t;
+  const int64_t n = of.tasks.start[t];
+  std::vector<LayerProducts> layers;
+  for (int64_t l = 0; l < of.count; ++l) layers.emplace_back(of, of.layers[l], l == 0);
+  const bool solved = solve(of, layers, g, margin, ridge, v, q, residual, executor);
+  const bool is_moved = std::any_of(v, v + t, [](double x) { return x != 0.0; });
+  const Range some{is_moved ? 0 : n, n + of.current};
+  if (some.size() == 0) return solved;
+  std::vector<double> weights(some.end, 1.0);
   for (int64_t k = 0; k < t; ++k) {
     std::fill(weights.begin() + of.tasks.start[k], weights.begin() + of.tasks.start[k + 1], v[k]);
   }
-  for (const LayerProducts& layer : layers) layer.add_gradient(weights.data(), executor);
-  return true;
+  for (const LayerProducts& layer : layers) layer.sum_gradients(some, weights.data(), executor);
+  return solved;
 }
 
 }  // namespace gem_fast::cpu

@@ -26,21 +26,23 @@ struct ExampleLayer {
   void* bias;         // (outputs,), likewise
 };
 
-// What a pass has left behind: the examples of t tasks, and perhaps those whose gradient g is, which follow them in all
-// matrices but the first layer's input.
+// What a pass has left behind: the examples of t tasks, and perhaps those of the current mini-batch, which follow them
+// as one more task (t + 2 numbers in tasks.start) in all matrices but the first layer's input.
 struct Examples {
   DType dtype;
   Tasks tasks;
   const ExampleLayer* layers;
   int64_t count;
-  int64_t current = 0;      // the number of examples of g; 0: they are not known, or g is more than theirs
-  ConstMatrix current_x{};  // (current, inputs): their input of the first layer
+  int64_t current = 0;     // the number of examples of the current mini-batch; 0: g is given
+  LayerInput current_x{};  // their input of the first layer, (current, inputs): rows with positions, or dense
 };
 
-// g -> g~ in place, as cpu::project does with G; `g` is all of the gradient, of which the layers have parts. Returns
-// false, with g as it was, where the products are not enough: rows are to decide (or to say what is not finite).
+// g -> g~, as cpu::project does with G. Where g is given, `g` is all of it, of which the layers have parts, and it is
+// projected in place. Else it is what the current mini-batch's gradients add up to: g~ is written to the layers' parts,
+// and `g` is not read. Returns false, with v = 0 and so g itself in the layers' parts, where the products are not
+// enough: rows are to decide (or to say what is not finite).
 //
-// Results: v (t,), q (t,) = G g of the gradient that came in, and the residual of g~.
+// Results: v (t,), q (t,) = G g of the gradient before the projection, and the residual of g~.
 bool project_examples(const Examples& examples, const TensorList& g, double margin, double ridge, double* v, double* q,
                       double* residual, const Executor& executor);
 

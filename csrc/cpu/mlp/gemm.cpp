@@ -1,13 +1,55 @@
 #include "cpu/mlp/gemm.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/dispatch.h"
 #include "cpu/simd.h"
 
 namespace gem_fast::cpu {
 namespace {
+
+// What applies to a row of a product, in its order; like torch's, the ReLU lets a NaN pass. X is T or a vector of T.
+template <class X, class T>
+GEM_FAST_KERNEL X finished(const Gemm& p, X value, const T* bias, const T* mask, const T* out) {
+  const X zero = {};
+  if (bias != nullptr) value += *reinterpret_cast<const X*>(bias);
+  if (p.relu) value = value <= zero ? zero : value;
+  if (mask != nullptr) value = *reinterpret_cast<const X*>(mask) <= zero ? zero : value;
+  return p.accumulate ? value + *reinterpret_cast<const X*>(out) : value;
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void finish_impl(DType dtype, const Gemm& p, const void* values, int64_t row, int64_t column,
+                                 int64_t rows, int64_t width) {
+  const int64_t columns = std::min(width, p.n - column);
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, {
+    constexpr int L = kLanesOf<Isa, T>;
+    using V = typename Lanes<T, L>::type;
+    const T* bias = p.bias == nullptr ? nullptr : static_cast<const T*>(p.bias) + column;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* from = static_cast<const T*>(values) + r * width;
+      T* out = static_cast<T*>(p.c) + (row + r) * p.ldc + column;
+      const T* mask = p.mask == nullptr ? nullptr : static_cast<const T*>(p.mask) + (row + r) * p.ldmask + column;
+      const auto after = [](const T* x, int64_t c) { return x == nullptr ? nullptr : x + c; };
+      int64_t c = 0;
+      for (; c + L <= columns; c += L) {
+        *reinterpret_cast<V*>(out + c) =
+            finished<V>(p, *reinterpret_cast<const V*>(from + c), after(bias, c), after(mask, c), out + c);
+      }
+      for (; c < columns; ++c) out[c] = finished<T>(p, from[c], after(bias, c), after(mask, c), out + c);
+    }
+  });
+}
+GEM_FAST_MULTIVERSION(finish,
+                      (DType dtype, const Gemm& p, const void* values, int64_t row, int64_t column, int64_t rows,
+                       int64_t width),
+                      (dtype, p, values, row, column, rows, width))
+
+// `rows` rows of `width` sums go to C, those columns that it has. Not a part of each tile, of which there are many.
+__attribute__((noinline)) void finish_tile(DType dtype, const Gemm& p, const void* values, int64_t row, int64_t column,
+                                           int64_t rows, int64_t width) {
+  finish(dtype, p, values, row, column, rows, width);
+}
 
 // The part of C that stays in registers.
 template <class T, int L, int kTileRows, int kVectors>
@@ -24,28 +66,12 @@ GEM_FAST_KERNEL void tile(const Gemm& p, int64_t row, int64_t column) {
       for (int v = 0; v < kVectors; ++v) sum[r][v] += scale * x[v];
     }
   }
-  const int64_t columns = std::min<int64_t>(kVectors * L, p.n - column);
+  alignas(64) T values[kTileRows * kVectors * L];
   for (int r = 0; r < kTileRows; ++r) {
-    T values[kVectors * L];
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(values + v * L) = sum[r][v];
-    T* out = static_cast<T*>(p.c) + (row + r) * p.ldc + column;
-    if (p.bias != nullptr) {
-      const T* bias = static_cast<const T*>(p.bias) + column;
-      for (int64_t c = 0; c < columns; ++c) values[c] += bias[c];
-    }
-    if (p.relu) {
-      // Like torch's, it lets a NaN pass.
-      for (int64_t c = 0; c < columns; ++c) values[c] = values[c] <= T(0) ? T(0) : values[c];
-    }
-    if (p.mask != nullptr) {
-      const T* mask = static_cast<const T*>(p.mask) + (row + r) * p.ldmask + column;
-      for (int64_t c = 0; c < columns; ++c) values[c] = mask[c] <= T(0) ? T(0) : values[c];
-    }
-    if (p.accumulate) {
-      for (int64_t c = 0; c < columns; ++c) values[c] += out[c];
-    }
-    memcpy(out, values, columns * sizeof(T));
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(values + (r * kVectors + v) * L) = sum[r][v];
   }
+  constexpr DType kDType = sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
+  finish_tile(kDType, p, values, row, column, kTileRows, kVectors * L);
 }
 
 template <class T, int L, int kTileRows>
@@ -71,7 +97,11 @@ GEM_FAST_KERNEL void gemm_as(const Gemm& p) {
     const int64_t mine = std::min(size, vectors - v);
     int64_t row = 0;
     for (; row + kTileRows <= p.m; row += kTileRows) tile_of<T, L, kTileRows>(p, row, v * L, mine);
-    for (; row < p.m; ++row) tile_of<T, L, 1>(p, row, v * L, mine);
+    switch (p.m - row) {
+      case 1: tile_of<T, L, 1>(p, row, v * L, mine); break;
+      case 2: tile_of<T, L, 2>(p, row, v * L, mine); break;
+      case 3: tile_of<T, L, 3>(p, row, v * L, mine); break;
+    }
   }
 }
 

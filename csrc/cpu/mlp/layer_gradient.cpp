@@ -16,9 +16,7 @@ void add_block(const LayerGradients& of, int64_t k, int64_t block, int64_t first
   const int64_t row = of.tasks.start[k];
   const int64_t n = of.tasks.start[k + 1] - row;
   const ConstMatrix delta = rows_from(of.delta, row, of.dtype);
-  if (of.x.transposed.data != nullptr) {
-    add_sparse_block(rows_from(of.x.transposed, first, of.dtype), of.dtype, last - first, n, delta, of.outputs, out);
-  } else if (of.x.pairs != nullptr) {
+  if (of.x.pairs != nullptr) {
     add_sparse_block(of.x.pairs->from(k * pairs_of(of.inputs)), of.dtype, of.inputs, block, delta, of.outputs, out);
   } else if (of.x.rows != nullptr) {
     add_sparse_block(*of.x.rows, of.dtype, of.x.positions + row, n, block, delta, of.outputs, out);
@@ -65,9 +63,23 @@ void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor
     const int64_t last = std::min(of.inputs, first + kColumnBlock);
     void* transposed = memset(buffer.of(bytes), 0, bytes);
     const Matrix columns{at(out.data, k * out.stride + first, of.dtype), of.inputs};
-    if (of.add) transpose(of.dtype, columns, of.outputs, last - first, {transposed, width});
     add_block(of, k, block, first, last, transposed);
     transpose(of.dtype, {transposed, width}, last - first, of.outputs, columns);
+  });
+}
+
+void layer_gradient_sum(std::span<const LayerGradients> parts, bool add, void* out, const Executor& executor) {
+  const LayerGradients& layer = parts[0];
+  const int64_t width = padded(layer.outputs);
+  const int64_t bytes = kColumnBlock * width * size_of(layer.dtype);
+  executor.each(column_blocks(layer.inputs), 2, [&](int64_t block) {
+    thread_local Buffer buffer;
+    const int64_t first = block * kColumnBlock;
+    const int64_t last = std::min(layer.inputs, first + kColumnBlock);
+    void* transposed = memset(buffer.of(bytes), 0, bytes);
+    for (const LayerGradients& part : parts) add_block(part, 0, block, first, last, transposed);
+    transpose(layer.dtype, {transposed, width}, last - first, layer.outputs,
+              {at(out, first, layer.dtype), layer.inputs}, add);
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "core/types.h"
 #include "cpu/mlp/layer.h"
@@ -18,11 +19,13 @@ struct LayerGradients {
   int64_t outputs, inputs;
   ConstMatrix delta;  // (N, padded(outputs)), zeros beyond the outputs
   LayerInput x;       // pairs are of columns
-  bool add = false;   // to what is there
 };
 
-// out k (outputs, inputs) = task k's gradient, or += where it is added.
+// out k (outputs, inputs) = task k's gradient.
 void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor& executor);
+
+// out (outputs, inputs) = the sum of the gradients of a few parts, one task each of the same layer; or += it.
+void layer_gradient_sum(std::span<const LayerGradients> parts, bool add, void* out, const Executor& executor);
 
 // The bias's: out (outputs,) = the sum of n rows of delta.
 void sum_rows(const ConstMatrix& delta, DType dtype, int64_t n, int64_t outputs, void* out);

@@ -134,6 +134,22 @@ void input_gradient(const Buffer& weight, DType dtype, const Layer& layer, int64
   }
 }
 
+// Which tasks begin a group that goes through the layers together, and the number of tasks: alone where their gradients
+// are written, else as many as are no more rows than kRows.
+std::vector<int64_t> groups_of(const Mlp& mlp, bool has_pairs, bool has_current) {
+  bool alone = has_pairs;
+  for (int64_t l = 0; l < mlp.count; ++l) {
+    alone |= mlp.layers[l].weight_rows.data != nullptr || mlp.layers[l].bias_rows.data != nullptr;
+  }
+  std::vector<int64_t> groups{0};
+  for (int64_t k = 1; k < mlp.tasks.t; ++k) {
+    const bool is_current = has_current && k == mlp.tasks.t - 1;
+    if (alone || is_current || mlp.tasks.start[k + 1] - mlp.tasks.start[groups.back()] > kRows) groups.push_back(k);
+  }
+  groups.push_back(mlp.tasks.t);
+  return groups;
+}
+
 // Task k's backward, from its n rows of grad to those of mlp.delta; x[l] is its input of layer l, as padded rows.
 void task_backward(const Mlp& mlp, const std::vector<Buffer>& weights, int64_t k, int64_t n, const ConstMatrix& grad,
                    const std::vector<ConstMatrix>& x) {
@@ -186,13 +202,18 @@ void mlp_pass(const Mlp& mlp, const LayerInput& memory, Current* current, const 
   for (int64_t l = 0; l < mlp.count; ++l) forward.emplace_back(mlp.layers[l].layer, dtype, executor);
   const std::vector<Buffer> weights = padded_weights(mlp, executor);
   const int64_t classes = forward.back().layer.outputs;
+  const std::vector<int64_t> groups = groups_of(mlp, memory.pairs != nullptr, current != nullptr);
   std::vector<int64_t> first_pair{0};
   for (int64_t k = 0; k < mlp.tasks.t; ++k) {
     first_pair.push_back(first_pair[k] + pairs_of(mlp.tasks.start[k + 1] - mlp.tasks.start[k]));
   }
-  executor.each(mlp.tasks.t, 1, [&](int64_t k) {
+  executor.each(static_cast<int64_t>(groups.size()) - 1, 1, [&](int64_t group) {
+    const int64_t k = groups[group];
     const int64_t first = mlp.tasks.start[k];
-    const int64_t n = mlp.tasks.start[k + 1] - first;
+    thread_local std::vector<int64_t> start;  // of the group's tasks within it
+    start.clear();
+    for (int64_t i = k; i <= groups[group + 1]; ++i) start.push_back(mlp.tasks.start[i] - first);
+    const int64_t n = start.back();
     // The logits, the inputs of all layers but the first, and the gradient at the logits.
     thread_local std::vector<Buffer> buffers;
     buffers.resize(std::max<size_t>(buffers.size(), mlp.count + 1));
@@ -220,9 +241,9 @@ void mlp_pass(const Mlp& mlp, const LayerInput& memory, Current* current, const 
       }
     }
     if (is_current) current->loss = cross_entropy(logits, dtype, target + first, n, classes);
-    const int64_t whole[] = {0, n};
     const Matrix grad{buffers[mlp.count].of(n * classes * size_of(dtype)), classes};
-    cross_entropy_gradient(logits, dtype, target + first, {whole, 1}, classes, grad, kThisThread);
+    cross_entropy_gradient(logits, dtype, target + first, {start.data(), static_cast<int64_t>(start.size()) - 1},
+                           classes, grad, kThisThread);
     task_backward(mlp, weights, k, n, grad, {x.begin(), x.end()});
   });
 }

@@ -38,7 +38,7 @@ void mlp_backward(const Mlp& mlp, const ConstMatrix& grad, const Executor& execu
 
 // The current mini-batch, as the last task of a pass.
 struct Current {
-  LayerInput x;  // its own input, dense
+  LayerInput x;  // its own input: rows with positions, or dense
   double loss;   // its mean cross entropy, which the pass writes
 };
 

@@ -225,37 +225,6 @@ GEM_FAST_KERNEL void rows_block(const SparseRows& x, const int64_t* positions, i
   }
 }
 
-// The same from x'.
-template <class Isa, class T>
-GEM_FAST_KERNEL void columns_block(const T* x, int64_t stride, int64_t columns, int64_t n, const T* delta,
-                                   int64_t delta_stride, int64_t width, T* out) {
-  thread_local Buffer buffers[2];
-  auto* index = static_cast<int32_t*>(buffers[0].of(n * sizeof(int32_t)));
-  T* values = static_cast<T*>(buffers[1].of(n * sizeof(T)));
-  for (int64_t c = 0; c < columns; ++c) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      index[count] = static_cast<int32_t>(i);
-      values[count] = x[c * stride + i];
-      count += x[c * stride + i] != T(0);
-    }
-    T* const sums[] = {out + c * width};
-    add_all_entries<T, kLanesOf<Isa, T>, 1>(delta, delta_stride, width, index, values, count, sums);
-  }
-}
-
-template <class Isa>
-GEM_FAST_KERNEL void columns_block_any_impl(const ConstMatrix& x, DType dtype, int64_t columns, int64_t n,
-                                            const ConstMatrix& delta, int64_t width, void* out) {
-  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(
-      dtype, columns_block<Isa, T>(static_cast<const T*>(x.data), x.stride, columns, n,
-                                   static_cast<const T*>(delta.data), delta.stride, width, static_cast<T*>(out)));
-}
-GEM_FAST_MULTIVERSION(columns_block_any,
-                      (const ConstMatrix& x, DType dtype, int64_t columns, int64_t n, const ConstMatrix& delta,
-                       int64_t width, void* out),
-                      (x, dtype, columns, n, delta, width, out))
-
 template <class Isa>
 GEM_FAST_KERNEL void pairs_block_any_impl(const SparsePairs& x, DType dtype, int64_t d, int64_t block,
                                           const void* delta, int64_t width, void* out) {
@@ -346,16 +315,13 @@ void sparse_row_product(const SparseRows& x, DType dtype, int64_t row, const Con
   product_row_any(x, dtype, row, matrix, width, y);
 }
 
-void transpose_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
-                            void* out) {
+void transpose_sparse(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, void* out) {
   const int64_t width = padded(n);
-  const int64_t first = block * kColumnBlock;
-  memset(out, 0, (std::min(x.d, first + kColumnBlock) - first) * width * size_of(dtype));
+  memset(out, 0, x.d * width * size_of(dtype));
   GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, {
     for (int64_t i = 0; i < n; ++i) {
-      const int32_t* start = x.start + positions[i] * column_blocks(x.d) + block;
-      for (int32_t e = start[0]; e < start[1]; ++e) {
-        static_cast<T*>(out)[(x.columns[e] - first) * width + i] = static_cast<const T*>(x.values)[e];
+      for (int32_t e = x.begin(positions[i]); e < x.begin(positions[i] + 1); ++e) {
+        static_cast<T*>(out)[x.columns[e] * width + i] = static_cast<const T*>(x.values)[e];
       }
     }
   });
@@ -369,11 +335,6 @@ void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t bloc
 void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
                       const ConstMatrix& delta, int64_t outputs, void* out) {
   rows_block_any(x, dtype, positions, n, block, delta, padded(outputs), out);
-}
-
-void add_sparse_block(const ConstMatrix& x, DType dtype, int64_t columns, int64_t n, const ConstMatrix& delta,
-                      int64_t outputs, void* out) {
-  columns_block_any(x, dtype, columns, n, delta, padded(outputs), out);
 }
 
 }  // namespace gem_fast::cpu

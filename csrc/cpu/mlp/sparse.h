@@ -41,15 +41,13 @@ struct SparsePairs {
   SparsePairs from(int64_t pair) const { return {lines + 2 * pair, start + pair, index, values}; }
 };
 
-// A layer's input x (N, inputs), in one of four forms: pairs of each task's lines (rows for the forward, columns for
-// the gradient); the entries of a memory, of which rows `positions` (N,) are meant; x itself; or for the gradient of
-// one task x' (inputs, padded(N)), of which most is zero.
+// A layer's input x (N, inputs), in one of three forms: pairs of each task's lines (rows for the forward, columns for
+// the gradient); the entries of a memory, of which rows `positions` (N,) are meant; or x itself.
 struct LayerInput {
   const SparsePairs* pairs = nullptr;
   const SparseRows* rows = nullptr;
   const int64_t* positions = nullptr;
   ConstMatrix dense{};
-  ConstMatrix transposed{};
 };
 
 // The number of pairs of n lines.
@@ -77,9 +75,8 @@ void sparse_rows_forward(const SparsePairs& x, DType dtype, int64_t n, const voi
 void sparse_row_product(const SparseRows& x, DType dtype, int64_t row, const ConstMatrix& matrix, int64_t width,
                         void* y);
 
-// out (columns of the block, padded(n)) = x[positions, block]'.
-void transpose_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
-                            void* out);
+// out (d, padded(n)) = x[positions]'. On this thread.
+void transpose_sparse(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, void* out);
 
 // A block of one task's gradient, transposed: x[:, block]' delta is added to out (columns of the block,
 // padded(outputs)), for delta (n, padded(outputs)). From pairs of the task's columns:
@@ -88,8 +85,5 @@ void add_sparse_block(const SparsePairs& x, DType dtype, int64_t d, int64_t bloc
 // and for a sample, the n rows of x that positions names:
 void add_sparse_block(const SparseRows& x, DType dtype, const int64_t* positions, int64_t n, int64_t block,
                       const ConstMatrix& delta, int64_t outputs, void* out);
-// and from x' itself, whose zeros are passed over: `columns` of its rows (n,).
-void add_sparse_block(const ConstMatrix& x, DType dtype, int64_t columns, int64_t n, const ConstMatrix& delta,
-                      int64_t outputs, void* out);
 
 }  // namespace gem_fast::cpu

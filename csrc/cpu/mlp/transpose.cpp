@@ -41,7 +41,7 @@ GEM_FAST_KERNEL void transpose_tile(typename Lanes<T, L>::type* x) {
   }
 }
 
-template <class T, int L>
+template <class T, int L, bool kAdd>
 GEM_FAST_KERNEL void transpose_as(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
                                   int64_t to_stride) {
   using V = typename Lanes<T, L>::type;
@@ -51,11 +51,17 @@ GEM_FAST_KERNEL void transpose_as(const T* from, int64_t from_stride, int64_t ro
         V tile[L];
         for (int i = 0; i < L; ++i) tile[i] = *reinterpret_cast<const V*>(from + (r + i) * from_stride + c);
         transpose_tile<T, L>(tile);
-        for (int i = 0; i < L; ++i) *reinterpret_cast<V*>(to + (c + i) * to_stride + r) = tile[i];
+        for (int i = 0; i < L; ++i) {
+          V& out = *reinterpret_cast<V*>(to + (c + i) * to_stride + r);
+          out = kAdd ? out + tile[i] : tile[i];
+        }
         continue;
       }
       for (int64_t i = r; i < std::min(r + L, rows); ++i) {
-        for (int64_t j = c; j < std::min(c + L, columns); ++j) to[j * to_stride + i] = from[i * from_stride + j];
+        for (int64_t j = c; j < std::min(c + L, columns); ++j) {
+          T& out = to[j * to_stride + i];
+          out = kAdd ? out + from[i * from_stride + j] : from[i * from_stride + j];
+        }
       }
     }
   }
@@ -63,19 +69,26 @@ GEM_FAST_KERNEL void transpose_as(const T* from, int64_t from_stride, int64_t ro
 
 template <class Isa>
 GEM_FAST_KERNEL void transpose_any_impl(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns,
-                                        const Matrix& to) {
-  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(
-      dtype, transpose_as<T, kLanesOf<Isa, T>>(static_cast<const T*>(from.data), from.stride, rows, columns,
-                                               static_cast<T*>(to.data), to.stride));
+                                        const Matrix& to, bool add) {
+  GEM_FAST_DISPATCH_FLOAT_OR_DOUBLE(dtype, {
+    constexpr int L = kLanesOf<Isa, T>;
+    const T* x = static_cast<const T*>(from.data);
+    T* out = static_cast<T*>(to.data);
+    if (add) {
+      transpose_as<T, L, true>(x, from.stride, rows, columns, out, to.stride);
+    } else {
+      transpose_as<T, L, false>(x, from.stride, rows, columns, out, to.stride);
+    }
+  });
 }
 GEM_FAST_MULTIVERSION(transpose_any,
-                      (DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to),
-                      (dtype, from, rows, columns, to))
+                      (DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to, bool add),
+                      (dtype, from, rows, columns, to, add))
 
 }  // namespace
 
-void transpose(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to) {
-  transpose_any(dtype, from, rows, columns, to);
+void transpose(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, const Matrix& to, bool add) {
+  transpose_any(dtype, from, rows, columns, to, add);
 }
 
 void transpose_padded(DType dtype, const ConstMatrix& from, int64_t rows, int64_t columns, void* to,
@@ -85,7 +98,7 @@ void transpose_padded(DType dtype, const ConstMatrix& from, int64_t rows, int64_
     const int64_t first = block * kGrain;
     const int64_t last = std::min(columns, first + kGrain);
     transpose_any(dtype, {at(from.data, first, dtype), from.stride}, rows, last - first,
-                  {at(to, first * width, dtype), width});
+                  {at(to, first * width, dtype), width}, false);
     for (int64_t c = first; c < last; ++c) {
       memset(at(to, c * width + rows, dtype), 0, (width - rows) * size_of(dtype));
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
+from gem_fast.gradients.interface import JointPass
 from gem_fast.gradients.rows import by_parameter, rows_for
 from gem_fast.solver import Status
 
@@ -36,7 +37,7 @@ class SamplePlan:
         self.parameters = list(parameters)
         self.weights: list[Tensor] = [layer.weight for layer in layers]
         self.biases: list[Tensor | None] = [layer.bias for layer in layers]
-        self.sizes = batch.tasks.sizes
+        self.sizes, self.total = batch.tasks.sizes, batch.tasks.total
         self._entries = batch.entries
         own = {*self.weights, *self.biases}
         self.depends = [parameter in own for parameter in parameters]
@@ -61,6 +62,17 @@ class SamplePlan:
         """Whether this is the plan for a sample of the same tasks."""
         return batch.entries is self._entries and batch.tasks.sizes == self.sizes
 
+    def input(self, batch: TaskBatch) -> tuple[Tensor | None, Sequence[Tensor], Tensor | None]:
+        """The first layer's input, as operators take it."""
+        if batch.entries is None:  # the sample is a copy, of which all count
+            return batch.x.flatten(1).contiguous(), [], None
+        return None, batch.entries.by_rows, batch.positions
+
+    def targets(self, batch: TaskBatch) -> Tensor:
+        """Of the examples that `input` is about: of a memory's all."""
+        targets: Tensor = batch.y if batch.entries is None else batch.targets
+        return targets
+
     def split(self, grads: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of the weights, of the biases, empty ones where they are not wanted, and of other parameters."""
         weights, biases = ([self._nothing if i < 0 else grads[i] for i in places] for places in self._places)
@@ -73,76 +85,29 @@ class ExampleGradients:
     Args:
         plan: the pass's plan, in whose memory it leaves what G follows from.
         batch: the sample.
-        current: the current mini-batch, which takes part in the pass; its targets are classes.
-
-    Attributes:
-        grads: of the mini-batch, per parameter; None where its loss does not depend on it.
-        loss: () its mean cross entropy.
+        of_step: the number of examples of the mini-batch that took part in the pass, where `step_pass` has made it.
     """
 
     @torch.no_grad()
-    def __init__(self, plan: SamplePlan, batch: TaskBatch, current: TaskBatch | None = None) -> None:
+    def __init__(self, plan: SamplePlan, batch: TaskBatch, *, of_step: int = 0) -> None:
         self.depends = plan.depends
         self._plan = plan
-        entries = batch.entries
-        # Of a sample of dense inputs these are a copy, of which all count.
-        self._x = batch.x.flatten(1).contiguous() if entries is None else None
-        self._entries, self._positions = ([], None) if entries is None else (entries.by_rows, batch.positions)
-        sizes = plan.sizes if current is None else [*plan.sizes, current.tasks.total]
-        self._kept = plan.kept(sum(sizes))
-        self._rows = sum(sizes)
-        self.grads: list[Tensor | None] = []
-        self._versions: list[int] = []
-        own: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        self._current_x = None
-        if current is not None:
-            self._current_x = current.x.flatten(1).contiguous()
-            self.grads = [
-                torch.empty_like(p, memory_format=torch.contiguous_format) if used else None
-                for p, used in zip(plan.parameters, plan.depends, strict=True)
-            ]
-            own = plan.split(self.grads)
-        self.loss: Tensor = torch.ops.gem_fast._mlp_examples_(
-            self._kept,
-            self._x,
-            self._entries,
-            self._positions,
-            batch.y if self._positions is None else batch.targets,
-            plan.weights,
-            plan.biases,
-            sizes,
-            self._current_x,
-            None if current is None else current.y,
-            own[0],
-            own[1],
-        )
-        self._versions = [-1 if grad is None else grad._version for grad in self.grads]
+        self._input = plan.input(batch)
+        self._rows = batch.tasks.total + of_step
+        self._kept = plan.kept(self._rows)
+        self._is_of_step = of_step > 0
+        if not self._is_of_step:
+            torch.ops.gem_fast._mlp_examples_(
+                self._kept, *self._input, plan.targets(batch), plan.weights, plan.biases, plan.sizes
+            )
 
     @torch.no_grad()
     def project_(self, grads: Sequence[Tensor], margin: float, ridge: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The projection (v, q, status, residual) of g, in place; `grads` are the parameters' gradients."""
         plan = self._plan
-        if all(grad.is_contiguous() for grad in grads):
-            weights, biases, others = plan.split(grads)
-            # Where g is what this pass has left, its inner products with G are those of the examples.
-            is_own = len(self.grads) == len(grads) and all(
-                mine is None or (grad is mine and grad._version == version)
-                for grad, mine, version in zip(grads, self.grads, self._versions, strict=True)
-            )
+        if not self._is_of_step and all(grad.is_contiguous() for grad in grads):
             projected: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.gem_fast._mlp_project_(
-                weights,
-                biases,
-                others,
-                self._kept,
-                self._x,
-                self._entries,
-                self._positions,
-                plan.weights,
-                plan.sizes,
-                self._current_x if is_own else None,
-                self._rows,
-                margin,
-                ridge,
+                *plan.split(grads), self._kept, *self._input, plan.weights, plan.sizes, margin, ridge
             )
             if projected[2].item() == Status.SOLVED:
                 return projected
@@ -172,17 +137,48 @@ class ExampleGradients:
         deltas, inputs = [planes[0], *planes[1::2]], planes[2::2]
         for k, (weight, bias, delta) in enumerate(zip(plan.weights, plan.biases, deltas, strict=True)):
             if weight in blocks:
-                x = (
-                    (self._x, self._entries, self._positions)
-                    if k == 0
-                    else (inputs[k - 1][:, : weight.shape[1]], [], None)
-                )
+                x = self._input if k == 0 else (inputs[k - 1][:, : weight.shape[1]], [], None)
                 torch.ops.gem_fast._layer_gradient_(blocks[weight], delta, *x, plan.sizes)
             if bias in blocks:
                 sizes.sum(delta[:, : len(weight)], blocks[bias])
         for i in plan._others:
             blocks[plan.parameters[i]].zero_()
         return G
+
+
+@torch.no_grad()
+def step_pass(plan: SamplePlan, batch: TaskBatch, current: TaskBatch, margin: float, ridge: float) -> JointPass:
+    """One pass through a sample and the current mini-batch, whose gradient it projects where it can.
+
+    Args:
+        plan: the sample's.
+        batch: the sample.
+        current: the mini-batch, whose targets are classes.
+        margin: as for `project_`.
+        ridge: likewise.
+    """
+    grads = [
+        torch.empty_like(p, memory_format=torch.contiguous_format) if used else None
+        for p, used in zip(plan.parameters, plan.depends, strict=True)
+    ]
+    n = current.tasks.total
+    weight_grads, bias_grads, _ = plan.split(grads)
+    loss, *projection = torch.ops.gem_fast._mlp_step_(
+        plan.kept(plan.total + n),
+        *plan.input(batch),
+        plan.targets(batch),
+        plan.weights,
+        plan.biases,
+        plan.sizes,
+        current.x.flatten(1).contiguous(),
+        current.y,
+        weight_grads,
+        bias_grads,
+        margin,
+        ridge,
+    )
+    done = projection[2].item() == Status.SOLVED
+    return JointPass(ExampleGradients(plan, batch, of_step=n), grads, loss, tuple(projection) if done else None)
 
 
 def padded(columns: int) -> int:

@@ -13,17 +13,21 @@ from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.recorder import CannotFuse
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
-from gem_fast.gradients.interface import Batch, Sample
+from gem_fast.gradients.interface import Batch, Constraint, Sample
 
 
 class BatchCache:
     """Keeps the last concatenation, and what it was made of, for as long as that has not changed.
 
     A past task's examples stay the same from step to step: copying them in each would cost more than the projection.
+
+    Attributes:
+        made_of: the constraints that the last batches came from.
     """
 
     def __init__(self, loss_fn: Callable[[Any, Any], Tensor]) -> None:
         self.loss_fn = loss_fn
+        self.made_of: Sequence[Constraint] | None = None
         self._last: list[Batch] = []
         self._sources: list[tuple[Tensor, int]] = []
         self._versions: list[int] = []
@@ -47,13 +51,18 @@ class BatchCache:
         self._last = list(batches) if self._sources else []
         return self._chosen(sample, rows)
 
+    def again(self, constraints: Sequence[Constraint], sample: Sample) -> TaskBatch | None:
+        """The examples of the same constraints that count now; None where these are others, or have changed."""
+        if self._all is None or self.made_of is not constraints or not self._last or not self._are_unchanged():
+            return None
+        return self._chosen(sample, slice(0, len(constraints)))
+
+    def _are_unchanged(self) -> bool:
+        return [source._version for source, _ in self._sources] == self._versions
+
     def _are_the_last(self, batches: Sequence[Batch]) -> bool:
         """Whether these are the very batches of the last call, unchanged: the quick way to say so."""
-        return (
-            len(batches) == len(self._last)
-            and all(map(is_, batches, self._last))
-            and [source._version for source, _ in self._sources] == self._versions
-        )
+        return len(batches) == len(self._last) and all(map(is_, batches, self._last)) and self._are_unchanged()
 
     def _chosen(self, sample: Sample | None, rows: slice) -> TaskBatch:
         assert self._all is not None

@@ -13,13 +13,14 @@ from torch.nn import Parameter
 from gem_fast.containers import Objects
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.comparison import RowsDiffer
 from gem_fast.gradients.fused.descriptors import DescriptorCache, has_descriptors
 from gem_fast.gradients.fused.joint import Joint
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.schedule import Schedule
 from gem_fast.gradients.fused.task_batch import TaskBatch
-from gem_fast.gradients.fused.verifier import RowsDiffer, Verifier, batch_of_task, failures_as_reasons
+from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, failures_as_reasons
 from gem_fast.gradients.interface import (
     Batch,
     Constraint,
@@ -166,6 +167,7 @@ class Fused(RowEngine):
         constraints: Sequence[Constraint],
         parameters: Sequence[Parameter],
         sample: Sample | None = None,
+        margins: tuple[float, float] | None = None,
     ) -> JointPass | None:
         """As `Engine.with_current`."""
         model, verifier = self._current(objective, constraints, parameters)
@@ -176,9 +178,9 @@ class Fused(RowEngine):
         if self._shortcuts:
             batch = self._joint.mlp_batch(current)
             if batch is not None:
-                together = self._by_examples(model, constraints, sample, batch)
+                together = None if margins is None else self._by_examples(model, constraints, sample, batch, margins)
                 if together is not None:
-                    return JointPass(together, together.grads, together.loss)
+                    return together
                 alone = self._joint.by_shortcut(current, batch)
                 if alone is not None:
                     return JointPass(self(objective, constraints, parameters, sample), *alone)
@@ -208,24 +210,30 @@ class Fused(RowEngine):
         return None
 
     def _by_examples(
-        self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None, current: TaskBatch
-    ) -> cpu_mlp.ExampleGradients | None:
-        """One pass for all, where it is of a kind that was compared and no comparison is due; else None."""
-        tasks = [batches[0].task for batches in constraints]
-        if (
-            sample is None
-            or not self._was_by_examples
-            or not self._keeps_no_rows(len(tasks))
-            or any(len(batches) != 1 for batches in constraints)
-            or self._schedule.due(tasks, is_new=False)
-        ):
+        self,
+        model: FusedModel,
+        constraints: Sequence[Constraint],
+        sample: Sample | None,
+        current: TaskBatch,
+        margins: tuple[float, float],
+    ) -> JointPass | None:
+        """One pass for all, and the projection, where it is of a kind that was compared and no comparison is due."""
+        if sample is None or not self._was_by_examples or self._cache is None:
             return None
-        [batch] = self._task_batches(model, constraints, sample, slice(0, len(tasks)))
+        batch = self._cache.again(constraints, sample)
+        if batch is None:
+            t = len(constraints)
+            if not self._keeps_no_rows(t) or any(len(batches) != 1 for batches in constraints):
+                return None
+            [batch] = self._task_batches(model, constraints, sample, slice(0, t))
         plan = model.sample_plan(batch) if model.is_mlp(batch) else None
         if plan is None:
             return None
+        tasks = [batches[0].task for batches in constraints]
+        if self._schedule.due(tasks, is_new=False):
+            return None
         self._schedule.passed(tasks, [])
-        return cpu_mlp.ExampleGradients(plan, batch, current)
+        return cpu_mlp.step_pass(plan, batch, current, *margins)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
@@ -391,4 +399,5 @@ class Fused(RowEngine):
         if self._cache is None or self._cache.loss_fn != loss_fn:
             self._cache = BatchCache(loss_fn)
         batch = self._cache([batch for [batch] in constraints], sample, rows)
+        self._cache.made_of = constraints
         return [self._descriptors(batch, [source for [source] in constraints[rows]])]

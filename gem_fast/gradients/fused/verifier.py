@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_fast.gradients import reentrant
 from gem_fast.gradients.fused.batch_cache import BatchCache
+from gem_fast.gradients.fused.comparison import RowsDiffer, compare_buffers, compare_row
 from gem_fast.gradients.fused.descriptors import with_descriptors
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
@@ -30,10 +31,6 @@ AnyGradients = TypeVar("AnyGradients", bound=TaskGradients | Tensor)
 _ATTEMPTS = 3
 
 
-class RowsDiffer(CannotFuse):
-    """The gradients are others: by a mistake in principle, or because a ReLU's input was zero but for rounding."""
-
-
 class _UsesRandomNumbers(Exception):
     """A pass has drawn some."""
 
@@ -44,8 +41,9 @@ class Verifier:
     `verify_new` compares a small pass of two tasks when a pass is of a kind that is new. `verified` compares some tasks
     of a pass that is about to be used: a model may come to mix examples in this batch that did not in those before. A
     ReLU whose input is zero but for rounding is no mistake of the pass: where gradients differ in float32 or less,
-    passes at slightly other parameters decide. The parameters are put back, and so are buffers. On a GPU a comparison
-    waits for the result.
+    passes at slightly other parameters decide. Nor is a difference by rounding alone, as of a gradient that is nothing
+    else: where they differ, the loop's own rounding, measured by float64, says how much is allowed. The parameters are
+    put back, and so are buffers. On a GPU a comparison waits for the result.
 
     Attributes:
         bytes_per_example: what a pass keeps in memory for each example, as the last comparison found.
@@ -162,7 +160,7 @@ class Verifier:
             pack_(got[0], grads, [parameter.numel() for parameter in parameters])
             if not bool(expected.isfinite().all()):
                 raise CannotVerify("the gradients are not finite")
-            _compare(objective.model, parameters, expected, got)
+            compare_row(objective, parameters, current, expected, got)
             if depends != [grad is not None for grad in grads]:
                 raise CannotFuse("a parameter that is used outside of its layer would be missed")
 
@@ -199,10 +197,10 @@ class Verifier:
                 has_rows = isinstance(G, RowGradients | Tensor)
                 if not bool((expected if has_rows else expected + got).isfinite().all()):
                     raise CannotVerify("the gradients are not finite")
-                _compare(objective.model, parameters, expected, got)
+                compare_row(objective, parameters, batch, expected, got)
             elif has_changed:
                 objective.loss(batch)
-        _compare_buffers(objective.model, after)
+        compare_buffers(objective.model, after)
 
     def _up_to_rounding(self, check: Callable[[], None], first: int = 0) -> None:
         """Runs a comparison; where gradients differ, at other parameters, where rounding flips other ReLUs if any."""
@@ -245,10 +243,11 @@ class Verifier:
                 buffers = [buffer.clone() for buffer in model.buffers()]
             with buffers_restored(model.modules()), failures_as_reasons():
                 same = self._fill(batches, got, learn_dims) == depends
-                _compare_buffers(model, buffers)
+                compare_buffers(model, buffers)
         if not bool(expected.isfinite().all()):
             raise CannotVerify("the gradients are not finite")
-        _compare(model, parameters, expected, got)
+        for k, batch in enumerate(batches):
+            compare_row(self._model.objective, parameters, batch, expected[k : k + 1], got[k : k + 1])
         if not same:
             raise CannotFuse("a parameter that is used outside of its layer would be missed")
 
@@ -306,29 +305,6 @@ def _row(G: TaskGradients | Tensor, k: int, t: int, parameters: Sequence[Paramet
     unit[k] = 1.0
     G.combine_([part.view_as(p) for part, p in zip(by_parameter(row, parameters), parameters, strict=True)], unit)
     return row
-
-
-def _compare_buffers(model: nn.Module, expected: Sequence[Tensor]) -> None:
-    for (name, got), right in zip(model.named_buffers(), expected, strict=True):
-        # Whatever is not finite must be so in both.
-        if not torch.allclose(got.double(), right.double(), rtol=1e-3, atol=1e-6, equal_nan=True):
-            raise CannotFuse(f"the buffer {name} is not left as by one pass per task")
-
-
-def _compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> None:
-    # Rounding flips a ReLU now and then: of many, it changes less than this; of few, the caller tries again.
-    tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
-    floor = 0.01 * expected.double().norm(dim=1)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, right, mine in zip(parameters, expected.split(sizes, 1), got.split(sizes, 1), strict=True):
-        error = (mine.double() - right.double()).norm(dim=1)
-        # Not "greater than": a NaN must not pass.
-        if not bool((error <= tolerance * torch.maximum(right.double().norm(dim=1), floor)).all()):
-            raise RowsDiffer(
-                f"the gradients of {names.get(parameter, 'a parameter')} differ from those of one backward per task: "
-                "the model mixes the examples of a mini-batch, or uses a parameter in a way that no rule knows"
-            )
 
 
 class _NothingDropped(TorchDispatchMode):

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/mlp/cross_entropy.h"
+#include "cpu/mlp/example_products.h"
 #include "cpu/mlp/layer_gradient.h"
 #include "cpu/mlp/mlp.h"
 #include "cpu/mlp/pairing.h"
@@ -239,6 +240,104 @@ void run_mlp(Random& random, DType dtype) {
   for (int64_t n = 0; n < delta.size(); ++n) expect_close(delta.at(n), one_by_one[n], "delta in one pass");
 }
 
+// The projection without rows, of a g that is given and of a mini-batch's own, against rows in float64 that are formed
+// from what the pass has left behind.
+template <class T>
+void run_examples(Random& random, DType dtype) {
+  const int64_t t = pick(random, {1, 2, 3, 9}), d = pick(random, {1, 16, 33, 70});
+  SparseMemory<T> memory(random, dtype, t, d);
+  const Sampled sampled(random, memory.start);
+  RandomMlp<T> net(random, t, d);
+  const bool by_entries = random() % 2 == 0;
+  const int64_t n = sampled.start.back(), current = random() % 2 == 0 ? 1 + static_cast<int64_t>(random() % 20) : 0;
+  std::vector<int64_t> start = sampled.start;
+  if (current > 0) start.push_back(n + current);
+  const int64_t N = n + current, tasks = t + (current > 0 ? 1 : 0);
+  Buffer<T> x(N * d, 0);
+  for (int64_t i = 0; i < N; ++i) {
+    const int64_t row = i < n ? sampled.positions[i] : static_cast<int64_t>(random() % memory.start.back());
+    std::copy_n(&memory.x[row * d], d, &x[i * d]);
+  }
+  std::vector<int64_t> target(N);
+  for (int64_t& y : target) y = random() % net.classes();
+  std::vector<Buffer<T>> deltas, inputs, weight_grads, bias_grads;
+  for (int64_t l = 0; l < net.count; ++l) {
+    deltas.emplace_back(N * cpu::padded(net.widths[l + 1]), 0);
+    inputs.emplace_back(N * cpu::padded(net.widths[l]), 0);
+    net.layers[l].weight_rows = net.layers[l].bias_rows = {nullptr, 0};
+    net.layers[l].kept_delta = {deltas[l].data(), cpu::padded(net.widths[l + 1])};
+    net.layers[l].kept_x = {l == 0 ? nullptr : inputs[l].data(), cpu::padded(net.widths[l])};
+    weight_grads.emplace_back(net.widths[l + 1] * net.widths[l], 0).fill(random, Values::kOrdinary);
+    bias_grads.emplace_back(net.widths[l + 1], 0).fill(random, Values::kOrdinary);
+  }
+  const cpu::SparseRows rows = memory.rows();
+  cpu::LayerInput input, own;
+  if (by_entries) {
+    input.rows = &rows, input.positions = sampled.positions.data();
+  } else {
+    input.dense = {x.data(), d};
+  }
+  own.dense = {&x[n * d], d};
+  if (current == 0) own.dense = {nullptr, 0};
+  cpu::Current mini_batch{own, 0.0};
+  cpu::mlp_pass({dtype, net.layers.data(), net.count, {start.data(), tasks}, net.layers[0].kept_delta}, input,
+                current > 0 ? &mini_batch : nullptr, target.data(), kPlainThreads);
+
+  // The rows of one weight and one bias after the other; the last row is g.
+  std::vector<std::vector<double>> G(t + 1);
+  std::vector<cpu::ExampleLayer> layers;
+  std::vector<TensorRef> g;
+  for (int64_t l = 0; l < net.count; ++l) {
+    const int64_t in = net.widths[l], out = net.widths[l + 1], in_stride = l == 0 ? d : cpu::padded(in);
+    const Buffer<T>& of_x = l == 0 ? x : inputs[l];
+    for (int64_t k = 0; k < tasks; ++k) {
+      std::vector<double> row(out * in + out, 0.0);
+      for (int64_t i = start[k]; i < start[k + 1]; ++i) {
+        for (int64_t o = 0; o < out; ++o) {
+          const double delta = deltas[l].at(i * cpu::padded(out) + o);
+          row[out * in + o] += delta;
+          for (int64_t j = 0; j < in; ++j) row[o * in + j] += delta * of_x.at(i * in_stride + j);
+        }
+      }
+      G[k].insert(G[k].end(), row.begin(), row.end());
+    }
+    for (int64_t i = 0; current == 0 && i < out * in; ++i) G[t].push_back(weight_grads[l].at(i));
+    for (int64_t o = 0; current == 0 && o < out; ++o) G[t].push_back(bias_grads[l].at(o));
+    layers.push_back({out, in, l == 0 ? input : cpu::LayerInput{.dense = net.layers[l].kept_x},
+                      net.layers[l].kept_delta, weight_grads[l].data(), bias_grads[l].data()});
+    g.push_back({weight_grads[l].data(), out * in, 0});
+    g.push_back({bias_grads[l].data(), out, 0});
+  }
+  std::vector<double> v(t), q(t);
+  double residual = -1.0;
+  const cpu::Examples examples{dtype, {start.data(), t}, layers.data(), net.count, current, own};
+  const double margin = random() % 2 == 0 ? 0.0 : 0.5;
+  cpu::project_examples(examples, {g.data(), static_cast<int64_t>(g.size())}, margin, 0.0, v.data(), q.data(),
+                        &residual, kPlainThreads);
+  const auto dot = [](const std::vector<double>& a, const std::vector<double>& b) {
+    double sum = 0.0;
+    for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+    return sum;
+  };
+  std::vector<double> moved = G[t];
+  double scale = std::sqrt(dot(moved, moved));
+  for (int64_t k = 0; k < t; ++k) {
+    const double length = std::sqrt(dot(G[k], G[k]));
+    expect(std::fabs(q[k] - dot(G[k], G[t])) <= 1e-4 * (1 + length * std::sqrt(dot(G[t], G[t]))), "q from examples");
+    for (size_t i = 0; i < moved.size(); ++i) moved[i] += v[k] * G[k][i];
+    scale += v[k] * length;
+  }
+  int64_t at = 0;
+  for (int64_t l = 0; l < net.count; ++l) {
+    for (int64_t i = 0; i < weight_grads[l].size(); ++i) {
+      expect(std::fabs(weight_grads[l].at(i) - moved[at++]) <= 1e-4 * (1 + scale), "a weight's g + G'v from examples");
+    }
+    for (int64_t i = 0; i < bias_grads[l].size(); ++i) {
+      expect(std::fabs(bias_grads[l].at(i) - moved[at++]) <= 1e-4 * (1 + scale), "a bias's g + G'v from examples");
+    }
+  }
+}
+
 }  // namespace
 
 void run_layers(Random& random) {
@@ -248,6 +347,8 @@ void run_layers(Random& random) {
   run_sparse_forward<double>(random, DType::kFloat64);
   run_mlp<float>(random, DType::kFloat32);
   run_mlp<double>(random, DType::kFloat64);
+  run_examples<float>(random, DType::kFloat32);
+  run_examples<double>(random, DType::kFloat64);
 }
 
 }  // namespace gem_fast::native

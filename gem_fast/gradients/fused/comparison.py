@@ -1,0 +1,108 @@
+"""Whether two ways to a gradient give the same one, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gem_fast.containers import Nest, map_tensors
+from gem_fast.gradients.fused.recorder import CannotFuse
+from gem_fast.gradients.interface import Batch, Objective
+from gem_fast.gradients.loop import fill_rows
+from gem_fast.gradients.restore import buffers_restored, in_float64, parameters_moved
+from gem_fast.gradients.rows import rows_for
+
+# Two passes in one dtype may be as many times as far from each other as the loop is from float64.
+_ROUNDING = 10.0
+# Where that is measured: at the parameters as they are, and at others close by.
+_PLACES = 3
+
+
+class RowsDiffer(CannotFuse):
+    """The gradients are others: by a mistake in principle, or because a ReLU's input was zero but for rounding."""
+
+
+def compare_row(
+    objective: Objective, parameters: Sequence[Parameter], batch: Batch, expected: Tensor, got: Tensor
+) -> None:
+    """Raises RowsDiffer where two gradients differ by more than the loop's own rounding, measured by float64.
+
+    Args:
+        objective: the model and its loss.
+        parameters: whose gradients make up a row.
+        batch: the examples.
+        expected: (1, p) their gradient by the loop.
+        got: (1, p) the other one.
+    """
+    try:
+        compare(objective.model, parameters, expected, got)
+    except RowsDiffer:
+        errors, allowed = _errors(parameters, expected, got)
+        # What is not finite is no rounding, and float64 is what rounding is measured with.
+        if expected.dtype == torch.float64 or bool((errors <= allowed).all()) or not bool(errors.isfinite().all()):
+            raise
+        with suppress(Exception):  # not every model can be called in float64
+            if bool((errors <= allowed + _ROUNDING * _rounding(objective, parameters, batch)).all()):
+                return
+        raise
+
+
+def _rounding(objective: Objective, parameters: Sequence[Parameter], batch: Batch) -> Tensor:
+    """(parameters,): how far the loop's row for a batch is from that in float64, here and close by."""
+    model = objective.model
+    exact = batch._replace(x=_doubled(batch.x), y=_doubled(batch.y), descriptor=_doubled(batch.descriptor))
+
+    def row(of: Batch) -> Tensor:
+        result = rows_for(1, parameters)
+        with buffers_restored(model.modules()):
+            fill_rows(objective, [[of]], parameters, result, slice(0, 1))
+        return result
+
+    found = []
+    for place in range(_PLACES):
+        with parameters_moved(list(model.parameters()), place) if place else nullcontext():
+            rounded = row(batch)
+            with in_float64([*model.parameters(), *model.buffers()]):
+                found.append(_errors(parameters, row(exact), rounded)[0])
+    return torch.stack(found).amax(0)
+
+
+def compare_buffers(model: nn.Module, expected: Sequence[Tensor]) -> None:
+    """Raises CannotFuse where the model's buffers are not what they are expected to be."""
+    for (name, got), right in zip(model.named_buffers(), expected, strict=True):
+        # Whatever is not finite must be so in both.
+        if not torch.allclose(got.double(), right.double(), rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise CannotFuse(f"the buffer {name} is not left as by one pass per task")
+
+
+def compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> None:
+    """Raises RowsDiffer where rows (1, p) differ by more than a flipped ReLU of many."""
+    errors, allowed = _errors(parameters, expected, got)
+    # Not "greater than": a NaN must not pass.
+    for parameter, is_close in zip(parameters, (errors <= allowed).tolist(), strict=True):
+        if not is_close:
+            names = {parameter: name for name, parameter in model.named_parameters()}
+            raise RowsDiffer(
+                f"the gradients of {names.get(parameter, 'a parameter')} differ from those of one backward per task: "
+                "the model mixes the examples of a mini-batch, or uses a parameter in a way that no rule knows"
+            )
+
+
+def _errors(parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows (1, p), per parameter: the length of the difference, and what it may be; both (parameters,) float64."""
+    # Rounding flips a ReLU now and then: of many, it changes less than this; of few, the caller tries again.
+    tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
+    sizes = [parameter.numel() for parameter in parameters]
+    right = [part.norm() for part in expected.double().split(sizes, 1)]
+    errors = [part.norm() for part in (got.double() - expected.double()).split(sizes, 1)]
+    lengths = torch.stack(right)
+    return torch.stack(errors), tolerance * torch.maximum(lengths, 0.01 * lengths.norm())
+
+
+def _doubled(value: Nest) -> Nest:
+    """Floating-point tensors in float64."""
+    return map_tensors(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, value)
