@@ -1,0 +1,135 @@
+"""What the choice of the examples is worth: GEM's ACC over the memory's size, for every memory policy.
+
+    python bench/bench_memory_policies.py [--streams rotations permutations split] [--sizes 2 5 10 20 50 256]
+        [--seeds 0-4] [--data FOLDER] [--cifar ARCHIVE]
+
+Writes a line of JSON per run to results/memory_policies.jsonl beside this file, and draws results/memory_policies.png
+of all lines there. Finished runs are not computed again.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gem_fast import MEMORY_POLICIES
+from gem_fast.paper.data import ImageData, load_data
+from gem_fast.paper.experiments.protocol import learn_stream
+from gem_fast.paper.experiments.runner import parse_seeds
+from gem_fast.paper.experiments.training_run import configuration
+from gem_fast.paper.learners import PRESETS, make_learner
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.reports.result_table import MeanStd
+from gem_fast.paper.streams.config import make_stream
+
+RESULTS = Path(__file__).parent / "results"
+# A small run of real CIFAR-100: a sample of the memory in each step, few examples of each task.
+CIFAR = {"samples_per_task": 250, "memory_batch": 8}
+# Colours that colour-blind people can tell apart, with a marker of its own each.
+STYLES = [("#7F7F7F", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#D55E00", "*"), ("#CC79A7", "D"), ("#E69F00", "v")]
+
+Points = dict[tuple[str, str, int], MeanStd]
+"""ACC by stream, policy and size."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="ACC over the memory's size, for every memory policy.")
+    parser.add_argument("--streams", nargs="*", default=["rotations", "permutations", "split"])
+    parser.add_argument("--policies", nargs="+", default=list(MEMORY_POLICIES), choices=list(MEMORY_POLICIES))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[2, 5, 10, 20, 50, 256], help="examples of each task")
+    parser.add_argument("--seeds", type=parse_seeds, default=tuple(range(5)))
+    parser.add_argument("--data", default="mnist-5k", help="as for the command line: a folder with all of MNIST, say")
+    parser.add_argument("--cifar", help="a folder or archive of CIFAR-100, for short runs on it")
+    parser.add_argument("--runs", type=Path, default=RESULTS / "memory_policies.jsonl", help="where the lines go")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    streams: list[tuple[str, str, dict[str, Any]]] = [(stream, args.data, {}) for stream in args.streams]
+    if args.cifar is not None:
+        streams.append(("cifar100", args.cifar, CIFAR))
+    data = {name: load_data(name) for _, name, _ in streams}
+    finished = {(run["stream"], run["policy"], run["per_task"], run["seed"]) for run in read(args.runs)}
+    # Seed by seed, so that an early picture has all policies.
+    for seed in args.seeds:
+        for stream, name, options in streams:
+            for size in args.sizes:
+                for policy in args.policies:
+                    if (stream, policy, size, seed) not in finished:
+                        run = measure(data[name], stream, policy, size, seed, options)
+                        with args.runs.open("a") as file:
+                            file.write(json.dumps(run) + "\n")
+    points = summary(read(args.runs))
+    draw(points).savefig(args.runs.with_suffix(".png"))
+    print_table(points)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def measure(data: ImageData, stream: str, policy: str, size: int, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """One run, evaluated when a task ends."""
+    config = configuration(
+        stream, "gem", seed=seed, memory_policy=policy, memory_per_task=size, eval_every=10**9, **options
+    )
+    generator = torch.Generator().manual_seed(seed)
+    tasks = make_stream(config, data, generator)
+    torch.manual_seed(seed)
+    hyper = {name: config[name] for name in PRESETS[stream, "gem"]}
+    learner = make_learner("gem", StreamInfo.of(tasks), torch.device("cpu"), **hyper)
+    record = learn_stream(
+        learner, tasks, generator=generator, **{name: config[name] for name in ("batch_size", "epochs", "eval_every")}
+    )
+    return {
+        "stream": stream, "policy": policy, "per_task": size, "seed": seed, "acc": record.acc, "bwt": record.bwt
+    }  # fmt: skip
+
+
+def summary(runs: list[dict[str, Any]]) -> Points:
+    values = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        values[run["stream"], run["policy"], run["per_task"]].append(run["acc"])
+    return {key: MeanStd(tuple(accs)) for key, accs in values.items()}
+
+
+def draw(points: Points) -> Figure:
+    streams, policies = (list(dict.fromkeys(key[i] for key in points)) for i in (0, 1))
+    sizes = sorted({key[2] for key in points})
+    figure = Figure(figsize=(5 * len(streams), 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, stream in zip(figure.subplots(1, len(streams), squeeze=False)[0], streams, strict=True):
+        for policy, (colour, marker) in zip(policies, STYLES, strict=False):
+            mine = [(size, points[stream, policy, size]) for size in sizes if (stream, policy, size) in points]
+            x, y = [size for size, _ in mine], [acc.mean for _, acc in mine]
+            error = [acc.std or 0.0 for _, acc in mine]
+            axes.errorbar(x, y, error, color=colour, marker=marker, lw=1.2, capsize=3, label=policy)
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_xlabel("examples of each task in memory (log scale)")
+        axes.set_ylabel("ACC")
+        axes.set_title(stream)
+        axes.grid(alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def print_table(points: Points) -> None:
+    sizes = sorted({key[2] for key in points})
+    print("| stream | policy | " + " | ".join(map(str, sizes)) + " |")
+    print("|---|---|" + "---|" * len(sizes))
+    for stream, policy in dict.fromkeys(key[:2] for key in points):
+        mine = [points.get((stream, policy, size)) for size in sizes]
+        cells = [
+            "" if acc is None else f"{acc.mean:.3f}" + ("" if acc.std is None else f" ± {acc.std:.3f}") for acc in mine
+        ]
+        print(f"| {stream} | {policy} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
