@@ -11,8 +11,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from gem_fast.paper.errors import InputError, flag
 
-__all__ = ["Bounds", "Options", "Rate", "Real", "Seed", "Whole", "by_stream", "shortened"]
-
 
 @dataclass(frozen=True)
 class Bounds:

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["PROGRAM", "Diverged", "InputError", "extra", "flag", "print_line", "print_note"]
-
-
 # The name under which the user started it.
 PROGRAM = "gem-fast" if Path(sys.argv[0]).stem == "gem-fast" else "python -m gem_fast"
 
@@ -24,14 +21,9 @@ class Diverged(InputError):
 
 @contextmanager
 def extra(purpose: str, name: str = "demo") -> Iterator[None]:
-    """Turns a failing import inside the block into an InputError that names the cure.
+    """Turns a failing import inside the block into an InputError that names the cure: the extra to install.
 
-    Args:
-        purpose: What needs the imported package, as the subject of a sentence: "the data set mnist-5k".
-        name: The extra that installs it.
-
-    Raises:
-        InputError: An import in the block failed.
+    The purpose is what needs the imported package, as the subject of a sentence: "the data set mnist-5k".
     """
     try:
         yield

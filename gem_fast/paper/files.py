@@ -14,20 +14,13 @@ from typing import IO
 
 from gem_fast.paper.errors import InputError
 
-__all__ = ["prepare_folder", "read_bounded", "readable", "write_file"]
-
 CHUNK = 1 << 20
 
 
 def prepare_folder(option: str, folder: Path) -> None:
     """Makes sure, before a long run, that files can be written into a folder; makes it if need be.
 
-    Args:
-        option: The option of the command line that names the folder.
-        folder: The folder.
-
-    Raises:
-        InputError: It cannot be made or written to, or is no folder.
+    Raises InputError, with the option of the command line that names it, if it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,14 +34,7 @@ def prepare_folder(option: str, folder: Path) -> None:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns a failure to read a file inside the block, gzip-compressed or not, into an InputError that says why.
-
-    Args:
-        path: The file.
-
-    Raises:
-        InputError: Reading failed in the block.
-    """
+    """Turns a failure to read a file inside the block, gzip-compressed or not, into an InputError that says why."""
     try:
         yield
     except EOFError as error:
@@ -59,24 +45,28 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def read_bounded(file: io.BufferedIOBase | IO[bytes], name: object, limit: int) -> bytes:
+def read_bounded(file: io.BufferedIOBase | IO[bytes], name: object, limit: int, verb: str = "have") -> bytes:
     """Reads the rest of a file; raises InputError, with the file's name, where it has more bytes than `limit`."""
     # In chunks, because a read of n bytes may allocate n bytes first.
     contents = b"".join(itertools.islice(iter(lambda: file.read(CHUNK), b""), limit // CHUNK + 1))
     if len(contents) > limit:
-        raise InputError(f"{name} must have at most {limit} bytes, got more")
+        raise InputError(f"{name} must {verb} at most {limit} bytes, got more")
     return contents
 
 
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files, by name, into an existing folder, as `write_file` does; raises InputError where that fails."""
+    for name, contents in files.items():
+        try:
+            write_file(folder / name, contents)
+        except OSError as error:
+            raise InputError(f"{folder / name} cannot be written: {error.strerror or error}") from error
+
+
 def write_file(path: Path, contents: bytes) -> None:
-    """Writes a file in place of an older one of its name, which stays as it was should anything go wrong.
+    """Writes a file in place of an older one of its name, which stays as it was if that fails with an OSError.
 
-    Args:
-        path: The file; beside it, a file of its name and .tmp exists while this works.
-        contents: All of it.
-
-    Raises:
-        OSError: It cannot be written.
+    Beside it, a file of its name and .tmp exists while this works.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:

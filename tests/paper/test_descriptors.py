@@ -28,8 +28,8 @@ from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
 from gem_fast.paper.streams import permutations, split
 from gem_fast.paper.streams.config import make_stream
 from gem_fast.paper.streams.descriptors import angle_descriptor, described
-from gem_fast.paper.streams.joint_batches import joint_batches
-from gem_fast.paper.streams.rotations import rotation_map
+from gem_fast.paper.streams.pixels import rotation_map
+from gem_fast.paper.streams.schedule import joint_batches
 
 # stream and descriptor -> more options of its small runs
 KINDS: dict[tuple[str, str], dict[str, Any]] = {
@@ -188,7 +188,7 @@ def test_joints_loss_is_the_mean_over_single_examples(stream: str, descriptor: s
     run = TrainingRun(small(stream, "joint", descriptor=descriptor))
     joint: Any = run.learner
     joint.train(False)  # batch normalisation would mix the examples
-    x, y, task = next(joint_batches(run.stream, 5, 1, torch.Generator().manual_seed(2)))
+    x, y, task = next(joint_batches(run.stream, run.schedule, torch.Generator().manual_seed(2)))
     assert len(task.unique()) > 1
     losses = [F.cross_entropy(joint.logits(x[i : i + 1], k), y[i : i + 1]) for i, k in enumerate(task.tolist())]
     grads = torch.autograd.grad(torch.stack(losses).mean(), list(joint.model.parameters()))

@@ -10,7 +10,7 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import learn_stream
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import ARCHITECTURES, MultiHeadModel, StreamInfo
-from gem_fast.paper.streams.joint_batches import joint_batches
+from gem_fast.paper.streams.schedule import joint_batches, make_schedule
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -23,7 +23,7 @@ def test_every_learner_learns(name: str, kind: str) -> None:
     stream, learner = digits(kind), make(name, kind)
     classes = len(stream_info(kind).outputs[0])
     generator = torch.Generator().manual_seed(0)
-    learn_stream(learner, stream, batch_size=10, epochs=3, eval_every=100, generator=generator)
+    learn_stream(learner, stream, make_schedule(stream, 10, epochs=3), eval_every=100, generator=generator)
     x = next(stream.test_batches(2))[0]
     assert learner.predict(x, 2).shape == (len(x), classes)
     chance = 1 / classes
@@ -203,8 +203,7 @@ def test_joint_sees_every_example_exactly_once_per_epoch(kind: str, batch_size: 
     record = learn_stream(
         Watched(stream_info(kind), CPU, Watched.Config(lr=0.1)),
         stream,
-        batch_size=batch_size,
-        epochs=2,
+        make_schedule(stream, batch_size, epochs=2),
         eval_every=1000,
         generator=generator,
     )
@@ -221,14 +220,16 @@ def test_joint_sees_every_example_exactly_once_per_epoch(kind: str, batch_size: 
 
 
 def test_sizes_of_mixed_batches() -> None:
-    sizes = {len(y) for _, y, _ in joint_batches(digits("shared"), 87, 1, torch.Generator())}
+    stream = digits("shared")
+    sizes = {len(y) for _, y, _ in joint_batches(stream, make_schedule(stream, 7, 1), torch.Generator())}
     assert sizes == {6, 7}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_joints_loss_is_the_mean_over_the_tasks_own_classes(kind: str) -> None:
     joint = make("joint", kind)
-    x, y, task = next(joint_batches(digits(kind), 60, 1, torch.Generator().manual_seed(2)))
+    stream = digits(kind)
+    x, y, task = next(joint_batches(stream, make_schedule(stream, 10, 1), torch.Generator().manual_seed(2)))
     assert len(task.unique()) == 3
     losses = [F.cross_entropy(joint.logits(x[i : i + 1], k), y[i : i + 1]) for i, k in enumerate(task.tolist())]
     grads = torch.autograd.grad(torch.stack(losses).mean(), list(joint.model.parameters()))

@@ -1,20 +1,24 @@
 """The protocol: who is called when, in which mode, and what is kept of it."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gem_fast import metrics
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import Diverged
-from gem_fast.paper.experiments.protocol import evaluate, learn_stream
+from gem_fast.paper.experiments.protocol import Record, evaluate, learn_stream
 from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams import STREAMS, permutations, rotations
+from gem_fast.paper.streams.schedule import make_schedule
 
 
 def groups(values):
@@ -50,10 +54,9 @@ def make_gem(stream, lr=0.1):
     return make_learner("gem", stream_info, torch.device("cpu"), **hyper)
 
 
-def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, **options):
-    return learn_stream(
-        learner, stream, batch_size=batch_size, epochs=epochs, eval_every=eval_every, generator=generator(), **options
-    )
+def learn(learner, stream, batch_size=4, epochs=2, eval_every=100, rounds=1, watch=()):
+    schedule = make_schedule(stream, batch_size, epochs, rounds)
+    return learn_stream(learner, stream, schedule, eval_every=eval_every, generator=generator(), watch=watch)
 
 
 class Spy(torch.nn.Module):
@@ -99,7 +102,7 @@ def test_order_of_calls():
 def test_record():
     stream = make_stream(n_tasks=3)
     seen = []
-    record = learn(Spy(), stream, eval_every=4, on_batch=lambda task, accuracy: seen.append((task, accuracy)))
+    record = learn(Spy(), stream, eval_every=4, watch=[lambda record: seen.append((record.batches, record.newest))])
     assert record.batch.tolist() == [4, 6, 10, 12, 16, 18]
     assert record.task.tolist() == [0, 0, 1, 1, 2, 2]
     assert record.accuracy.shape == (6, 3)
@@ -110,10 +113,45 @@ def test_record():
     assert record.fwt == metrics.fwt(record.R, record.baseline)
     assert record.train_seconds > 0
     assert record.eval_seconds > 0
-    assert [task for task, _ in seen] == [0] * 6 + [1] * 6 + [2] * 6
+    assert [batches for batches, _ in seen] == list(range(1, 19))
     evaluations = [accuracy for _, accuracy in seen if accuracy is not None]
     np.testing.assert_array_equal(evaluations, record.accuracy)
-    assert [i + 1 for i, (_, accuracy) in enumerate(seen) if accuracy is not None] == record.batch.tolist()
+    assert [batches for batches, accuracy in seen if accuracy is not None] == record.batch.tolist()
+
+
+def test_a_record_comes_back_from_plain_values():
+    record = learn(Spy(), make_stream(), eval_every=4)
+    again = Record.of(json.loads(json.dumps(record.to_dict())), record.batches)
+    assert again.to_dict() == record.to_dict()
+    assert [(name, value.dtype) for name, value in vars(again).items() if hasattr(value, "dtype")] == [
+        (name, value.dtype) for name, value in vars(record).items() if hasattr(value, "dtype")
+    ]
+    np.testing.assert_array_equal(again.newest, record.newest)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "1", "x"]),
+    lambda inner: st.lists(inner, max_size=3),
+)
+NUMBERS = st.lists(st.integers(-1, 3) | st.floats(0, 1), max_size=3)
+CURVES = st.fixed_dictionaries({"batch": PLAIN | NUMBERS, "task": PLAIN | NUMBERS, "accuracy": PLAIN | NUMBERS})
+SECONDS = st.fixed_dictionaries({"train": PLAIN, "eval": PLAIN})
+
+
+@given(
+    PLAIN
+    | st.fixed_dictionaries(
+        {}, optional={"baseline": PLAIN | NUMBERS, "curves": PLAIN | CURVES, "seconds": PLAIN | SECONDS}
+    )
+)
+def test_other_values_are_no_record(values):
+    try:
+        record = Record.of(values)
+    except ValueError:
+        return
+    assert record.accuracy.shape == (len(record.batch), len(record.baseline))
+    assert record.task.shape == record.batch.shape
+    assert np.isfinite(record.accuracy).all()
 
 
 def test_tasks_that_come_back():
@@ -226,13 +264,13 @@ def test_a_learner_that_fails_because_the_model_diverged():
     stream = make_stream()
     gem = make_gem(stream)
 
-    def diverge(task, accuracy):
-        if task == 1:
+    def diverge(record):
+        if record.batches == 6:  # the second task begins
             with torch.no_grad():
                 gem.model[0].weight[0, 0] = float("nan")
 
     with pytest.raises(Diverged, match="training diverged"):
-        learn(gem, stream, on_batch=diverge)
+        learn(gem, stream, watch=[diverge])
 
 
 def test_any_other_failure_of_a_learner_is_its_own(monkeypatch):

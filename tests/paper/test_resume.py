@@ -38,7 +38,7 @@ def uninterrupted(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(command(data, folder)) == 0
     capsys.readouterr()
     end = end_of(folder)
-    assert end["journal"]["batches"] == 60
+    assert end["batches"] == 60
     return end
 
 
@@ -93,7 +93,7 @@ def test_every_kind_of_schedule_resumes(data, tmp_path, capsys, monkeypatch, mor
         del arguments[at : at + 2]
     assert main(arguments) == 0
     end = end_of(tmp_path / "one")
-    n = end["journal"]["batches"]
+    n = end["batches"]
     for batch in sorted({2, n // 3, n // 2 + 1, n - 1}):
         folder = tmp_path / str(batch)
         arguments[arguments.index("--checkpoint") + 1] = str(folder)
@@ -235,10 +235,15 @@ def test_options_that_do_not_fit(data, tmp_path, capsys, monkeypatch) -> None:
     assert "--checkpoint must be a folder that can be written to" in fails(capsys, command(data, labels))
 
 
+def curves(batch: list[int], task: list[int], accuracy: Any = 0.5) -> dict[str, Any]:
+    """Evaluations of three tasks."""
+    return {"batch": batch, "task": task, "accuracy": [[accuracy] * 3] * len(batch)}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"more": 1}, "a checkpoint must have the keys config, stream, learner, generators, journal, got"),
+        ({"more": 1}, "a checkpoint must have the keys config, stream, learner, generators, batches, record, got"),
         ({"config": [1]}, "config must be a dictionary, got list"),
         ({"config": {}}, "which had --stream None and not rotations"),
         ({"stream": torch.ones(2)}, "--data must hold the same examples"),
@@ -246,16 +251,22 @@ def test_options_that_do_not_fit(data, tmp_path, capsys, monkeypatch) -> None:
         ({"learner": 3}, "state_dict must be of a Gem learner like this one"),
         ({"generators": {"cpu": torch.zeros(2)}}, "generators must be the states of torch's global generators"),
         ({"generators": {"gpu": 0}}, "generators must have the keys cpu, got gpu"),
-        ({"journal": 5}, "journal must be a dictionary, got int"),
+        ({"record": 5}, "does not hold a run of gem_fast: record: a part is missing or of another type"),
         ({"batches": 61}, "batches must be an integer between 1 and 60, got 61"),
         ({"batches": "ten"}, "batches must be an integer between 1 and 60, got 'ten'"),
-        ({"rows": 1}, "rows must be a list, got int"),
-        ({"rows": [1]}, "rows must hold the mini-batches, the task and the accuracies each"),
-        ({"rows": []}, "rows must have one after each of the 1 experiences so far, got 0 others"),
-        ({"rows": [(20, 1, torch.zeros(3).double())]}, "the task of a row must be an integer between 0 and 0, got 1"),
-        ({"rows": [(20, 0, torch.zeros(3))]}, r"a row must have shape \(3,\), float64, got \(3,\), torch.float32"),
-        ({"baseline": torch.zeros(4).double()}, r"baseline must have shape \(3,\), float64, got \(4,\)"),
-        ({"train_seconds": "long"}, "train_seconds must be a float, got str"),
+        ({"curves": 1}, "record: a part is missing or of another type"),
+        ({"curves": {"batch": [1], "task": [0]}}, "record: a part is missing or of another type"),
+        ({"curves": curves([], [])}, "record must have a row after each of 1 experiences, got 0 others"),
+        ({"curves": curves([20, 20], [0, 0])}, "record must have evaluations of 3 tasks, in order, got others"),
+        ({"curves": curves([20, 25], [0, 1])}, "record must have evaluations of 3 tasks, in order, got others"),
+        ({"curves": curves([20], [1])}, "record must have the tasks of the schedule, got others"),
+        ({"curves": curves([20], [0], 2.0)}, "record: its parts do not fit together"),
+        ({"curves": curves([20], [])}, "record: its parts do not fit together"),
+        ({"curves": curves([20], [0], "high")}, "record: a part is missing or of another type"),
+        ({"baseline": [0.5] * 4}, "record: a part is missing or of another type"),
+        ({"baseline": [0.5] * 2, "curves": curves([], [])}, "record must have evaluations of 3 tasks"),
+        ({"seconds": {"train": "long", "eval": 1.0}}, "record: a part is missing or of another type"),
+        ({"seconds": {"train": float("inf"), "eval": 1.0}}, "record: its parts do not fit together"),
     ],
 )
 def test_a_strangers_state(data, tmp_path, capsys, monkeypatch, change: dict[str, Any], sentence: str) -> None:
@@ -264,8 +275,8 @@ def test_a_strangers_state(data, tmp_path, capsys, monkeypatch, change: dict[str
         interrupt(patch, 25)
         main(command(data, folder, "--checkpoint-every", "24"))
     state = read_checkpoint(Checkpoints(folder).paths()[0])
-    in_journal = set(change) <= set(state["journal"])
-    state = {**state, "journal": {**state["journal"], **change}} if in_journal else {**state, **change}
+    in_record = set(change) <= set(state["record"])
+    state = {**state, "record": {**state["record"], **change}} if in_record else {**state, **change}
     Checkpoints(folder).save(24, state)
     printed = fails(capsys, command(data, folder, "--resume", "--checkpoint-every", "24"))
     assert re.search(sentence, printed)
@@ -326,7 +337,7 @@ def kill_and_resume(data: Path, folder: Path, kills: int, epochs: int) -> list[i
                 process.kill()
                 process.join()
                 loaded = Checkpoints(folder / str(run)).load() if (folder / str(run)).exists() else None
-                saved.append(loaded.state["journal"]["batches"] if loaded is not None else 0)
+                saved.append(loaded[1]["batches"] if loaded is not None else 0)
     return saved
 
 

@@ -13,8 +13,8 @@ from utils.runs import assert_same, command, end_of
 from gem_fast.paper.cli import main
 from gem_fast.paper.experiments import protocol
 from gem_fast.paper.experiments.checkpoint import Checkpoints
+from gem_fast.paper.learners.baselines import Single
 from gem_fast.paper.learners.gem import Gem
-from gem_fast.paper.learners.single import Single
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -72,7 +72,7 @@ def test_in_an_evaluation(data, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         send(patch, protocol, "evaluate", 4, signal.SIGTERM)  # the baseline, 7, 14 and 20 mini-batches
         assert main(seldom(data, tmp_path / "checkpoints")) == 143
-    assert end_of(tmp_path / "checkpoints")["journal"]["batches"] == 20
+    assert end_of(tmp_path / "checkpoints")["batches"] == 20
     assert main(seldom(data, tmp_path / "checkpoints", "--resume")) == 0
     assert_same(end_of(tmp_path / "checkpoints"), end_of(tmp_path / "alone"))
 
@@ -88,7 +88,7 @@ def test_before_the_first_mini_batch_is_learned(data, tmp_path, capsys, monkeypa
 def test_a_second_signal_stops_at_once(data, tmp_path, capfd, monkeypatch) -> None:
     send(monkeypatch, Gem, "observe", 33, signal.SIGINT, signal.SIGTERM)
     assert main(command(data, tmp_path / "checkpoints")) == 143
-    assert end_of(tmp_path / "checkpoints")["journal"]["batches"] == 32
+    assert end_of(tmp_path / "checkpoints")["batches"] == 32
     assert "stopping after this mini-batch; press Ctrl-C again to stop at once\n" in capfd.readouterr().err
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams import STREAMS, permutations, pixels, rotations
-from gem_fast.paper.streams.rotations import rotation_map
+from gem_fast.paper.streams.pixels import rotation_map
 
 
 def generator(seed=0):

@@ -143,7 +143,7 @@ def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
         "from there\n"
     )
     assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
-    spec = tables._figure1(tables.Figure1Options())
+    spec = tables.Figure1().spec()
     sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in spec.experiments}
     assert sizes == {(20, 1000), (20, 2500)}
 
@@ -255,6 +255,6 @@ def test_pictures_take_one_seed_and_negative_values():
         )
         for learner in ("gem", "single")
     )
-    picture = table_plots.DRAWINGS["table3"](ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
+    picture = table_plots.draw(ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"

@@ -17,8 +17,6 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from gem_fast.paper.config import shortened
 from gem_fast.paper.errors import PROGRAM, InputError
 
-__all__ = ["parse", "split_off"]
-
 T = TypeVar("T")
 REGISTRY = ConstructorRegistry()
 
@@ -52,14 +50,7 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def parse(commands: Mapping[str, tuple[Any, str]], arguments: Sequence[str]) -> Any:
-    """Reads a command and its options.
-
-    Args:
-        commands: For each command the class of its options, and what it does.
-        arguments: What stands after the name of the program.
-
-    Returns:
-        An object of one of these classes.
+    """Reads a command and its options: an object of one of the classes, given for each command with what it does.
 
     Raises:
         InputError: The arguments are not those of a command.

@@ -14,9 +14,7 @@ from gem_fast.paper.experiments.training_run import configuration
 from gem_fast.paper.learners import PRESETS, LearnerName
 from gem_fast.paper.reports.result_table import Row
 from gem_fast.paper.streams import StreamName
-from gem_fast.paper.streams.config import DataOptions, download_data
-
-__all__ = ["GridOptions", "grid"]
+from gem_fast.paper.streams.config import DataOptions
 
 # The values that are tried where none are given, those of the published runs among them. A hyper-parameter that is not
 # here keeps its published value.
@@ -31,7 +29,7 @@ SEARCHED = ("lr", "memory_per_task", "memory", "margin", "strength")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridOptions(DataOptions, TableOptions):
+class Grid(DataOptions, TableOptions):
     """What is tried, and on what."""
 
     DESCRIPTION: ClassVar[str] = (
@@ -56,45 +54,36 @@ class GridOptions(DataOptions, TableOptions):
     strength: tuple[Real, ...] = ()
     """weights of ewc's penalty or of icarl's distillation; none: seven from 1 to 1000"""
 
+    def run(self) -> None:
+        """Searches, prints and writes.
 
-def grid(options: GridOptions) -> None:
-    """Searches, prints and writes.
+        Raises:
+            InputError: An option cannot be used.
+            KeyboardInterrupt: After SIGINT or SIGTERM.
+        """
+        with extra("the grid"):
+            import tqdm  # noqa: F401
+        experiments = {learner: self._experiments(learner) for learner in dict.fromkeys(self.learner)}
+        self.prepare(self.data)
+        data = Path(self.data).resolve().name
+        for learner, combinations in experiments.items():
+            rows = run_experiments(combinations, self, may_diverge=True)
+            rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
+            title = f"Grid search: {learner} on {self.stream} of {data}, {len(rows)} combinations, best ACC first"
+            write_table(f"grid-{self.stream}-{learner}", title, (_best(rows),), rows, combinations, self)
 
-    Args:
-        options: What is tried.
-
-    Raises:
-        InputError: An option cannot be used.
-        KeyboardInterrupt: After SIGINT or SIGTERM.
-    """
-    with extra("the grid"):
-        import tqdm  # noqa: F401
-    experiments = {learner: _experiments(options, learner) for learner in dict.fromkeys(options.learner)}
-    if options.download:
-        download_data(options.data_root, options.data)
-    data = Path(options.data).resolve().name
-    options.prepare()
-    for learner, combinations in experiments.items():
-        rows = run_experiments(combinations, options, may_diverge=True)
-        rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
-        title = f"Grid search: {learner} on {options.stream} of {data}, {len(rows)} combinations, best ACC first"
-        write_table(f"grid-{options.stream}-{learner}", title, (_best(rows),), rows, combinations, options)
-
-
-def _experiments(options: GridOptions, learner: str) -> list[Experiment]:
-    preset = PRESETS.get((options.stream, learner), {})
-    given = {name: getattr(options, name) for name in SEARCHED if getattr(options, name)}
-    for name in given:
-        if not any(name in PRESETS.get((options.stream, other), {}) for other in options.learner):
-            raise InputError(f"{flag(name)} is not an option of {', '.join(options.learner)}")
-    default = QUICK_GRID if options.quick else GRID
-    values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
-    common: dict[str, Any] = {"data": options.data, "data_root": options.data_root, "device": options.device}
-    common |= QUICK_SIZE if options.quick else {}
-    return [
-        Experiment(point, configuration(options.stream, learner, **common, **point))
-        for point in (dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values()))
-    ]
+    def _experiments(self, learner: str) -> list[Experiment]:
+        preset = PRESETS.get((self.stream, learner), {})
+        given = {name: getattr(self, name) for name in SEARCHED if getattr(self, name)}
+        for name in given:
+            if not any(name in PRESETS.get((self.stream, other), {}) for other in self.learner):
+                raise InputError(f"{flag(name)} is not an option of {', '.join(self.learner)}")
+        default = QUICK_GRID if self.quick else GRID
+        values = {name: given.get(name) or default.get(name) or (preset[name],) for name in SEARCHED if name in preset}
+        common: dict[str, Any] = {"data": self.data, "data_root": self.data_root, "device": self.device}
+        common |= QUICK_SIZE if self.quick else {}
+        points = [dict(zip(values, numbers, strict=True)) for numbers in itertools.product(*values.values())]
+        return [Experiment(point, configuration(self.stream, learner, **common, **point)) for point in points]
 
 
 def _best(rows: list[Row]) -> str:

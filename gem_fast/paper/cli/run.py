@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
@@ -13,17 +12,15 @@ import torch.distributed as dist
 from gem_fast.paper.cli.arguments import split_off
 from gem_fast.paper.config import Options, Whole
 from gem_fast.paper.errors import InputError, extra, flag
-from gem_fast.paper.experiments.resume import Checkpointer
+from gem_fast.paper.experiments.checkpoint import Checkpointer
 from gem_fast.paper.experiments.signals import stopped
 from gem_fast.paper.experiments.torchrun import Processes, started
 from gem_fast.paper.experiments.training_run import TrainingRun, check_device, hyper_parameters
-from gem_fast.paper.files import prepare_folder
+from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.learners import LEARNERS, LearnerName, SgdConfig
-from gem_fast.paper.reports.result import result_of, summary, to_json, write_files
+from gem_fast.paper.reports.result import result_of, summary, to_json
 from gem_fast.paper.streams import StreamName
 from gem_fast.paper.streams.config import STREAM_CONFIGS, StreamConfig, download_data
-
-__all__ = ["DESCRIPTION", "Kinds", "RunOptions", "run", "run_options"]
 
 DESCRIPTION = (
     "Trains one learner on one stream of tasks, tests it on all tasks along the way and prints R, ACC, BWT and FWT "
@@ -78,15 +75,22 @@ class RunOptions(Options):
     measuring: Measuring = field(default_factory=Measuring)
     resuming: Resuming = field(default_factory=Resuming)
 
+    def run(self) -> None:
+        """Trains in this process, or in all those that torchrun has started.
+
+        Raises:
+            InputError: An option cannot be used.
+            KeyboardInterrupt: After SIGINT or SIGTERM.
+        """
+        with started(self.measuring.device) as mine:
+            _train(self, mine)
+
 
 def run_options(arguments: Sequence[str]) -> type[RunOptions]:
-    """The options of the stream and the learner that are named among the arguments.
-
-    Args:
-        arguments: Those of the subcommand.
+    """A RunOptions with the options of the stream and the learner that the subcommand's arguments name.
 
     Returns:
-        A RunOptions with the options of both, and the published settings as defaults.
+        The class, with the published settings as defaults.
 
     Raises:
         InputError: There is no such stream or learner, the learner is not for the stream, or an option is given that
@@ -99,36 +103,23 @@ def run_options(arguments: Sequence[str]) -> type[RunOptions]:
         "stream": STREAM_CONFIGS[kinds.stream](),
         "learner": LEARNERS[kinds.learner].Config(**hyper),
     }
+    mine = groups["stream"].names() + groups["learner"].names()
+    of_others: dict[str, str] = {}
+    for group, kind, known in (
+        ("learner", kinds.learner, [learner.Config for learner in LEARNERS.values()]),
+        ("stream", kinds.stream, list(STREAM_CONFIGS.values())),
+    ):
+        of_others |= {name: f"{group} {kind}" for config in known for name in config.names()}
     for argument in others:
         name = argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if argument.startswith("--"):
-            for group, kind, known in (
-                ("stream", kinds.stream, list(STREAM_CONFIGS.values())),
-                ("learner", kinds.learner, [learner.Config for learner in LEARNERS.values()]),
-            ):
-                is_mine = name in groups["stream"].names() + groups["learner"].names()
-                if not is_mine and any(name in other.names() for other in known):
-                    raise InputError(f"{flag(name)} is not an option of the {group} {kind}")
+        if argument.startswith("--") and name in of_others and name not in mine:
+            raise InputError(f"{flag(name)} is not an option of the {of_others[name]}")
     made: Any = make_dataclass(
         "Run",
         [(name, type(options), field(default=options)) for name, options in groups.items()],
         bases=(RunOptions,), frozen=True, kw_only=True,
     )  # fmt: skip
     return made  # type: ignore[no-any-return]
-
-
-def run(options: RunOptions) -> None:
-    """Trains in this process, or in all those that torchrun has started.
-
-    Args:
-        options: What to run.
-
-    Raises:
-        InputError: An option cannot be used.
-        KeyboardInterrupt: After SIGINT or SIGTERM.
-    """
-    with started(options.measuring.device) as mine:
-        _train(options, mine)
 
 
 def _train(options: RunOptions, mine: Processes) -> None:
@@ -152,43 +143,38 @@ def _train(options: RunOptions, mine: Processes) -> None:
     if mine.size > 1:
         dist.barrier()
     config = asdict(options.main) | asdict(options.stream) | asdict(options.learner)
-    training_run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every}, mine)
-    for option, folder in (("--out", out), ("--checkpoint", checkpoint)):
-        if folder is not None and shows:
-            prepare_folder(option, folder)
-    checkpointer = journal = None
-    if checkpoint is not None:
-        checkpointer = Checkpointer(checkpoint, resuming.checkpoint_every, training_run)
-        journal = checkpointer.begin(resuming.resume)
+    run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every}, mine)
     if not shows:
-        training_run.run()
+        run.run()
         return
-    print(", ".join(f"{name} {value}" for name, value in training_run.config.items()), flush=True)
-    learned = 0 if journal is None else journal.batches
+    for option, folder in (("--out", out), ("--checkpoint", checkpoint)):
+        if folder is not None:
+            prepare_folder(option, folder)
+    checkpointer = so_far = None
+    if checkpoint is not None:
+        checkpointer = Checkpointer(checkpoint, resuming.checkpoint_every, run)
+        so_far = checkpointer.begin(resuming.resume)
+    print(", ".join(f"{name} {value}" for name, value in run.config.items()), flush=True)
     try:
-        signals = contextlib.nullcontext() if checkpointer is None else checkpointer.signals
-        with Progress(training_run.schedule, learned) as progress, signals:
-            record = training_run.run(
-                on_batch=progress.on_batch,
-                on_journal=(lambda journal: None) if checkpointer is None else checkpointer.after_batch,
-                journal=journal,
-            )
+        with Progress(run.schedule, so_far) as progress:
+            if checkpointer is None:
+                record = run.run(progress.after_batch)
+            else:
+                with checkpointer.signals:
+                    record = run.run(progress.after_batch, checkpointer.after_batch, record=so_far)
     except KeyboardInterrupt as interrupt:
         if checkpointer is None or checkpointer.saved is None:
             raise
-        raise stopped(
-            interrupt,
-            f"the run is saved in {checkpoint} up to mini-batch {checkpointer.saved}; the same command with "
-            "--resume goes on from there",
-        ) from interrupt
+        saved = f"the run is saved in {checkpoint} up to mini-batch {checkpointer.saved}"
+        raise stopped(interrupt, f"{saved}; the same command with --resume goes on from there") from interrupt
     files = {}
     try:
         print(f"\n{summary(record)}", flush=True)
     finally:  # what was computed is kept, whatever became of the terminal
         if out is not None:
-            files = run_plots.draw_all(record, _title(options, training_run))
+            files = run_plots.draw_all(record, _title(options, run))
             # It comes last: where it is, the run is complete.
-            files["result.json"] = to_json(result_of(record, training_run.config))
+            files["result.json"] = to_json(result_of(record, run.config))
             write_files(out, files)
     if files and out is not None:
         print(f"written: {', '.join(str(out / name) for name in files)}")

@@ -14,29 +14,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from gem_fast.paper.data.images import ImageData
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.files import read_bounded, readable
-
-__all__ = ["read_idx", "read_idx_folder"]
 
 # EMNIST's largest file has 547 MB. A small file may unpack to any size.
 MAX_BYTES = 1 << 30
 # The names as MNIST, Fashion-MNIST and KMNIST ship (train, t10k; some unpack to a dot before idx) and as EMNIST ships
 # (emnist-letters-train, emnist-letters-test).
 FILE_NAME = re.compile(
-    r"(?:emnist-(?P<split>[a-z]+)-)?(?P<part>train|t10k|test)-(?P<kind>images-idx3|images\.idx3|labels-idx1|labels\.idx1)"
-    r"-ubyte(?:\.gz)?"
+    r"(?:emnist-(?P<split>[a-z]+)-)?(?P<part>train|t10k|test)-(?P<kind>images(?=.idx3)|labels(?=.idx1))[-.]idx\d-ubyte"
+    r"(?:\.gz)?"
 )
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
-    """Reads one IDX file of unsigned bytes.
+    """Reads one IDX file of unsigned bytes, gzip-compressed if and only if its name ends in .gz.
 
     Args:
-        path: The file; gzip-compressed if and only if its name ends in .gz.
+        path: The file.
         ndim: The number of dimensions the file must have: 3 for images (n, height, width), 1 for labels (n,).
 
     Returns:
@@ -70,13 +67,7 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
 
 
 def read_idx_folder(folder: Path) -> ImageData:
-    """Reads the four files of a folder, images and labels for training and for testing.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The data on the CPU.
+    """Reads the four files of a folder, images and labels for training and for testing; the data are on the CPU.
 
     Raises:
         InputError: It has not one of each, or several data sets; a file is not sound; images and labels differ in
@@ -87,24 +78,20 @@ def read_idx_folder(folder: Path) -> ImageData:
     splits = sorted({match["split"] or "without a prefix" for match in matches})
     if len(splits) > 1:
         raise InputError(f"{folder} holds several data sets ({', '.join(splits)}): put one into a folder of its own")
-    found: dict[tuple[str, str], str] = {}
-    for match in matches:
-        part = "train" if match["part"] == "train" else "test"
-        # A file beside its own .gz is common (unpacked, archive kept): the first in the order of names is taken.
-        found.setdefault((part, match["kind"][:6]), match[0])
-
-    def read(part: str, kind: str, ndim: int) -> Tensor:
-        name = found.get((part, kind))
-        if name is None:
-            example = f"{'train' if part == 'train' else 't10k'}-{kind}-idx{ndim}-ubyte"
-            raise InputError(f"{folder} has no {part} {kind}: expected a file like {example} or {example}.gz")
-        return torch.tensor(read_idx(folder / name, ndim))
-
-    sets = {part: (read(part, "images", 3), read(part, "labels", 1).long()) for part in ("train", "test")}
-    for part, (images, labels) in sets.items():
+    # A file beside its own .gz is common (unpacked, archive kept): the first in the order of names is taken.
+    found = {(match["part"].replace("t10k", "test"), match["kind"]): match[0] for match in reversed(matches)}
+    tensors = []
+    for part in ("train", "test"):
+        for kind, ndim in (("images", 3), ("labels", 1)):
+            if (part, kind) not in found:
+                example = f"{part.replace('test', 't10k')}-{kind}-idx{ndim}-ubyte"
+                raise InputError(f"{folder} has no {part} {kind}: expected a file like {example} or {example}.gz")
+            tensors.append(torch.tensor(read_idx(folder / found[part, kind], ndim)))
+        images, labels = tensors[-2:]
+        tensors[-1] = labels.long()
         if len(images) != len(labels):
             raise InputError(f"{folder} has {len(images)} {part} images but {len(labels)} {part} labels")
-    train_size, test_size = (tuple(sets[part][0].shape[1:]) for part in ("train", "test"))
+    train_size, test_size = (tuple(images.shape[1:]) for images in tensors[::2])
     if train_size != test_size:
         raise InputError(f"{folder} has training images of size {train_size} but test images of size {test_size}")
-    return ImageData(str(folder), *sets["train"], *sets["test"])
+    return ImageData(str(folder), *tensors)

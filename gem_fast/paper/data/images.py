@@ -9,8 +9,6 @@ from torch import Tensor
 
 from gem_fast.paper.errors import InputError
 
-__all__ = ["ImageData", "check_grey"]
-
 
 @dataclass(frozen=True)
 class ImageData:

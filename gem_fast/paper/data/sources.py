@@ -16,8 +16,6 @@ from gem_fast.paper.data.images import ImageData
 from gem_fast.paper.data.stand_in import STAND_IN, make_stand_in
 from gem_fast.paper.errors import InputError, extra
 
-__all__ = ["MNIST_5K", "NAMES", "default_root", "download", "load_data"]
-
 MNIST_5K = "mnist-5k"
 # name -> torchvision's class, and where it stores the files within its root
 TORCHVISION = {
@@ -74,14 +72,9 @@ def load_data(source: str, root: Path | None = None) -> ImageData:
 
 
 def download(name: str, root: Path | None = None) -> None:
-    """Lets torchvision download a data set, unless it is stored already. What it prints goes to stderr.
+    """Lets torchvision download a data set into `root`, unless it is stored there. What it prints goes to stderr.
 
-    Args:
-        name: One of TORCHVISION.
-        root: As for `load_data`.
-
-    Raises:
-        InputError: torchvision is missing or failed, or the data set is not one of its.
+    Raises InputError where torchvision is missing or failed, or the data set is not one of TORCHVISION.
     """
     if name not in TORCHVISION:
         raise InputError(f"--download needs --data {', '.join(TORCHVISION)}, got {name!r}")

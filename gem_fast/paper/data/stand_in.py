@@ -14,23 +14,16 @@ from torch import Tensor
 from gem_fast.paper.data.cifar import IMAGE_SHAPE, N_CLASSES
 from gem_fast.paper.data.images import ImageData
 
-__all__ = ["STAND_IN", "STAND_IN_SUFFIX", "make_stand_in"]
-
 STAND_IN = "cifar100-stand-in"
 # What the names of made-up data end with.
 STAND_IN_SUFFIX = " (a stand-in, not CIFAR-100)"
 
 
 def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> ImageData:
-    """Makes images of 100 classes.
+    """Images of 100 classes, under a name that says what they are.
 
-    Args:
-        seed: Of the patterns, the noise and the order.
-        train_per_class: Training examples of each class; CIFAR-100 has 500.
-        test_per_class: Test examples of each class; CIFAR-100 has 100.
-
-    Returns:
-        The data, whose name says what they are.
+    The seed is that of the patterns, the noise and the order; CIFAR-100 has 500 training and 100 test examples of each
+    class.
     """
     generator = torch.Generator().manual_seed(seed)
     patterns = _patterns(N_CLASSES, generator)

@@ -1,4 +1,4 @@
-"""Checkpoint files: the newest state of a run and the one before it, checked when they are read.
+"""Checkpoints: the whole state of a run is saved at intervals, and a resumed run has the same R to the last bit.
 
 A file is MAGIC, the length of what follows the header as a big-endian 64-bit unsigned integer, its SHA-256, and then
 what torch.save wrote. It is read with weights_only=True: it can hold tensors and plain values, and run no code.
@@ -10,102 +10,30 @@ import hashlib
 import io
 import re
 import struct
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.errors import InputError, flag, print_note
+from gem_fast.paper.experiments.protocol import Record
+from gem_fast.paper.experiments.signals import StopSignals
+from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.files import readable, write_file
+from gem_fast.paper.streams import Stream
+from gem_fast.state import check_count, check_keys
 
-__all__ = ["Checkpoints", "Loaded", "read_checkpoint"]
-
-MAGIC = b"gem_fast checkpoint 1\n"
+MAGIC = b"gem_fast checkpoint 2\n"
 HEADER = struct.Struct(f">{len(MAGIC)}sQ32s")
 FILE_NAME = re.compile(r"checkpoint-(\d{9,})\.gem")
-
-
-class Loaded(NamedTuple):
-    """The newest sound checkpoint of a folder."""
-
-    path: Path
-    """Its file."""
-    state: dict[str, Any]
-    """What was saved, of whatever form."""
-    complaints: list[str]
-    """A sentence about each newer file, all of them damaged."""
-
-
-class Checkpoints:
-    """The checkpoint files in a folder, named after the mini-batches learned: checkpoint-000000100.gem."""
-
-    def __init__(self, folder: Path) -> None:
-        """Looks at nothing yet.
-
-        Args:
-            folder: An existing folder.
-        """
-        self.folder = folder
-        self._good: Path | None = None  # the last one that was read or written
-
-    def paths(self) -> list[Path]:
-        """The files, newest first."""
-        numbers = {path: int(match[1]) for path in self.folder.iterdir() if (match := FILE_NAME.fullmatch(path.name))}
-        return sorted(numbers, key=numbers.__getitem__, reverse=True)
-
-    def load(self) -> Loaded | None:
-        """Reads the newest file that is whole.
-
-        Returns:
-            What it holds; None where there are no files.
-
-        Raises:
-            InputError: There are files, and all of them are damaged.
-        """
-        complaints: list[str] = []
-        for path in self.paths():
-            try:
-                state = read_checkpoint(path)
-            except InputError as error:
-                complaints.append(str(error))
-                continue
-            self._good = path
-            return Loaded(path, state, complaints)
-        if complaints:
-            raise InputError(f"{self.folder} has no checkpoint to resume from: {'; '.join(complaints)}")
-        return None
-
-    def save(self, batches: int, state: dict[str, Any]) -> Path:
-        """Writes a new file, then removes all others but the last good one.
-
-        Args:
-            batches: Mini-batches learned, more than at the last good one.
-            state: Tensors and plain values, nested in dictionaries and lists.
-
-        Returns:
-            The file.
-
-        Raises:
-            OSError: It cannot be written; the files that were there still are.
-        """
-        payload = io.BytesIO()
-        torch.save(state, payload)
-        contents = payload.getvalue()
-        path = self.folder / f"checkpoint-{batches:09d}.gem"
-        write_file(path, HEADER.pack(MAGIC, len(contents), hashlib.sha256(contents).digest()) + contents)
-        left_by_a_kill = self.folder.glob("checkpoint-*.gem.tmp")
-        for other in (*self.paths(), *left_by_a_kill):
-            if other not in (path, self._good):
-                other.unlink(missing_ok=True)
-        self._good = path
-        return path
+# Without --checkpoint-every, the fraction of the time that may be spent on saving.
+MAX_TIME_FRACTION = 0.02
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads one checkpoint file.
-
-    Args:
-        path: The file.
 
     Returns:
         What was saved. That it is a dictionary is checked; what is in it is not.
@@ -134,3 +62,211 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} was not written by gem_fast and is not loaded: it holds a {type(state).__name__}")
     return state
+
+
+class Checkpoints:
+    """The checkpoint files in a folder, the newest and the one before, named after the mini-batches learned."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._good: Path | None = None  # the last one that was read or written
+
+    def paths(self) -> list[Path]:
+        """The files, newest first."""
+        numbers = {path: int(match[1]) for path in self.folder.iterdir() if (match := FILE_NAME.fullmatch(path.name))}
+        return sorted(numbers, key=numbers.__getitem__, reverse=True)
+
+    def load(self) -> tuple[Path, dict[str, Any]] | None:
+        """Reads the newest sound file, and notes which are damaged: None without files, InputError where all are."""
+        complaints: list[str] = []
+        for path in self.paths():
+            try:
+                state = read_checkpoint(path)
+            except InputError as error:
+                complaints.append(str(error))
+                continue
+            self._good = path
+            for complaint in complaints:
+                print_note(f"{complaint}; the one before it is used")
+            return path, state
+        if complaints:
+            raise InputError(f"{self.folder} has no checkpoint to resume from: {'; '.join(complaints)}")
+        return None
+
+    def save(self, batches: int, state: dict[str, Any]) -> Path:
+        """Writes a new file of tensors and plain values, then removes all others but the last good one.
+
+        Raises OSError where it cannot be written; the files that were there still are.
+        """
+        payload = io.BytesIO()
+        torch.save(state, payload)
+        contents = payload.getvalue()
+        path = self.folder / f"checkpoint-{batches:09d}.gem"
+        write_file(path, HEADER.pack(MAGIC, len(contents), hashlib.sha256(contents).digest()) + contents)
+        left_by_a_kill = self.folder.glob("checkpoint-*.gem.tmp")
+        for other in (*self.paths(), *left_by_a_kill):
+            if other not in (path, self._good):
+                other.unlink(missing_ok=True)
+        self._good = path
+        return path
+
+
+class Checkpointer:
+    """Saves checkpoints of a run into a folder of its own, and restores them.
+
+    Attributes:
+        saved: Mini-batches learned at the last checkpoint; None before there is one.
+        signals: The context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that
+            they came in.
+    """
+
+    def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
+        """Prepares for a run in an existing folder; reads and writes nothing.
+
+        There are `every` mini-batches between two checkpoints; None saves as often as MAX_TIME_FRACTION allows. A run
+        that is resumed has the same configuration, but `data` and `data_root` may name another place of its examples.
+        """
+        self.saved: int | None = None
+        self.signals = StopSignals()
+        self._checkpoints = Checkpoints(folder)
+        self._every = every
+        self._run = run
+        self._fingerprint = _fingerprint(run.stream)
+        self._failed = False  # the last save
+        self._save_seconds = 0.0  # the last save took
+        self._last_save = time.perf_counter()  # its end
+
+    def begin(self, resume: bool) -> Record | None:
+        """Restores the learner and torch's global generators from the newest sound checkpoint, if it is to resume.
+
+        Returns:
+            The run so far; None at the beginning.
+
+        Raises:
+            InputError: The folder has checkpoints but resume is False, or they are all damaged, or of another run.
+        """
+        folder = self._checkpoints.folder
+        if not resume:
+            if self._checkpoints.paths():
+                raise InputError(
+                    f"--checkpoint must be a folder without checkpoints, got {str(folder)!r} with those of an earlier "
+                    "run: add --resume to go on with it, or name another folder"
+                )
+            return None
+        loaded = self._checkpoints.load()
+        if loaded is None:
+            print_note(f"no checkpoint in {folder} yet, so the run starts from the beginning")
+            return None
+        path, state = loaded
+        try:
+            check_keys("a checkpoint", state, ("config", "stream", "learner", "generators", "batches", "record"))
+            if not isinstance(state["config"], dict):
+                raise ValueError(f"config must be a dictionary, got {type(state['config']).__name__}")
+            self._check_same_run(path, state)
+            record = self._record_of(state)
+            self._run.learner.load_state_dict(state["learner"])
+            self._set_generators(state["generators"])
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{path} does not hold a run of gem_fast: {error}") from error
+        self.saved = record.batches
+        print_note(f"resumed from {path}, after {record.batches} of {self._run.schedule.n_batches} mini-batches")
+        return record
+
+    def after_batch(self, record: Record) -> None:
+        """Writes a checkpoint if it is time for one, and always at the end of the stream and after a signal.
+
+        A failure, such as a full disk, is noted on stderr, once until it works again; the run goes on.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM has come.
+        """
+        start = time.perf_counter()
+        if self._every is None:
+            save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
+        else:
+            save_now = record.batches % self._every == 0
+        if save_now or self.signals.asked is not None or record.batches == self._run.schedule.n_batches:
+            self._save(record)
+            self._last_save = time.perf_counter()
+            self._save_seconds = self._last_save - start
+        self.signals.can_wait = True
+        self.signals.stop_if_asked()
+
+    def _save(self, record: Record) -> None:
+        state = {
+            "config": self._run.config,
+            "stream": self._fingerprint,
+            "learner": self._run.learner.state_dict(),
+            "generators": self._generators(),
+            "batches": record.batches,
+            "record": record.to_dict(),
+        }
+        try:
+            self._checkpoints.save(record.batches, state)
+            self.saved = record.batches
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                reason = f"after mini-batch {record.batches}: {error.strerror or error}"
+                print_note(f"no checkpoint could be written {reason}; the run goes on")
+            self._failed = True
+
+    def _check_same_run(self, path: Path, state: dict[str, Any]) -> None:
+        saved = state["config"]
+        # Compared as texts, because the values in a stranger's file may be of any type.
+        others = [
+            f"{flag(name)} {saved.get(name)!s:.50} and not {value}"
+            for name, value in self._run.config.items()
+            if name not in ("data", "data_root") and str(saved.get(name)) != str(value)
+        ]
+        if others:
+            raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")
+        if state["stream"] != self._fingerprint:
+            raise InputError(f"--data must hold the same examples as for the run in {path}, got others")
+
+    def _record_of(self, state: dict[str, Any]) -> Record:
+        """The run so far; raises ValueError unless it is one of this schedule."""
+        schedule, batches = self._run.schedule, state["batches"]
+        check_count("batches", batches, 1, schedule.n_batches)
+        try:
+            record = Record.of(state["record"], batches)
+        except ValueError as error:
+            raise ValueError(f"record: {error}") from error
+        rows = record.batch.tolist()
+        if len(record.baseline) != self._run.stream.n_tasks or rows != sorted({*rows} & {*range(1, batches + 1)}):
+            raise ValueError(f"record must have evaluations of {self._run.stream.n_tasks} tasks, in order, got others")
+        if record.task.tolist() != [schedule.experiences[schedule.experience_of(row)].task for row in rows]:
+            raise ValueError("record must have the tasks of the schedule, got others")
+        # R is made of the rows at the ends of experiences.
+        ends = [end for end in schedule.ends if end <= batches]
+        if not {*rows}.issuperset(ends):
+            raise ValueError(f"record must have a row after each of {len(ends)} experiences, got {len(rows)} others")
+        return record
+
+    def _generators(self) -> dict[str, Tensor]:
+        device = self._run.stream.device
+        states = {"cpu": torch.get_rng_state()}
+        if device.type != "cpu":
+            states[device.type] = torch.get_device_module(device).get_rng_state(device)
+        return states
+
+    def _set_generators(self, states: Any) -> None:
+        device = self._run.stream.device
+        check_keys("generators", states, tuple(self._generators()))
+        try:
+            torch.set_rng_state(states["cpu"])
+            if device.type != "cpu":
+                torch.get_device_module(device).set_rng_state(states[device.type], device)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError("generators must be the states of torch's global generators, got other values") from error
+
+
+def _fingerprint(stream: Stream) -> str:
+    """SHA-256 of all examples, in order."""
+    digest = hashlib.sha256()
+    for tensor in stream.tensors():
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

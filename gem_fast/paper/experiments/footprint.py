@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ import torch
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError, flag
 
-__all__ = ["check_footprint"]
-
 FLOAT, INT64 = 4, 8
 HIDDEN = 100
 # Limits of containers, version 2 and 1.
@@ -22,16 +21,9 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 
 
 def check_footprint(config: Mapping[str, Any], data: ImageData) -> None:
-    """Raises unless what a run keeps fits into the memory of its device.
+    """Raises InputError unless what a run keeps of its data set fits into the memory of its device.
 
     The estimate counts what grows with an option: the examples, the networks, the episodic memory and the accuracies.
-
-    Args:
-        config: As `configuration` returns it.
-        data: Its data set.
-
-    Raises:
-        InputError: It does not fit.
     """
     needed = dict(_parts(config, data))
     available = _available(torch.device(config["device"]))
@@ -69,10 +61,8 @@ def _available(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in CONTAINER_LIMITS:
-        try:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
             limits.append(int(path.read_text()))
-        except (OSError, ValueError):  # there is none, or it is "max"
-            continue
     return min(limits)
 
 

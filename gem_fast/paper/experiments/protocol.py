@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
-from gem_fast.paper.experiments.torchrun import DataParallel
-from gem_fast.paper.learners import Learner
+from gem_fast.paper.experiments.torchrun import DataParallel, Learner
 from gem_fast.paper.streams import Stream
-from gem_fast.paper.streams.joint_batches import joint_batches
-from gem_fast.paper.streams.schedule import make_schedule
-
-__all__ = ["Journal", "Record", "evaluate", "learn_stream"]
+from gem_fast.paper.streams.schedule import Schedule, joint_batches
 
 # A model with larger outputs has diverged: the squares of its gradients are no float32 any more.
 LARGEST_OUTPUT = 1e15
 
+FloatArray = npt.NDArray[np.float64]
 
-@dataclass(frozen=True)
+
+@dataclass
 class Record:
-    """What was measured along a stream of T tasks; accuracies are fractions between 0 and 1.
+    """What was measured along a stream of T tasks, to its end or so far; accuracies are fractions between 0 and 1.
 
     Attributes:
         baseline: Shape (T,), float64: accuracy on each task at random initialisation.
@@ -38,17 +36,19 @@ class Record:
         task: Shape (rows,), int64: the task being learned at each evaluation, 0 ... T - 1.
         train_seconds: Wall-clock time inside `observe`.
         eval_seconds: Wall-clock time of all evaluations, the baseline included.
+        batches: Mini-batches learned.
     """
 
-    baseline: npt.NDArray[np.float64]
-    accuracy: npt.NDArray[np.float64]
+    baseline: FloatArray
+    accuracy: FloatArray
     batch: npt.NDArray[np.int64]
     task: npt.NDArray[np.int64]
-    train_seconds: float
-    eval_seconds: float
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    batches: int = 0
 
     @property
-    def R(self) -> npt.NDArray[np.float64]:
+    def R(self) -> FloatArray:
         """R, shape (T, T): accuracy on task j (column) after learning task i (row) for the last time.
 
         Where tasks come back, FWT also counts what a task's earlier experiences have taught.
@@ -76,45 +76,60 @@ class Record:
         unseen = metrics.zero_shot(self.accuracy, self.task)
         return float(unseen.mean()) if unseen.size else 0.0
 
+    @property
+    def newest(self) -> FloatArray | None:
+        """The accuracy on each task, shape (T,), if an evaluation followed the last mini-batch; otherwise None."""
+        return self.accuracy[-1] if len(self.batch) and self.batch[-1] == self.batches else None
 
-@dataclass
-class Journal:
-    """A run so far, between two mini-batches; with the learner's state, all that is needed to go on with it.
+    def add(self, task: int, accuracy: FloatArray) -> None:
+        """Adds an evaluation after the last mini-batch, one of the given task."""
+        self.accuracy = np.vstack([self.accuracy, accuracy])
+        self.batch = np.append(self.batch, self.batches)
+        self.task = np.append(self.task, task)
 
-    Attributes:
-        baseline: As in Record.
-        batches: Mini-batches learned.
-        rows: For each evaluation, the mini-batches learned before it, its task, and the accuracies, shape (T,).
-        train_seconds: As in Record.
-        eval_seconds: As in Record.
-    """
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which JSON and checkpoints can hold."""
+        return {
+            "baseline": self.baseline.tolist(),
+            "seconds": {"train": self.train_seconds, "eval": self.eval_seconds},
+            "curves": {
+                "batch": self.batch.tolist(),
+                "task": self.task.tolist(),
+                "accuracy": self.accuracy.tolist(),
+            },
+        }
 
-    baseline: npt.NDArray[np.float64]
-    batches: int = 0
-    rows: list[tuple[int, int, npt.NDArray[np.float64]]] = field(default_factory=list)
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-
-    def record(self) -> Record:
-        """The measurements, in one array each."""
-        batch, task, accuracy = zip(*self.rows, strict=True)
-        return Record(
-            self.baseline, np.stack(accuracy), np.array(batch), np.array(task), self.train_seconds, self.eval_seconds
-        )
+    @classmethod
+    def of(cls, values: Any, batches: int = 0) -> Record:
+        """What `to_dict` was called of; raises ValueError for values, from a damaged file say, that cannot be that."""
+        try:
+            curves, seconds = values["curves"], values["seconds"]
+            baseline = np.array(values["baseline"], dtype=np.float64)
+            batch, task = (np.array(curves[name], dtype=np.int64) for name in ("batch", "task"))
+            accuracy = np.array(curves["accuracy"], dtype=np.float64).reshape(len(batch), len(baseline))
+            record = cls(baseline, accuracy, batch, task, float(seconds["train"]), float(seconds["eval"]), batches)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"a part is missing or of another type ({error})") from error
+        fractions = np.append(baseline, accuracy)
+        fits = baseline.ndim == 1 and batch.shape == task.shape == (len(accuracy),)
+        if (
+            not fits
+            or not ((fractions >= 0) & (fractions <= 1)).all()
+            or not math.isfinite(record.train_seconds + record.eval_seconds)
+        ):
+            raise ValueError("its parts do not fit together")
+        return record
 
 
 def learn_stream(
     learner: Learner,
     stream: Stream,
+    schedule: Schedule,
     *,
-    batch_size: int,
-    epochs: int,
     eval_every: int,
     generator: torch.Generator,
-    rounds: int = 1,
-    on_batch: Callable[[int, npt.NDArray[np.float64] | None], None] = lambda task, accuracy: None,
-    on_journal: Callable[[Journal], None] = lambda journal: None,
-    journal: Journal | None = None,
+    watch: Sequence[Callable[[Record], None]] = (),
+    record: Record | None = None,
 ) -> Record:
     """Trains a learner on every task in turn, once or in several rounds.
 
@@ -124,73 +139,53 @@ def learn_stream(
     Args:
         learner: The learner, on the stream's device.
         stream: The tasks.
-        batch_size: Examples per mini-batch.
-        epochs: Passes over the examples of an experience before the next one begins.
+        schedule: In which order and mini-batches they are learned.
         eval_every: Mini-batches between two evaluations within an experience, which also ends with one.
         generator: A CPU generator, source of the order of the examples.
-        rounds: How often each task comes, each time with another part of its examples.
-        on_batch: Called after every mini-batch with the task's number and the accuracy on each task, shape (T,),
-            where this mini-batch was followed by an evaluation, else None.
-        on_journal: Called after that with the run so far, which is not to be changed.
-        journal: The run so far, if it is to go on; the learner and torch's global generator are then as they were
-            after that mini-batch, and `generator` is as it was at the start of the stream.
+        watch: Each is called after every mini-batch with the run so far, which is not to be changed.
+        record: The run so far, if it is to go on; the learner and torch's global generator are then as they were after
+            its last mini-batch, and `generator` is as it was at the start of the stream.
 
     Returns:
         All measurements.
 
     Raises:
         Diverged: The outputs of the model stopped being finite.
-        InputError: A task has fewer examples than there are rounds.
     """
     device = stream.device
-    schedule = make_schedule(stream, batch_size, epochs, rounds)
-
-    def timed_evaluation() -> tuple[npt.NDArray[np.float64], float]:
+    if record is None:
         start = _now(device)
-        return evaluate(learner, stream), _now(device) - start
-
-    if journal is None:
-        baseline, seconds = timed_evaluation()
-        journal = Journal(baseline, eval_seconds=seconds)
-    learned = journal.batches
-    joint = joint_batches(stream, schedule.n_batches // epochs, epochs, generator) if learner.trains_jointly else None
+        baseline = evaluate(learner, stream)
+        none = np.zeros(0, dtype=np.int64)
+        record = Record(baseline, np.zeros((0, len(baseline))), none, none, eval_seconds=_now(device) - start)
+    learned = record.batches
+    joint = joint_batches(stream, schedule, generator) if learner.trains_jointly else None
     for experience in schedule.experiences:
-        task = experience.task
-        batches: Iterator[tuple[Tensor, Tensor, Any]]
-        if joint is None:
-            batches = ((x, y, task) for x, y in schedule.batches(stream, experience, generator))
-        else:
-            batches = itertools.islice(joint, experience.batches)
+        own = ((x, y, experience.task) for x, y in schedule.batches(stream, experience, generator))
+        batches: Any = own if joint is None else itertools.islice(joint, experience.batches)
         # Mini-batches that were learned before are drawn, too, and skipped: the order of the rest depends on the draws.
         skip = min(experience.batches, learned)
         learned -= skip
-        for i, (x, y, task_of) in itertools.islice(enumerate(batches, start=1), skip, None):
+        for i, (x, y, task) in itertools.islice(enumerate(batches, start=1), skip, None):
             start = _now(device)
             try:
-                learner.observe(x, y, task_of)
+                learner.observe(x, y, task)
             except (RuntimeError, ValueError):
-                check_outputs(
-                    learner, stream
-                )  # raises Diverged if the model has; otherwise the error is raised as it is
+                check_outputs(learner, stream)
                 raise
-            journal.train_seconds += _now(device) - start
-            journal.batches += 1
-            accuracy = None
+            record.train_seconds += _now(device) - start
+            record.batches += 1
             if i % eval_every == 0 or i == experience.batches:
-                accuracy, seconds = timed_evaluation()
-                journal.eval_seconds += seconds
-                journal.rows.append((journal.batches, task, accuracy))
-            on_batch(task, accuracy)
-            on_journal(journal)
-    return journal.record()
+                start = _now(device)
+                record.add(experience.task, evaluate(learner, stream))
+                record.eval_seconds += _now(device) - start
+            for tell in watch:
+                tell(record)
+    return record
 
 
-def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
+def evaluate(learner: Learner, stream: Stream) -> FloatArray:
     """Accuracy on the test set of every task, in evaluation mode; the learner is left in training mode.
-
-    Args:
-        learner: The learner, on the stream's device.
-        stream: The T tasks.
 
     Returns:
         Shape (T,), float64, fractions between 0 and 1.
@@ -214,7 +209,7 @@ def evaluate(learner: Learner, stream: Stream) -> npt.NDArray[np.float64]:
     learner.train(True)
     if isinstance(learner, DataParallel):
         learner.sum_(counts)
-    accuracy: npt.NDArray[np.float64] = (correct / examples).cpu().numpy()
+    accuracy: FloatArray = (correct / examples).cpu().numpy()
     if not np.isfinite(accuracy).all():
         raise Diverged("training diverged: the model's outputs are not finite any more")
     return accuracy

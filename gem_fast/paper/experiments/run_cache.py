@@ -14,27 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
+from gem_fast.paper.experiments.checkpoint import Checkpointer
 from gem_fast.paper.experiments.footprint import check_footprint
 from gem_fast.paper.experiments.protocol import Record
-from gem_fast.paper.experiments.resume import Checkpointer
 from gem_fast.paper.experiments.signals import stopped
 from gem_fast.paper.experiments.training_run import Config, TrainingRun
-from gem_fast.paper.files import prepare_folder, readable
-from gem_fast.paper.reports.result import record_of, result_of, to_json, write_files
+from gem_fast.paper.files import prepare_folder, readable, write_files
+from gem_fast.paper.reports.result import result_of, to_json
 from gem_fast.paper.streams.config import load_data_of
-
-__all__ = ["read_run", "run_cached", "run_name"]
 
 
 def run_name(config: Config) -> str:
-    """The name of a run's file, without its ending: readable in front, and a hash of the whole configuration.
-
-    Args:
-        config: What `configuration` returned.
-
-    Returns:
-        Such as rotations-gem-seed0-1f0c2a9b3d5e.
-    """
+    """The name of a run's file without its ending, such as rotations-gem-seed0-1f0c2a9b3d5e: the end is a hash."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     return f"{config['stream']}-{config['learner']}-seed{config['seed']}-{digest[:12]}"
 
@@ -42,13 +33,10 @@ def run_name(config: Config) -> str:
 def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = False) -> list[Record | None]:
     """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
 
-    Args:
-        folder: The run cache; made if need be.
-        configs: What `configuration` returned, for each run; the same one may come several times.
-        may_diverge: Whether a run whose training diverges is a result, too; otherwise it is an error.
+    The folder is made if need be, and a configuration may come several times.
 
     Returns:
-        The measurements of each run, in the order of `configs`; None for one that diverged.
+        The measurements of each run, in order; None for one that diverged, which is an error unless it `may_diverge`.
 
     Raises:
         InputError: The folder cannot be written to, a run cannot be made or does not fit into memory, or one diverged
@@ -79,10 +67,8 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
                 title = f"run {number} of {len(runs)}: {_describe(config)}"
                 records[name] = _finish(folder / name, config, title)
     except KeyboardInterrupt as interrupt:
-        raise stopped(
-            interrupt,
-            f"{len(records)} of {len(runs)} runs are finished in {folder}; the same command goes on from there",
-        ) from interrupt
+        so_far = f"{len(records)} of {len(runs)} runs are finished in {folder}"
+        raise stopped(interrupt, f"{so_far}; the same command goes on from there") from interrupt
     if not may_diverge:
         for name, config in runs.items():
             if records[name] is None:
@@ -91,11 +77,7 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
 
 
 def read_run(path: Path, config: Config) -> Record | None:
-    """Reads a finished run.
-
-    Args:
-        path: The file.
-        config: The configuration that it must be of.
+    """Reads a finished run of a configuration.
 
     Returns:
         The measurements; None if training diverged.
@@ -114,9 +96,12 @@ def read_run(path: Path, config: Config) -> Record | None:
     if result.get("diverged") is True:
         return None
     try:
-        return record_of(result)
+        record = Record.of(result)
+        if record.acc != result.get("acc"):
+            raise ValueError("its parts do not fit together")
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    return record
 
 
 def _finish(path: Path, config: Config, title: str) -> Record | None:
@@ -128,19 +113,18 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     run = TrainingRun(config)
     checkpointer = Checkpointer(checkpoints, None, run)
     try:
-        journal = checkpointer.begin(resume=any(checkpoints.glob("checkpoint-*.gem")))
+        record = checkpointer.begin(resume=any(checkpoints.glob("checkpoint-*.gem")))
     except InputError as error:
         print_note(f"{error}; the run starts from its beginning")
         shutil.rmtree(checkpoints)
         return _finish(path, config, title)
     result: Config = {"key": config, "diverged": False}
-    record: Record | None = None
     try:
-        with Progress(run.schedule, 0 if journal is None else journal.batches, title) as bar, checkpointer.signals:
-            record = run.run(on_batch=bar.on_batch, on_journal=checkpointer.after_batch, journal=journal)
+        with Progress(run.schedule, record, title) as bar, checkpointer.signals:
+            record = run.run(bar.after_batch, checkpointer.after_batch, record=record)
         result |= result_of(record, run.config)
     except Diverged:
-        result["diverged"] = True
+        result["diverged"], record = True, None
     write_files(path.parent, {f"{path.name}.json": to_json(result)})
     # Another command that was busy with the same run may have removed them first.
     shutil.rmtree(checkpoints, ignore_errors=True)

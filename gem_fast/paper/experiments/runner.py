@@ -10,25 +10,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gem_fast.paper.config import Options
 from gem_fast.paper.data import STAND_IN
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.run_cache import run_cached
 from gem_fast.paper.experiments.training_run import Config, check_device
-from gem_fast.paper.files import prepare_folder
+from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.reports.published import MEASURES, Numbers
-from gem_fast.paper.reports.result import to_json, write_files
-from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row, mean_std_by_measure
-
-__all__ = [
-    "CACHE",
-    "Experiment",
-    "TableOptions",
-    "parse_seeds",
-    "run_experiments",
-    "write_table",
-]
+from gem_fast.paper.reports.result import to_json
+from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row
+from gem_fast.paper.streams.config import RootOptions, download_data
 
 # The folder of the run cache, within --out.
 CACHE = "run_cache"
@@ -42,12 +33,10 @@ class Experiment:
     """A configuration that is run with several seeds: a row of a result table.
 
     Attributes:
-        condition: As in Row.
+        condition: As in Row, like `paper` and `published_code`.
         config: The configuration, but for the seed.
         measures: Which of acc, bwt, fwt and seconds the row has.
         first_task: Whether the row has the curve of the first task.
-        paper: As in Row.
-        published_code: As in Row.
     """
 
     condition: dict[str, Any]
@@ -59,7 +48,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(Options):
+class TableOptions(RootOptions):
     """What all commands with a result table have."""
 
     default_seeds: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
@@ -87,30 +76,17 @@ class TableOptions(Options):
         """Where the results go."""
         return self.out or Path("out/paper-quick" if self.quick else "out/paper")
 
-    @property
-    def sampled(self) -> int | None:
-        """The examples of each past task that gem draws for a step on cifar100; None: it takes all."""
-        return None
-
-    def prepare(self) -> None:
-        """Raises InputError unless the seeds, the device and the folder can be used."""
+    def prepare(self, *data: str) -> None:
+        """Downloads data sets where asked to; raises InputError unless seeds, device and folder can be used."""
         check_device(self.device)
         _ = self.seed_numbers
         prepare_folder("--out", self.folder)
+        if self.download:
+            download_data(self.data_root, *data)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Reads seeds, such as 0-4, 3 or 0,2.
-
-    Args:
-        text: The option's text.
-
-    Returns:
-        The seeds, at least one, all different.
-
-    Raises:
-        InputError: It is of another form.
-    """
+    """Reads seeds, such as 0-4, 3 or 0,2: at least one, all different. Raises InputError for another form."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
@@ -124,20 +100,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def run_experiments(
     experiments: Sequence[Experiment], options: TableOptions, *, cache: str = CACHE, may_diverge: bool = False
 ) -> list[Row]:
-    """Runs each experiment with each seed, but for the runs that are in the cache.
+    """Runs each experiment with each seed, but for the runs that are in the cache, a folder within the options' one.
 
-    Args:
-        experiments: The experiments.
-        options: With the seeds and the folder.
-        cache: The folder of the run cache within the folder.
-        may_diverge: As for `run_cached`; an experiment that diverged with one seed has no measures.
-
-    Returns:
-        A row for each experiment.
-
-    Raises:
-        InputError: As `run_cached`.
-        KeyboardInterrupt: As `run_cached`.
+    Returns a row for each; one that diverged with a seed has no measures. `may_diverge` and errors are `run_cached`'s.
     """
     # Seed by seed, so that a machine that changes its speed changes it for all experiments.
     configs = [experiment.config | {"seed": seed} for seed in options.seed_numbers for experiment in experiments]
@@ -147,9 +112,7 @@ def run_experiments(
         records = [record for record in all_records[i :: len(experiments)] if record is not None]
         ours, curve = {}, None
         if len(records) == len(options.seed_numbers):
-            ours = mean_std_by_measure(
-                [{name: _measure(record, name) for name in experiment.measures} for record in records]
-            )
+            ours = {name: MeanStd(tuple(_measure(each, name) for each in records)) for name in experiment.measures}
             curve = _first_task(records) if experiment.first_task else None
         rows.append(Row(experiment.condition, ours, experiment.paper, experiment.published_code, curve))
     return rows
@@ -164,24 +127,18 @@ def write_table(
     options: TableOptions,
     draw: Callable[[ResultTable], bytes] | None = None,
 ) -> None:
-    """Writes a table's files into the folder, the JSON last, and prints it.
+    """Writes the files of a ResultTable into the folder, the JSON last, and prints it.
 
-    Args:
-        name: As in ResultTable.
-        title: As in ResultTable.
-        notes: As in ResultTable.
-        rows: What `run_experiments` returned, in the order in which they are shown.
-        experiments: The experiments, whose data may be a stand-in: the table then says so.
-        options: With all that the table says of them.
-        draw: Makes a PNG file of the table, if it has one.
-
-    Raises:
-        InputError: A file cannot be written.
+    Where data of the experiments are a stand-in or a memory is sampled, the table says so. Its picture, if it has one,
+    is a PNG file that `draw` makes. Raises InputError where a file cannot be written.
     """
-    flags = {"quick": options.quick, "stand_in": any(each.config["data"] == STAND_IN for each in experiments)}
+    configs = [each.config for each in experiments]
+    flags = {"quick": options.quick, "stand_in": any(config["data"] == STAND_IN for config in configs)}
     labels = [label for label, holds in zip((QUICK_LABEL, STAND_IN_LABEL), flags.values(), strict=True) if holds]
-    if sampled := options.sampled:
-        labels.append(SAMPLED_LABEL.format(sampled))
+    drawn = [
+        config["memory_batch"] for config in configs if (config["stream"], config["learner"]) == ("cifar100", "gem")
+    ]
+    labels += [SAMPLED_LABEL.format(size) for size in dict.fromkeys(drawn) if size]
     table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), flags)
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:

@@ -6,23 +6,17 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from gem_fast.paper.errors import PROGRAM
-
-__all__ = ["StopSignals", "Stopped", "stopped"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTE = f"{PROGRAM}: stopping after this mini-batch; press Ctrl-C again to stop at once\n".encode()
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM.
-
-    Attributes:
-        number: Which of them.
-    """
+    """SIGINT or SIGTERM, whose number is `number`."""
 
     def __init__(self, number: int, *sentence: str) -> None:
         super().__init__(*sentence)
@@ -42,27 +36,23 @@ class StopSignals:
 
     Attributes:
         can_wait: Whether the work inside is going to call `stop_if_asked`.
+        asked: The signal that has come; None before.
     """
 
     def __init__(self) -> None:
         self.can_wait = False
-        self._asked: int | None = None
+        self.asked: int | None = None
         self._before: dict[int, Any] = {}
 
     def stop_if_asked(self) -> None:
         """Raises Stopped if a signal has come."""
-        if self._asked is not None:
-            raise Stopped(self._asked)
-
-    @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked is not None
+        if self.asked is not None:
+            raise Stopped(self.asked)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or not self.can_wait:
+        if self.asked is not None or not self.can_wait:
             raise Stopped(number)
-        self._asked = number
+        self.asked = number
         with suppress(OSError):
             os.write(2, NOTE)  # not print, which must not be called while it is at work itself
 
@@ -76,9 +66,7 @@ class StopSignals:
                 signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Gives them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -17,22 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gem_fast.gem import GEM
 from gem_fast.paper.errors import InputError, flag
-from gem_fast.paper.learners.agem import Agem
-from gem_fast.paper.learners.gem import Gem
-from gem_fast.paper.learners.single import Single
-
-__all__ = [
-    "ALONE",
-    "LEARNERS",
-    "DataParallel",
-    "Processes",
-    "Shareable",
-    "check_options",
-    "is_first_to_fail",
-    "processes",
-    "share",
-    "started",
-]
+from gem_fast.paper.learners.base import SgdLearner
+from gem_fast.paper.learners.baselines import Single
+from gem_fast.paper.learners.gem import Agem, Gem
 
 # Those whose loss is a mean over the mini-batch, and whose memory, if any, is that of a gem_fast hook.
 LEARNERS = ("single", "gem", "agem")
@@ -43,12 +30,7 @@ SHARED = ("memory_per_task", "memory_batch")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run.
-
-    Attributes:
-        size: How many there are.
-        rank: The number of this one, from 0; number 0 alone shows and writes anything.
-    """
+    """How many processes do a run, and the number of this one, from 0; number 0 alone shows and writes anything."""
 
     size: int = 1
     rank: int = 0
@@ -68,22 +50,17 @@ def processes() -> Processes:
 def started(device: str) -> Iterator[Processes]:
     """A context in which the processes of a run are connected; nothing for a single one.
 
-    The first of them to fail says why. The others, whose messages it no longer answers, end with exit code 1 and say
-    nothing.
-
-    Args:
-        device: What --device was given. With cuda, process number i of a machine takes GPU number i.
-
-    Raises:
-        InputError: The device cannot be used by several processes, or another one has ended without a word.
+    With cuda, process number i of a machine takes GPU number i. The first of them to fail says why. The others, whose
+    messages it no longer answers, end with exit code 1 and say nothing. Raises InputError where the device cannot be
+    used by several processes, or another one has ended without a word.
     """
     mine = processes()
     if mine.size == 1:
         yield mine
         return
     try:
-        kind = _set_device(device)
-        backend = {"cpu": "gloo", "cuda": "nccl"}[kind]
+        _set_device(device)
+        backend = {"cpu": "gloo", "cuda": "nccl"}[device]
         dist.init_process_group(backend, store=_store(), rank=mine.rank, world_size=mine.size)
         yield mine
         dist.barrier()  # so that none ends, and takes its store along, while others are at work
@@ -110,42 +87,28 @@ def _store() -> Any:
     return next(rendezvous("env://"))[0]
 
 
-def _set_device(name: str) -> str:
-    """The kind of device; of GPUs the one of this process becomes torch's current one."""
+def _set_device(name: str) -> None:
+    """Of GPUs the one of this process becomes torch's current one."""
     if name not in ("cpu", "cuda"):
         raise InputError(f"--device must be cpu or cuda under torchrun, got {name!r}")
     if name == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise InputError(
-                f"--nproc-per-node of torchrun must be at most {torch.cuda.device_count()}, the number of GPUs here, "
-                f"got {os.environ.get('LOCAL_WORLD_SIZE')}"
-            )
+            most = f"at most {torch.cuda.device_count()}, the number of GPUs here"
+            got = os.environ.get("LOCAL_WORLD_SIZE")
+            raise InputError(f"--nproc-per-node of torchrun must be {most}, got {got}")
         torch.cuda.set_device(local)
-    return name
 
 
 def check_options(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> None:
-    """Raises unless several processes can do a run together.
-
-    Args:
-        mine: The processes.
-        learner: The learner's name.
-        hyper: Its hyper-parameters.
-
-    Raises:
-        InputError: They cannot.
-    """
+    """Raises InputError unless several processes can do a run of a learner with its hyper-parameters together."""
     if learner not in LEARNERS:
-        raise InputError(
-            f"--learner {learner} trains in one process only, got {mine.size} processes of torchrun, which "
-            f"{', '.join(LEARNERS)} can use"
-        )
+        got = f"{mine.size} processes of torchrun, which {', '.join(LEARNERS)} can use"
+        raise InputError(f"--learner {learner} trains in one process only, got {got}")
     for name in SHARED:
         if (hyper.get(name) or 0) % mine.size:
-            raise InputError(
-                f"{flag(name)} must be a multiple of {mine.size}, the number of processes, got {hyper[name]}"
-            )
+            expected = f"a multiple of {mine.size}, the number of processes"
+            raise InputError(f"{flag(name)} must be {expected}, got {hyper[name]}")
 
 
 def share(mine: Processes, hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,13 +126,7 @@ class DataParallel(nn.Module):
     trains_jointly: ClassVar[bool] = False
 
     def __init__(self, learner: Shareable, mine: Processes, n_tasks: int) -> None:
-        """Makes the learner's reductions sums with the weights of the parts.
-
-        Args:
-            learner: Of a class in LEARNERS, with its model in DistributedDataParallel.
-            mine: The processes.
-            n_tasks: The number of tasks.
-        """
+        """Makes the reductions of a learner, whose model is in DistributedDataParallel, sums weighted by the parts."""
         super().__init__()
         self.learner = learner
         self._mine = mine
@@ -215,3 +172,6 @@ class DataParallel(nn.Module):
         """The gradient of the mean over the mini-batch: those of the parts' means, weighted by their examples."""
         work = dist.all_reduce(bucket.buffer().mul_(self._weight), async_op=True)
         return work.get_future().then(lambda future: future.value()[0])
+
+
+Learner = SgdLearner | DataParallel

@@ -7,20 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from gem_fast.paper.errors import Diverged, InputError, flag
 from gem_fast.paper.experiments.footprint import check_footprint
-from gem_fast.paper.experiments.protocol import Journal, Record, learn_stream
-from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Processes, Shareable, check_options, share
-from gem_fast.paper.learners import LEARNERS, PRESETS, SgdLearner, make_learner
+from gem_fast.paper.experiments.protocol import Record, learn_stream
+from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Learner, Processes, Shareable, check_options, share
+from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.config import STREAM_CONFIGS, load_data_of, make_stream
 from gem_fast.paper.streams.schedule import make_schedule
-
-__all__ = ["Config", "TrainingRun", "check_device", "configuration", "hyper_parameters"]
 
 Config = dict[str, Any]
 
@@ -31,15 +27,12 @@ COMMON: Config = {"device": "cpu", "eval_every": None}
 
 
 def configuration(stream: str, learner: str, **options: Any) -> Config:
-    """Everything that decides what a run does, by name; the options of the subcommand `run` have the same names.
+    """Everything that decides what a run does, by name: numbers, texts, booleans and None, which JSON can hold.
 
     Args:
         stream: Kind of tasks, one of STREAMS.
         learner: Method, one of LEARNERS.
-        options: Whatever is to differ from the published settings, by name.
-
-    Returns:
-        Numbers, texts, booleans and None, which JSON can hold.
+        options: Whatever is to differ from the published settings, by the names that the subcommand `run` has.
 
     Raises:
         InputError: The learner was not run on the stream, an option is neither the stream's nor the learner's, or a
@@ -56,15 +49,7 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
 
 
 def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
-    """The published hyper-parameters of a learner on a stream, overruled by those given.
-
-    Args:
-        stream: Kind of tasks.
-        learner: Method.
-        given: Values by name.
-
-    Returns:
-        The options of the learner by name.
+    """The published hyper-parameters of a learner on a stream by name, overruled by those given.
 
     Raises:
         InputError: The learner cannot be run on the stream, or a value is given for what it does not have, or is out of
@@ -80,14 +65,7 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
 
 
 def check_device(name: str) -> None:
-    """Raises unless torch can use a device.
-
-    Args:
-        name: What --device was given.
-
-    Raises:
-        InputError: It cannot.
-    """
+    """Raises InputError unless torch can use a device."""
     try:
         torch.zeros(1, device=name).item()
     except Exception as error:  # torch raises many kinds here
@@ -108,14 +86,9 @@ class TrainingRun:
     def __init__(self, config: Config, mine: Processes = ALONE) -> None:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
-        Args:
-            config: As `configuration` returns it. If `eval_every` is None, each experience has as many evaluations
-                as EVALUATIONS_PER_EXPERIENCE says.
-            mine: The processes that do the run together; this one alone by default.
-
-        Raises:
-            InputError: The data cannot be loaded, or are not enough, or the run does not fit into memory, or cannot be
-                done by several processes.
+        If `eval_every` is None, each experience has as many evaluations as EVALUATIONS_PER_EXPERIENCE says. Raises
+        InputError where the data cannot be loaded, or are not enough, or the run does not fit into memory, or cannot be
+        done by the processes that do it together.
         """
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
@@ -132,32 +105,22 @@ class TrainingRun:
             self.config["processes"] = mine.size
             hyper = share(mine, hyper)
         torch.manual_seed(config["seed"])
-        self.learner: SgdLearner | DataParallel = make_learner(
-            config["learner"], StreamInfo.of(self.stream), device, **hyper
-        )
+        info = StreamInfo.of(self.stream)
+        self.learner: Learner = make_learner(config["learner"], info, device, **hyper)
         if mine.size > 1 and isinstance(self.learner, Shareable):
             self.learner = DataParallel(self.learner, mine, self.stream.n_tasks)
 
-    def run(
-        self,
-        *,
-        on_batch: Callable[[int, npt.NDArray[np.float64] | None], None] = lambda task, accuracy: None,
-        on_journal: Callable[[Journal], None] = lambda journal: None,
-        journal: Journal | None = None,
-    ) -> Record:
+    def run(self, *watch: Callable[[Record], None], record: Record | None = None) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""
         try:
             return learn_stream(
                 self.learner,
                 self.stream,
-                batch_size=self.config["batch_size"],
-                epochs=self.config["epochs"],
-                rounds=self.config["rounds"],
+                self.schedule,
                 eval_every=self.config["eval_every"],
                 generator=self._generator,
-                on_batch=on_batch,
-                on_journal=on_journal,
-                journal=journal,
+                watch=watch,
+                record=record,
             )
         except Diverged as error:
             raise Diverged(f"{error}; try a smaller {_suspects(self.config)}") from error

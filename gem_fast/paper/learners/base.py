@@ -20,8 +20,6 @@ from gem_fast.paper.config import Options, Rate
 from gem_fast.paper.learners.stream_info import MultiHeadModel, StreamInfo
 from gem_fast.state import check_keys
 
-__all__ = ["SgdConfig", "SgdLearner"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SgdConfig(Options):
@@ -41,7 +39,13 @@ class SgdConfig(Options):
 class SgdLearner(nn.Module, abc.ABC):
     """A model and its optimizer.
 
-    state_dict() holds the model's tensors by name, and the states of the other `parts` as `_extra_state`.
+    state_dict() holds all that decides how training goes on, as torch.load(weights_only=True) reads it back: the
+    model's tensors by name, and the states of the other `parts` as `_extra_state`.
+
+    Attributes:
+        trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
+            mini-batches of the shuffled union of all tasks, and `task` is the task of each example, shape (batch,),
+            int64, on the CPU.
     """
 
     Config: ClassVar[type[SgdConfig]]
@@ -50,13 +54,9 @@ class SgdLearner(nn.Module, abc.ABC):
     def __init__(
         self, stream_info: StreamInfo, device: torch.device, config: SgdConfig, model: nn.Module | None = None
     ) -> None:
-        """Takes over the training of a model.
+        """Takes over the training of a model on a device, whose weights come from torch's global generator.
 
-        Args:
-            stream_info: The tasks.
-            device: Where the model is to be.
-            config: The hyper-parameters.
-            model: Called as model(x, task); by default `stream_info.new_model()`, one network for all tasks.
+        It is called as model(x, task); by default it is `stream_info.new_model()`, one network for all tasks.
         """
         super().__init__()
         self.stream_info = stream_info
@@ -75,7 +75,7 @@ class SgdLearner(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
-        """As in Learner."""
+        """Trains on one mini-batch of a task: inputs x (batch, ...), labels y (batch,), int64."""
 
     def logits(self, x: Tensor, task: int) -> Tensor:
         """The model's outputs that are the task's classes, shape (batch, classes)."""
@@ -128,28 +128,17 @@ class SgdLearner(nn.Module, abc.ABC):
             part.load_state_dict(state[name])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes up the state that `state_dict` returned, all of it or nothing.
+        """Takes up the state that `state_dict` returned, perhaps from a stranger's file; for the rest as torch's.
 
-        Args:
-            state_dict: The state, perhaps from a stranger's file.
-            strict: As for torch.nn.Module.
-            assign: As for torch.nn.Module.
-
-        Returns:
-            As for torch.nn.Module.
-
-        Raises:
-            ValueError: The state is not one of such a learner, which is then as it was.
+        Raises ValueError where it is not one of such a learner, which is then as it was.
         """
         before = copy.deepcopy(self.state_dict())
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except Exception as error:  # torch raises many kinds for what a file can hold; the message says what it was
             super().load_state_dict(before)
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"state_dict must be of a {type(self).__name__} learner like this one: {reason}"
-            ) from error
+            like = f"a {type(self).__name__} learner like this one"
+            raise ValueError(f"state_dict must be of {like}: {' '.join(str(error).split())}") from error
 
 
 def _is_safe_channels_last(convolution: nn.Conv2d) -> bool:

@@ -10,8 +10,6 @@ from torch import Tensor
 from gem_fast.memory import check_examples
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
-__all__ = ["CurrentTaskBuffer"]
-
 
 class CurrentTaskBuffer:
     """Keeps the first examples of the current task; they are evicted when another task begins.
@@ -21,12 +19,7 @@ class CurrentTaskBuffer:
     """
 
     def __init__(self, n_tasks: int, capacity: int | None = None) -> None:
-        """Begins without a task.
-
-        Args:
-            n_tasks: The number of tasks.
-            capacity: How many examples are kept at most; None keeps all of them.
-        """
+        """Begins without a task; at most `capacity` examples are kept, None keeps all of them."""
         self.task: int | None = None
         self._n_tasks = n_tasks
         self._capacity = capacity
@@ -61,7 +54,7 @@ class CurrentTaskBuffer:
         task, examples = state["task"], state["examples"]
         if not isinstance(examples, list) or len(examples) != (0 if task is None else 2):
             raise ValueError(
-                "the examples of the current task must be inputs and labels, or none without a task, got others"
+                "the current task's examples must be inputs and labels, or none without a task, got others"
             )
         batches: list[tuple[Tensor, Tensor]] = []
         if task is not None:

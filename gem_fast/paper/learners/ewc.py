@@ -16,8 +16,6 @@ from gem_fast.paper.learners.current_task import CurrentTaskBuffer
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_keys, check_plain_tensor
 
-__all__ = ["Ewc"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EwcConfig(SgdConfig):
@@ -49,7 +47,6 @@ class Ewc(SgdLearner):
     Config: ClassVar[type[SgdConfig]] = EwcConfig
 
     def __init__(self, stream_info: StreamInfo, device: torch.device, config: EwcConfig) -> None:
-        """Makes a new model; arguments as for SgdLearner."""
         super().__init__(stream_info, device, config)
         self.strength = config.strength
         self.per_example = config.per_example
@@ -93,12 +90,10 @@ class Penalty:
     """
 
     def __init__(self, parameters: list[Parameter], consolidated: bool) -> None:
-        """Begins without a term.
+        """Begins without a term of the parameters theta.
 
-        Args:
-            parameters: theta.
-            consolidated: Whether a term is merged into the one before: with F = sum_k F_k and theta = sum_k F_k theta_k
-                / F all terms are F_i (theta_i - theta)^2 and a constant.
+        If they are consolidated, each is merged into the one before: with F = sum_k F_k and theta = sum_k F_k theta_k /
+        F all terms are F_i (theta_i - theta)^2 and a constant.
         """
         self.terms: list[tuple[list[Tensor], list[Tensor]]] = []
         self._parameters = parameters

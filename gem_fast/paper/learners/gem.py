@@ -1,4 +1,4 @@
-"""Gradient Episodic Memory, Algorithm 1 of the paper."""
+"""Gradient Episodic Memory, Algorithm 1 of the paper, the same in Python alone, and Averaged GEM."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 import gem_fast
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
+from gem_fast.paper.errors import extra
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
-
-__all__ = ["Gem", "GemConfig", "PublishedGemConfig"]
+from gem_fast.reference import PurePythonGEM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,6 @@ class Gem(SgdLearner):
     Config: ClassVar[type[SgdConfig]] = GemConfig
 
     def __init__(self, stream_info: StreamInfo, device: torch.device, config: GemConfig) -> None:
-        """Makes a new model and hooks its optimizer; arguments as for SgdLearner."""
         super().__init__(stream_info, device, config)
         self.gem = gem_fast.GEM(
             self.model,
@@ -68,3 +67,68 @@ class Gem(SgdLearner):
     def parts(self) -> dict[str, Any]:
         """The optimizer, and the hook with its memory."""
         return {**super().parts(), "gem": self.gem}
+
+
+class GemPurePython(SgdLearner):
+    """The same method as public versions write it, which Table 1 compares with the compiled one.
+
+    It is `gem_fast.reference`, and needs quadprog, which fails at a ridge of 0.
+    """
+
+    Config: ClassVar[type[SgdConfig]] = PublishedGemConfig
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: PublishedGemConfig) -> None:
+        with extra("the learner gem_pure_python"):
+            import quadprog  # noqa: F401
+        super().__init__(stream_info, device, config)
+        self.memory = gem_fast.EpisodicMemory(per_task=config.memory_per_task)
+        self.gem = PurePythonGEM(
+            self.model, self.optimizer, self.memory, forward=self.logits, margin=config.margin, ridge=config.ridge
+        )
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
+        self.gem.observe(x, y, task)
+
+    def parts(self) -> dict[str, Any]:
+        """The optimizer and the memory."""
+        return {**super().parts(), "memory": self.memory}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgemConfig(SgdConfig):
+    """The options of agem."""
+
+    lr: Rate = by_stream(rotations=0.01, permutations=0.03, cifar100=0.1, split=0.1)
+    memory_per_task: Whole = 256
+    """examples of each task kept in the episodic memory"""
+    memory_batch: Whole = 256
+    """examples drawn anew from the memory of all past tasks together for each step"""
+    margin: Real = 0.0
+    """lower bound of the one dual variable where the constraint is violated; 0 is the published method"""
+
+
+class Agem(SgdLearner):
+    """Averaged GEM (Chaudhry et al. 2019): steps may not raise the mean loss on a random batch of the whole memory."""
+
+    Config: ClassVar[type[SgdConfig]] = AgemConfig
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: AgemConfig) -> None:
+        """Makes a new model and hooks its optimizer; the hook's seed comes from torch's global generator."""
+        super().__init__(stream_info, device, config)
+        memory = gem_fast.EpisodicMemory(per_task=config.memory_per_task)
+        seed = int(torch.randint(2**62, ()))
+        self.agem = gem_fast.AGEM(
+            self.model, self.optimizer, memory=memory, memory_batch=config.memory_batch, margin=config.margin, seed=seed
+        )
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
+        self.optimizer.zero_grad()
+        self.loss(x, y, task).backward()
+        self.agem.observe(x, y, task)
+        self.optimizer.step()
+
+    def parts(self) -> dict[str, Any]:
+        """The optimizer, and the hook with its memory and its generator."""
+        return {**super().parts(), "agem": self.agem}

@@ -16,9 +16,7 @@ from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.current_task import CurrentTaskBuffer
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.classes import TEST_BATCH
-from gem_fast.state import check_count, check_keys, check_plain_tensor
-
-__all__ = ["Icarl"]
+from gem_fast.state import check_count, check_generator, check_keys, check_plain_tensor
 
 Class = tuple[int, int]  # a task and a label of it
 
@@ -60,13 +58,7 @@ class Icarl(SgdLearner):
     def __init__(self, stream_info: StreamInfo, device: torch.device, config: IcarlConfig) -> None:
         """Makes a new model; the seed of the draws comes from torch's global generator.
 
-        Args:
-            stream_info: The tasks.
-            device: Where to train.
-            config: The hyper-parameters.
-
-        Raises:
-            InputError: There would be less than one exemplar of each class.
+        Raises InputError if there would be less than one exemplar of each class.
         """
         memory = config.memory
         n_classes = sum(map(len, stream_info.outputs))
@@ -123,10 +115,8 @@ class Icarl(SgdLearner):
             candidates[c] = seen.unique(dim=0)  # further epochs, and a task that comes back, show the same again
         n = self.memory // len(exemplars | candidates)
         exemplars = {c: kept[:n] for c, kept in exemplars.items()}
-        return exemplars | {c: seen[self._herding_order(seen, n)] for c, seen in candidates.items()}
-
-    def _herding_order(self, x: Tensor, n: int) -> Tensor:
-        return herding_order(self._evaluate(x).double(), n)
+        order = {c: herding_order(self._evaluate(seen).double(), n) for c, seen in candidates.items()}
+        return exemplars | {c: seen[order[c]] for c, seen in candidates.items()}
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """The features of examples, in evaluation mode and without gradients."""
@@ -162,12 +152,8 @@ class Icarl(SgdLearner):
 
     def parts(self) -> dict[str, Any]:
         """The optimizer, the current task's examples, the exemplars, and the generator that draws from them."""
-        return {
-            **super().parts(),
-            "current_task": self.current_task,
-            "exemplars": self.exemplars,
-            "sampler": self.sampler,
-        }
+        mine = {"current_task": self.current_task, "exemplars": self.exemplars, "sampler": self.sampler}
+        return {**super().parts(), **mine}
 
 
 class Exemplars:
@@ -210,18 +196,12 @@ class Exemplars:
 class _PastExemplars(NamedTuple):
     """The exemplars that distillation draws from, class by class."""
 
-    x: Tensor
-    """Shape (n, ...): the exemplars."""
-    outputs: Tensor
-    """Shape (n, outputs): the outputs that the network's are compared with."""
-    first: Tensor
-    """Shape (classes,), int64, on the CPU: the row of a class's first exemplar."""
-    sizes: Tensor
-    """Shape (classes,), int64, on the CPU: the exemplars of a class."""
-    other_outputs: Tensor
-    """Shape (classes, outputs), bool: the outputs that are not those of the class's task."""
-    weights: Tensor
-    """Shape (classes,): 1 over the number of classes of its task."""
+    x: Tensor  # (n, ...)
+    outputs: Tensor  # (n, outputs), that the network's are compared with
+    first: Tensor  # (classes,), int64, on the CPU: the row of a class's first exemplar
+    sizes: Tensor  # (classes,), int64, on the CPU: the exemplars of a class
+    other_outputs: Tensor  # (classes, outputs), bool: those that are not of the class's task
+    weights: Tensor  # (classes,): 1 over the number of classes of its task
 
 
 class _Sampler:
@@ -239,9 +219,5 @@ class _Sampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_keys("sampler", state, ("generator",))
-        generator = torch.Generator()
-        try:
-            generator.set_state(state["generator"])
-        except (TypeError, RuntimeError) as error:
-            raise ValueError("generator must be the state of a torch.Generator on the CPU, got another") from error
-        self._generator = generator
+        check_generator(state["generator"])
+        self._generator.set_state(state["generator"])

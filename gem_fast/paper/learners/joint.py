@@ -14,8 +14,6 @@ from gem_fast.paper.config import Rate, by_stream
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 
-__all__ = ["Joint"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(SgdConfig):
@@ -35,7 +33,6 @@ class Joint(SgdLearner):
     trains_jointly: ClassVar[bool] = True
 
     def __init__(self, stream_info: StreamInfo, device: torch.device, config: JointConfig) -> None:
-        """Makes a new model; arguments as for SgdLearner."""
         super().__init__(stream_info, device, config)
         if self.descriptors:
             # The network answers with the outputs of the task alone; where others have more, some rows are padding.

@@ -13,8 +13,6 @@ from gem_fast.paper.models import mlp, resnet18
 from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
 from gem_fast.paper.streams import Stream
 
-__all__ = ["ARCHITECTURES", "MultiHeadModel", "StreamInfo"]
-
 
 @dataclass(frozen=True)
 class StreamInfo:
@@ -71,15 +69,10 @@ class StreamInfo:
         return torch.stack([(index < outputs.start) | (index >= outputs.stop) for outputs in self.outputs])
 
     def new_network(self, n_outputs: int, width_divisor: int = 1) -> nn.Module:
-        """A network of the stream's architecture.
+        """A network of the stream's architecture on the CPU, from (batch, *input_shape) to (batch, n_outputs).
 
-        Args:
-            n_outputs: The number of its outputs.
-            width_divisor: The paper's numbers of hidden units or feature maps are divided by it.
-
-        Returns:
-            The network on the CPU, from (batch, *input_shape) to (batch, n_outputs); its weights come from torch's
-            global generator.
+        The paper's numbers of hidden units or feature maps are divided by `width_divisor`; the weights come from
+        torch's global generator.
         """
         return ARCHITECTURES[self.architecture](self, n_outputs, width_divisor)
 
@@ -107,12 +100,7 @@ class MultiHeadModel(nn.Module):
     """A network in which each task has a head of its own: a slice of the outputs."""
 
     def __init__(self, network: nn.Module, outputs: tuple[range, ...]) -> None:
-        """Wraps a network.
-
-        Args:
-            network: Maps inputs to the outputs of all tasks.
-            outputs: The outputs of each task.
-        """
+        """Wraps a network, from inputs to the outputs of all tasks; `outputs` are those of each task."""
         super().__init__()
         self.network = network
         self.outputs = outputs

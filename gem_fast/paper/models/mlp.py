@@ -6,20 +6,11 @@ import itertools
 
 from torch import nn
 
-__all__ = ["mlp"]
-
 
 def mlp(n_inputs: int, n_outputs: int, hidden: tuple[int, ...] = (100, 100)) -> nn.Sequential:
     """The paper's network for MNIST: fully connected, ReLU, Glorot uniform weights, zero biases.
 
-    Args:
-        n_inputs: Inputs per example.
-        n_outputs: Classes.
-        hidden: Units of each hidden layer.
-
-    Returns:
-        The network, from (batch, n_inputs) to logits (batch, n_outputs); its weights come from torch's global
-        generator.
+    From (batch, n_inputs) to logits (batch, n_outputs); its weights come from torch's global generator.
     """
     sizes = (n_inputs, *hidden, n_outputs)
     layers: list[nn.Module] = []

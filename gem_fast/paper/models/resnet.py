@@ -7,20 +7,12 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ResNet", "resnet18"]
-
 
 def resnet18(n_outputs: int, maps: int = 20) -> ResNet:
-    """ResNet18 for images of 32 x 32 pixels, at the paper's width a third as wide as usual.
+    """ResNet18 for images of 32 x 32 pixels, from (batch, 3, 32, 32) to logits (batch, n_outputs).
 
-    Args:
-        n_outputs: Classes, of all tasks together.
-        maps: Feature maps of the first stage; the others have 2, 4 and 8 times as many. 20 gives 1,109,240 parameters
-            for 100 classes, 64 is the width of He et al. (2016).
-
-    Returns:
-        The network, from (batch, 3, 32, 32) to logits (batch, n_outputs); its weights come from torch's global
-        generator, by torch's default initialisation.
+    The first stage has `maps` feature maps, the others 2, 4 and 8 times as many. 20 gives 1,109,240 parameters for 100
+    classes; 64 is the width of He et al. (2016). The weights come from torch's global generator, by torch's default.
     """
     return ResNet(n_outputs, (maps, 2 * maps, 4 * maps, 8 * maps), blocks_per_stage=2)
 
@@ -29,13 +21,7 @@ class ResNet(nn.Module):
     """A residual network with a stem for small images: one 3 x 3 convolution and no pooling."""
 
     def __init__(self, n_outputs: int, widths: tuple[int, ...], blocks_per_stage: int) -> None:
-        """Makes the layers.
-
-        Args:
-            n_outputs: Classes.
-            widths: Feature maps of each stage; every stage but the first halves height and width.
-            blocks_per_stage: Residual blocks of each stage.
-        """
+        """Makes the layers; `widths`: feature maps of each stage, of which all but the first halve height and width."""
         super().__init__()
         self.stem = nn.Sequential(_convolution(3, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
         stages: list[nn.Module] = [_stage(widths[0], widths[0], blocks_per_stage, stride=1)]

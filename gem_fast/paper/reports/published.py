@@ -6,8 +6,6 @@ of mnist-5k with seed 0, run on two cores of the machine whose results are in be
 
 from __future__ import annotations
 
-__all__ = ["MEASURES", "PAPER_FIGURE1", "PAPER_TABLE1", "PAPER_TABLE2", "PAPER_TABLE3", "PUBLISHED_CODE", "Numbers"]
-
 Numbers = dict[str, float]
 
 MEASURES = ("acc", "bwt", "fwt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,6 @@ import torch
 import gem_fast
 from gem_fast.paper.reports.published import Numbers
 
-__all__ = ["MeanStd", "ResultTable", "Row", "machine", "mean_std_by_measure"]
-
 # Titles of columns; a name that is not here is its own title.
 TITLES = {"acc": "ACC", "bwt": "BWT", "fwt": "FWT"}
 SIGNED = ("bwt", "fwt")
@@ -24,11 +22,7 @@ SIGNED = ("bwt", "fwt")
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean and standard deviation of one measure over several seeds.
-
-    Attributes:
-        values: One per seed, in the order of the seeds.
-    """
+    """Mean and standard deviation of one measure over several seeds, whose values are in the order of the seeds."""
 
     values: tuple[float, ...]
 
@@ -45,11 +39,6 @@ class MeanStd:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
-
-
-def mean_std_by_measure(measures: Sequence[dict[str, float]]) -> dict[str, MeanStd]:
-    """Mean and deviation of each measure; `measures` holds those of one seed each, by name."""
-    return {name: MeanStd(tuple(of_seed[name] for of_seed in measures)) for name in measures[0]}
 
 
 @dataclass(frozen=True)
@@ -72,12 +61,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        result: dict[str, Any] = {
-            **self.condition,
-            "ours": {name: measure.to_dict() for name, measure in self.ours.items()},
-            "paper": self.paper,
-            "published_code": self.published_code,
-        }
+        ours = {name: measure.to_dict() for name, measure in self.ours.items()}
+        result = {**self.condition, "ours": ours, "paper": self.paper, "published_code": self.published_code}
         if self.curve is not None:
             x, accuracy = self.curve
             result["first_task"] = {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
@@ -123,21 +108,13 @@ class ResultTable:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "labels": list(self.labels),
-            "notes": list(self.notes),
-            "seeds": list(self.seeds),
-            **self.flags,
-            "machine": machine(),
-            "rows": [row.to_dict() for row in self.rows],
-        }
+        texts = {"name": self.name, "title": self.title, "labels": list(self.labels), "notes": list(self.notes)}
+        rows = [row.to_dict() for row in self.rows]
+        return {**texts, "seeds": list(self.seeds), **self.flags, "machine": machine(), "rows": rows}
 
     def _footer(self) -> list[str]:
-        many = len(self.seeds) > 1
         seeds = ", ".join(map(str, self.seeds))
-        over = f"Mean and standard deviation over seeds {seeds}." if many else f"Seed {seeds}."
+        over = f"Mean and standard deviation over seeds {seeds}." if len(self.seeds) > 1 else f"Seed {seeds}."
         this = machine()
         where = f"{this['cpu']}, {this['cores']} cores, {this['threads']} threads, torch {this['torch']}."
         return [*self.notes, f"{over} {where}"]
@@ -164,12 +141,11 @@ class ResultTable:
 
 def machine() -> dict[str, Any]:
     """What kind of machine this is."""
-    info = gem_fast.build_info()
     found = {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "simd": info["simd_in_use"],
+        "simd": gem_fast.build_info()["simd_in_use"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "gem_fast": gem_fast.__version__,
@@ -180,12 +156,11 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _title(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -17,8 +18,6 @@ from matplotlib.patches import Rectangle
 
 from gem_fast.paper.experiments.protocol import Record
 
-__all__ = ["INK", "draw_all", "figure_of_size", "png"]
-
 INK = "#222222"
 DOTS_PER_INCH = 150
 # Perceptually uniform and safe for colour-blind readers.
@@ -26,15 +25,7 @@ COLORS = matplotlib.colormaps["viridis"]
 
 
 def draw_all(record: Record, title: str) -> dict[str, bytes]:
-    """Draws the pictures of a run.
-
-    Args:
-        record: The measurements.
-        title: What was run; the first line of every picture.
-
-    Returns:
-        PNG files by name: r_matrix.png, first_task.png, curves.png.
-    """
+    """The pictures of a run, as PNG files by name; `title`, their first line, says what was run."""
     return {
         "r_matrix.png": png(_r_matrix(record, title)),
         "first_task.png": png(_first_task(record, title)),
@@ -142,7 +133,13 @@ def _stream_axes(axes: Axes, n_tasks: int) -> None:
     axes.set_xticks(range(0, n_tasks + 1, _tick_step(n_tasks)))
     for boundary in range(1, n_tasks):
         axes.axvline(boundary, color=INK, alpha=0.12, linewidth=0.8)
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    light_axes(axes, "y")
+
+
+def light_axes(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """Faint lines across one axis, behind what is drawn, and no frame at the top and the right."""
+    axes.grid(axis=axis, color=INK, alpha=0.12, linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 

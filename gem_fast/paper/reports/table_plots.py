@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, which readers of every colour vision can tell apart
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from gem_fast.paper.reports.published import MEASURES
 from gem_fast.paper.reports.result_table import TITLES, MeanStd, ResultTable, Row
-from gem_fast.paper.reports.run_plots import INK, figure_of_size, png
-
-__all__ = ["DRAWINGS"]
+from gem_fast.paper.reports.run_plots import INK, figure_of_size, light_axes, png
 
 # learner -> colour, marker, name
 STYLES = {
@@ -32,113 +31,104 @@ STYLES = {
     "gem": ("#D55E00", "*", "GEM"),
     "gem_pure_python": ("#7A3300", "h", "GEM, pure Python"),
 }
-PAPER = Line2D([], [], linestyle="", marker="o", markerfacecolor="white", markeredgecolor=INK, label="paper")
+HOLLOW: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markeredgecolor": INK}
+PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def _table1(table: ResultTable) -> Figure:
     """Horizontal bars of seconds, one panel per stream."""
-    streams = list(dict.fromkeys(row.condition["stream"] for row in table.rows))
+    streams = _by(table, "stream")
     figure, grid = _panels(table, width=11, height=4.6, columns=len(streams))
-    for axes, stream in zip(grid, streams, strict=True):
-        rows = [row for row in table.rows if row.condition["stream"] == stream]
-        for y, row in enumerate(rows):
-            seconds = row.ours["seconds"]
-            axes.barh(
-                y, seconds.mean, height=0.6, color=STYLES[row.condition["learner"]][0], xerr=seconds.std, ecolor=INK
-            )
-            if "seconds" in row.paper:
-                axes.plot(row.paper["seconds"], y, "o", markerfacecolor="white", markeredgecolor=INK, zorder=3)
-        names = [f"{STYLES[row.condition['learner']][2]}\n{_duration(row.ours['seconds'].mean)}" for row in rows]
+    for axes, (stream, rows) in zip(grid, streams.items(), strict=True):
+        styles = [STYLES[row.condition["learner"]] for row in rows]
+        seconds = [row.ours["seconds"] for row in rows]
+        for y, (row, (color, *_), ours) in enumerate(zip(rows, styles, seconds, strict=True)):
+            axes.barh(y, ours.mean, height=0.6, color=color, xerr=ours.std, ecolor=INK)
+            axes.plot(row.paper.get("seconds", np.nan), y, **HOLLOW, zorder=3)
+        names = [f"{name}\n{_duration(ours.mean)}" for (*_, name), ours in zip(styles, seconds, strict=True)]
         axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ends = [row.ours["seconds"].mean for row in rows] + [row.paper.get("seconds", 1) for row in rows]
+        axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+        ends = [ours.mean for ours in seconds] + [row.paper.get("seconds", 1) for row in rows]
         axes.set_xlim(min(ends) / 2, max(ends) * 2)
         axes.set_xlabel("training time (s)")
         axes.set_title(stream)
-        _light(axes, "x")
-    figure.legend(handles=[PAPER], loc="outside lower center", frameon=False)
+        light_axes(axes, "x")
+    _legend(figure, [], paper=True)
     return figure
 
 
 def _table2(table: ResultTable) -> Figure:
-    """ACC against the examples in memory."""
+    """ACC against the examples in memory; the paper's values are hollow."""
     figure, (axes,) = _panels(table, width=7.5, height=5)
-    for learner in _learners(table):
-        rows = [row for row in table.rows if row.condition["learner"] == learner]
-        _line(axes, learner, [row.condition["memory"] for row in rows], [row.ours["acc"] for row in rows])
-        if not table.flags["stand_in"]:
-            axes.plot(
-                [row.condition["memory"] for row in rows], [row.paper["acc"] for row in rows], "--o",
-                color=STYLES[learner][0], markerfacecolor="white", linewidth=1,
-            )  # fmt: skip
-    memories = sorted({row.condition["memory"] for row in table.rows})
+    learners = _by(table, "learner")
+    for learner, rows in learners.items():
+        x = [row.condition["memory"] for row in rows]
+        _line(axes, learner, x, [row.ours["acc"] for row in rows])
+        paper = [row.paper.get("acc", np.nan) for row in rows]
+        axes.plot(x, paper, "--o", color=STYLES[learner][0], markerfacecolor="white", linewidth=1)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(memories))
+    axes.xaxis.set_major_locator(FixedLocator(list(_by(table, "memory"))))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
     axes.set_xlabel("examples in memory, all tasks together")
     axes.set_ylabel("ACC")
-    _light(axes, "y")
-    _legend(figure, table, paper=not table.flags["stand_in"])
+    light_axes(axes, "y")
+    _legend(figure, learners, paper=not table.flags["stand_in"])
     return figure
 
 
 def _table3(table: ResultTable) -> Figure:
     """ACC and BWT against epochs; the paper's values are hollow."""
     figure, grid = _panels(table, width=11, height=5.2, columns=2)
-    learners = _learners(table)
-    epochs = sorted({row.condition["epochs"] for row in table.rows})
+    learners, epochs = _by(table, "learner"), sorted(_by(table, "epochs"))
     for axes, measure in zip(grid, ("acc", "bwt"), strict=True):
-        for i, learner in enumerate(learners):
-            rows = [row for row in table.rows if row.condition["learner"] == learner and measure in row.ours]
-            shift = 0.5 * (i / max(1, len(learners) - 1) - 0.5)  # side by side, so that error bars do not overlap
-            x = [epochs.index(row.condition["epochs"]) + shift for row in rows]
+        for shift, (learner, all_rows) in zip(np.linspace(-0.25, 0.25, len(learners)), learners.items(), strict=True):
+            rows = [row for row in all_rows if measure in row.ours]
+            x = [epochs.index(row.condition["epochs"]) + shift for row in rows]  # side by side: error bars overlap else
             _line(axes, learner, x, [row.ours[measure] for row in rows])
-            axes.plot(
-                x, [row.paper[measure] for row in rows], STYLES[learner][1], markerfacecolor="white",
-                markeredgecolor=STYLES[learner][0], color=STYLES[learner][0], markersize=6, alpha=0.9,
-            )  # fmt: skip
+            color, marker, _ = STYLES[learner]
+            paper = [row.paper[measure] for row in rows]
+            axes.plot(x, paper, marker, color=color, markerfacecolor="white", markersize=6, alpha=0.9)
         axes.set_xticks(range(len(epochs)), [str(number) for number in epochs])
         axes.set_xlim(-0.5, len(epochs) - 0.5)
         for boundary in range(1, len(epochs)):
             axes.axvline(boundary - 0.5, color=INK, alpha=0.12, linewidth=0.8)
         axes.set_xlabel("epochs per task")
         axes.set_ylabel(TITLES[measure])
-        _light(axes, "y")
+        light_axes(axes, "y")
     grid[1].axhline(0, color=INK, linewidth=0.8)
-    _legend(figure, table, paper=True)
+    _legend(figure, learners, paper=True)
     return figure
 
 
 def _figure1(table: ResultTable) -> Figure:
     """A row for each stream: bars of ACC, BWT and FWT, and the first task along the stream."""
-    streams = list(dict.fromkeys(row.condition["stream"] for row in table.rows))
+    streams = _by(table, "stream")
     figure, grid = _panels(table, width=13, height=1.2 + 3.4 * len(streams), rows=len(streams), columns=2)
-    for bars, curves, stream in zip(grid[::2], grid[1::2], streams, strict=True):
-        rows = [row for row in table.rows if row.condition["stream"] == stream]
+    for bars, curves, (stream, rows) in zip(grid[::2], grid[1::2], streams.items(), strict=True):
         _bars(bars, rows)
         _curves(curves, rows)
         bars.set_title(stream, loc="left", fontweight="bold")
         curves.set_title(f"{stream}: accuracy on the first task", loc="left")
-    _legend(figure, table, paper=True)
+    _legend(figure, _by(table, "learner"), paper=True)
     return figure
 
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     width = 0.85 / len(rows)
     for i, row in enumerate(rows):
-        for group, measure in enumerate(("acc", "bwt", "fwt")):
-            x = group + (i - (len(rows) - 1) / 2) * width
-            ours = row.ours[measure]
-            color = STYLES[row.condition["learner"]][0]
-            axes.bar(x, ours.mean, width * 0.92, color=color, yerr=ours.std, error_kw={"ecolor": INK, "lw": 1})
-            if measure in row.paper:
-                axes.plot(x, row.paper[measure], "o", markersize=4, markerfacecolor="white", markeredgecolor=INK)
-    axes.set_xticks(range(3), ["ACC", "BWT", "FWT"])
+        color = STYLES[row.condition["learner"]][0]
+        x = np.arange(len(MEASURES)) + (i - (len(rows) - 1) / 2) * width
+        ours = [row.ours[measure] for measure in MEASURES]
+        errors = [measure.std or 0 for measure in ours] if ours[0].std is not None else None
+        error_style = {"ecolor": INK, "lw": 1}
+        axes.bar(x, [each.mean for each in ours], width * 0.92, color=color, yerr=errors, error_kw=error_style)
+        axes.plot(x, [row.paper.get(measure, np.nan) for measure in MEASURES], **HOLLOW, markersize=4)
+    axes.set_xticks(range(len(MEASURES)), [TITLES[measure] for measure in MEASURES])
     axes.axhline(0, color=INK, linewidth=0.8)
-    _light(axes, "y")
+    light_axes(axes, "y")
 
 
 def _curves(axes: Axes, rows: Sequence[Row]) -> None:
@@ -154,7 +144,7 @@ def _curves(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlabel("tasks learned")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _light(axes, "y")
+    light_axes(axes, "y")
 
 
 def _line(axes: Axes, learner: str, x: Sequence[float], measures: Sequence[MeanStd]) -> None:
@@ -175,38 +165,26 @@ def _panels(
     return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
-def _legend(figure: Figure, table: ResultTable, paper: bool) -> None:
-    handles = [
-        Line2D([], [], color=STYLES[learner][0], marker=STYLES[learner][1], markersize=7, label=STYLES[learner][2])
-        for learner in _learners(table)
-    ]
-    if paper:
-        handles.append(PAPER)
+def _legend(figure: Figure, learners: Any, paper: bool) -> None:
+    styles = [STYLES[learner] for learner in learners]
+    handles = [Line2D([], [], color=color, marker=marker, markersize=7, label=name) for color, marker, name in styles]
+    handles += [Line2D([], [], **HOLLOW, label="paper")] * paper
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def _learners(table: ResultTable) -> list[str]:
-    return list(dict.fromkeys(row.condition["learner"] for row in table.rows))
-
-
-def _light(axes: Axes, axis: Any) -> None:
-    axes.grid(axis=axis, color=INK, alpha=0.12, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+def _by(table: ResultTable, name: str) -> dict[Any, list[Row]]:
+    """The rows by one of their conditions, in order."""
+    values = dict.fromkeys(row.condition[name] for row in table.rows)
+    return {value: [row for row in table.rows if row.condition[name] == value] for value in values}
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
 
 
-def _bytes(draw: Callable[[ResultTable], Figure]) -> Callable[[ResultTable], bytes]:
-    return lambda table: png(draw(table))
+FIGURES = {"table1": _table1, "table2": _table2, "table3": _table3, "figure1": _figure1}
 
 
-# subcommand -> result table -> PNG file
-DRAWINGS: dict[str, Callable[[ResultTable], bytes]] = {
-    "table1": _bytes(_table1),
-    "table2": _bytes(_table2),
-    "table3": _bytes(_table3),
-    "figure1": _bytes(_figure1),
-}
+def draw(table: ResultTable) -> bytes:
+    """The picture of a table, by its name, as a PNG file."""
+    return png(FIGURES[table.name](table))

@@ -1,4 +1,4 @@
-"""Streams of tasks (section 5 of the paper), one file each, registered here under the name the command line uses."""
+"""Streams of tasks (section 5 of the paper), registered here under the name the command line uses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from gem_fast.paper.streams.base import Stream, Task
-from gem_fast.paper.streams.cifar100 import cifar100
-from gem_fast.paper.streams.permutations import permutations
-from gem_fast.paper.streams.rotations import rotations
-from gem_fast.paper.streams.split import split
+from gem_fast.paper.streams.classes import cifar100, split
+from gem_fast.paper.streams.pixels import permutations, rotations
 
 __all__ = ["STREAMS", "Stream", "StreamName", "Task", "cifar100", "permutations", "rotations", "split"]
 

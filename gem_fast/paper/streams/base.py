@@ -11,8 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Stream", "Task", "to_unit"]
-
 
 @dataclass(frozen=True)
 class Task:
@@ -73,23 +71,19 @@ class Stream(abc.ABC):
         return self.tasks[0].images.device
 
     def in_order(self, order: Sequence[int]) -> Stream:
-        """The same tasks in another order, numbered anew.
-
-        Args:
-            order: For each new task the number of the old one: a permutation of 0 ... T - 1.
-        """
+        """The same tasks in another order, numbered anew: for each new task the number of the old one."""
         return replace(self, tasks=tuple(self.tasks[task] for task in order))
 
     def batches(
         self, task: int, batch_size: int, epochs: int, generator: torch.Generator, examples: range | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mini-batches of a task's training examples, in a new random order in every epoch.
+        """Mini-batches of a task's training examples, in a new random order, by a CPU generator, in every epoch.
 
         Args:
             task: Number of the task, 0 ... T - 1.
             batch_size: Examples per mini-batch; the last one of an epoch may be shorter.
             epochs: Passes over the examples.
-            generator: A CPU generator, source of the order.
+            generator: Source of the order.
             examples: The numbers of the examples to use; all of the task's by default.
 
         Yields:

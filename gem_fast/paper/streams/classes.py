@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gem_fast.paper.data import ImageData
+from gem_fast.paper.data import ImageData, check_grey
+from gem_fast.paper.data.cifar import IMAGE_SHAPE, N_CLASSES
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams.base import Stream, Task, to_unit
-
-__all__ = ["ClassStream", "ClassTask", "make_class_stream"]
 
 # Test images that are answered at once. With 500 of them the activations of a ResNet18 are so large that the C library
 # gives each back to the system and asks for it anew, which doubles the time.
@@ -48,35 +47,64 @@ class ClassStream(Stream):
             yield to_unit(x), y
 
 
-def make_class_stream(
+def cifar100(
     data: ImageData,
-    n_tasks: int,
-    samples_per_task: int | None,
-    generator: torch.Generator,
+    n_tasks: int = 20,
+    samples_per_task: int | None = None,
+    generator: torch.Generator | None = None,
     *,
-    architecture: Literal["mlp", "resnet18"],
+    class_order: Literal["natural", "random"] = "natural",
+) -> ClassStream:
+    """Incremental CIFAR-100, on the CPU: disjoint sets of its classes, with one slice of the outputs per task.
+
+    Args:
+        data: CIFAR-100, or a stand-in of its shape.
+        n_tasks: The number of tasks T; 20 tasks have 5 classes and 2500 training examples each.
+        samples_per_task: Training examples of each task, drawn without replacement; None takes all.
+        generator: A CPU generator, source of the examples and of the order of classes; by default one with seed 0.
+        class_order: "natural", as published: task 0 has the classes 0 ... 4, and so on; "random": drawn.
+
+    Raises:
+        InputError: The data are not like CIFAR-100; there are fewer classes than tasks or fewer examples than asked
+            for, or no test examples of a task.
+    """
+    if data.train_images.shape[1:] != IMAGE_SHAPE or data.n_outputs > N_CLASSES:
+        raise InputError(
+            f"--data must be CIFAR-100 for the stream cifar100 (its name, folder or .tar.gz), got {data.name}"
+        )
+    return _deal_out(data, n_tasks, samples_per_task, generator, class_order, "task", "resnet18")
+
+
+def split(
+    data: ImageData,
+    n_tasks: int = 5,
+    samples_per_task: int | None = None,
+    generator: torch.Generator | None = None,
+    *,
     class_order: Literal["natural", "random"] = "natural",
     head: Literal["task", "shared"] = "task",
 ) -> ClassStream:
-    """Makes a stream.
+    """Disjoint sets of the classes of grey images of shape (pixels,), as `cifar100`; 5 tasks of ten digits have 2 each.
 
-    Args:
-        data: The data set.
-        n_tasks: The number of tasks T >= 1; where it does not divide the number of classes, the first tasks have one
-            class more.
-        samples_per_task: Training examples of each task, drawn without replacement; None takes all.
-        generator: A CPU generator, source of the examples and of the order of classes.
-        architecture: As Stream.architecture.
-        class_order: "natural": the first classes are the first task's; "random": drawn.
-        head: "task": each task's classes are its own outputs, and labels count within them; "shared": every task is
-            answered with all outputs, so the model has to find out the task as well (class-incremental learning).
-
-    Returns:
-        The stream, on the CPU.
-
-    Raises:
-        InputError: There are fewer classes than tasks, fewer examples than asked for, or no test examples of a task.
+    With head "task", each has one slice of the outputs, so that its number helps to answer; with "shared" every task is
+    answered with all outputs, without its number (class-incremental learning).
     """
+    check_grey(data, "split")
+    flat = replace(data, train_images=data.train_images.flatten(1), test_images=data.test_images.flatten(1))
+    return _deal_out(flat, n_tasks, samples_per_task, generator, class_order, head, "mlp")
+
+
+def _deal_out(
+    data: ImageData,
+    n_tasks: int,
+    samples_per_task: int | None,
+    generator: torch.Generator | None,
+    class_order: str,
+    head: str,
+    architecture: Literal["mlp", "resnet18"],
+) -> ClassStream:
+    """Makes a stream; where T does not divide the number of classes, the first tasks have one class more."""
+    generator = generator or torch.Generator().manual_seed(0)
     classes = data.train_labels.unique()  # sorted; some data sets leave numbers out
     if n_tasks > len(classes):
         raise InputError(f"--tasks must be at most {len(classes)}, the classes of {data.name}, got {n_tasks}")

@@ -13,9 +13,6 @@ from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, download, load_data
 from gem_fast.paper.streams import STREAMS, Stream
 from gem_fast.paper.streams.descriptors import DescriptorName, check_descriptor, described
 
-__all__ = ["STREAM_CONFIGS", "Cifar100Config", "DataOptions", "RootOptions", "SplitConfig", "StreamConfig"]
-__all__ += ["download_data", "load_data_of", "make_stream"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RootOptions(Options):
@@ -95,19 +92,10 @@ def download_data(root: str | None, *names: str) -> None:
 
 
 def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
-    """Makes the stream.
+    """Makes the stream of a configuration and its data, on the CPU; the generator is the source of all that is random.
 
-    Args:
-        config: As `configuration` returns it.
-        data: The data set that it names.
-        generator: A CPU generator, source of all that is random about the tasks.
-
-    Returns:
-        The stream, on the CPU.
-
-    Raises:
-        InputError: The data are not for this stream, a number is too large for them, or the tasks cannot have such
-            descriptors.
+    Raises InputError where the data are not for this stream, a number is too large for them, or the tasks cannot have
+    such descriptors.
     """
     if descriptor := config.get("descriptor"):
         check_descriptor(config["stream"], descriptor)

@@ -15,8 +15,6 @@ from gem_fast.paper.streams import Stream
 from gem_fast.paper.streams.classes import ClassStream
 from gem_fast.paper.streams.pixels import PixelStream
 
-__all__ = ["DESCRIPTORS", "DescriptorName", "angle_descriptor", "check_descriptor", "described", "embeddings"]
-
 DescriptorName = Literal["angle", "one-hot", "text"]
 # stream -> the kinds of descriptors that its tasks can have
 DESCRIPTORS: dict[str, tuple[DescriptorName, ...]] = {

@@ -13,8 +13,6 @@ from torch import Tensor
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams import Stream
 
-__all__ = ["Experience", "Schedule", "make_schedule"]
-
 
 @dataclass(frozen=True)
 class Experience:
@@ -67,28 +65,38 @@ class Schedule:
 
 
 def make_schedule(stream: Stream, batch_size: int, epochs: int, rounds: int = 1) -> Schedule:
-    """Makes a schedule of the tasks in the order of their numbers, once or in several rounds.
+    """Makes a schedule of the tasks in the order of their numbers, once or in several rounds: rounds x T experiences.
 
-    Args:
-        stream: The tasks.
-        batch_size: Examples per mini-batch; the last one of an epoch may be shorter.
-        epochs: Passes over the examples of an experience.
-        rounds: How often each task comes; round r has the r-th part of its examples, so that none comes in two rounds.
-
-    Returns:
-        The schedule, of rounds x T experiences.
-
-    Raises:
-        InputError: A task has fewer examples than there are rounds.
+    Round r has the r-th part of a task's examples, so that none comes in two rounds; raises InputError where a task has
+    fewer examples than there are rounds.
     """
     experiences = []
     for part in range(rounds):
         for task in range(stream.n_tasks):
             n = len(stream.tasks[task].labels)
             if n < rounds:
-                raise InputError(
-                    f"--rounds must be at most {n}, the training examples of task {task + 1}, got {rounds}"
-                )
+                most = f"at most {n}, the training examples of task {task + 1}"
+                raise InputError(f"--rounds must be {most}, got {rounds}")
             examples = range(n * part // rounds, n * (part + 1) // rounds)
             experiences.append(Experience(task, examples, epochs * -(-len(examples) // batch_size)))
     return Schedule(tuple(experiences), batch_size, epochs)
+
+
+def joint_batches(
+    stream: Stream, schedule: Schedule, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """As many mini-batches of the union of all tasks' training examples, in a new random order in every epoch.
+
+    Yields:
+        x, shape (batch, ...), y, shape (batch,), and each example's task, shape (batch,), int64, on the CPU; the sizes
+        of an epoch's mini-batches differ by 1 at most.
+    """
+    counts = torch.tensor([len(task.labels) for task in stream.tasks])
+    task_of = torch.arange(len(counts)).repeat_interleave(counts)
+    for _ in range(schedule.epochs):
+        # The tasks in a random order, and each task's own examples in a random order: a shuffled union.
+        shuffled = task_of[torch.randperm(len(task_of), generator=generator)]
+        examples = [stream.batches(task, 1, 1, generator) for task in range(len(counts))]
+        for tasks in shuffled.tensor_split(schedule.n_batches // schedule.epochs):
+            x, y = zip(*(next(examples[task]) for task in tasks.tolist()), strict=True)
+            yield torch.cat(x), torch.cat(y), tasks

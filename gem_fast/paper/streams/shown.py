@@ -11,8 +11,6 @@ from torch.utils._pytree import tree_map_only
 
 from gem_fast.gradients.fused.entries import TaskEntries
 
-__all__ = ["Originals", "ShownImages"]
-
 
 class Originals:
     """Images that many tasks show, each through its own map of pixels.
@@ -46,12 +44,7 @@ class ShownImages(Tensor):
 
     @staticmethod
     def of(originals: Originals, pixel_map: Tensor) -> ShownImages:
-        """Shows images.
-
-        Args:
-            originals: The images.
-            pixel_map: Shape (shown pixels,), int64: which pixel of the original each pixel is.
-        """
+        """Shows images; the map, shape (shown pixels,), int64, tells which pixel of the original each pixel is."""
         # Its own contents take no memory, and are never read: nan would tell.
         nothing = originals.images.new_full((), torch.nan).expand(originals.images.shape[1], len(pixel_map))
         shown = nothing.as_subclass(ShownImages)
