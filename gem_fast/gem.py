@@ -17,7 +17,7 @@ from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.hook import amp, hook_state
 from gem_fast.hook.accuracy_watch import AccuracyWatch
 from gem_fast.hook.attachment import Attached, Attachment, check_is_free
-from gem_fast.hook.checks import check_attachable, check_parameters, check_solved, trained_parameters
+from gem_fast.hook.checks import check_attachable, check_options, check_parameters, check_solved, trained_parameters
 from gem_fast.hook.created import keep_created
 from gem_fast.hook.cuda_graph import Graphed, kind_of, obstacle_of
 from gem_fast.hook.descriptors import Descriptors
@@ -159,18 +159,8 @@ class GEM(Attached):
         check: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        for name, value in (("margin", margin), ("ridge", ridge)):
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
-        if memory_batch is not None and memory_batch < 1:
-            raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
-        if engine == "auto":
-            engine = Fused()
-        if not isinstance(engine, Engine):
-            raise TypeError(
-                'engine must be "auto", gem_fast.Fused(...), gem_fast.Loop(...) or another gem_fast.Engine, '
-                f"got {engine!r:.50}"
-            )
+        engine = Fused() if engine == "auto" else engine
+        check_options(margin, ridge, memory_batch, engine)
         given, optimizer = optimizer, inner_optimizer(optimizer)
         check_attachable(model, optimizer)
         check_is_free(optimizer)

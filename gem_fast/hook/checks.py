@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from gem_fast.gradients import Engine
 from gem_fast.ops import Status
 from gem_fast.projection import Projection
 
@@ -15,6 +16,20 @@ from gem_fast.projection import Projection
 def trained_parameters(optimizer: Optimizer) -> list[Parameter]:
     """The parameters that the next step may change, in the optimizer's order; frozen ones are left out."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def check_options(margin: float, ridge: float, memory_batch: int | None, engine: object) -> None:
+    """Raises unless these are what `GEM` takes under these names."""
+    for name, value in (("margin", margin), ("ridge", ridge)):
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    if memory_batch is not None and memory_batch < 1:
+        raise ValueError(f"memory_batch must be at least 1 example, got {memory_batch}")
+    if not isinstance(engine, Engine):
+        raise TypeError(
+            'engine must be "auto", gem_fast.Fused(...), gem_fast.Loop(...) or another gem_fast.Engine, '
+            f"got {engine!r:.50}"
+        )
 
 
 def check_attachable(model: nn.Module, optimizer: Optimizer) -> None:

@@ -18,7 +18,8 @@ from gem_fast.gradients.rows import rows_for
 _log = logging.getLogger("gem_fast")
 
 # How far the parameters are drawn from zero: a multiple of their present size, and the most that it may be. With large
-# parameters a loss can be zero at one draw after another, because the examples happen to be fitted; with small ones not.
+# parameters a loss can be zero at one draw after another, because the examples happen to be fitted; with small ones it
+# cannot.
 _SIZES = ((1.0, math.inf), (0.1, math.inf), (10.0, math.inf), (1.0, 0.1), (1.0, 0.01))
 
 

@@ -1,6 +1,7 @@
 """G from inner products of a few examples: the same projection as from its rows, in a step and by the hook."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gem_fast
 from gem_fast import Batch, Fused, Objective, Sample, Status, project_
+from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.cpu_mlp import ExampleGradients
+from gem_fast.gradients.cpu_mlp import step_pass as cpu_mlp_step_pass
 from gem_fast.sampling import sample_each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -241,16 +245,38 @@ def test_a_step_is_as_the_hook_and_as_rows() -> None:
         torch.testing.assert_close(losses, hook_losses, rtol=1e-8, atol=1e-10)
 
 
-def test_a_gradient_changed_between_pass_and_projection_counts_as_it_is() -> None:
-    """A pre-hook that clips: q must be that of the clipped gradient, not of the mini-batch's examples."""
+@pytest.mark.parametrize("by", ["a pre-hook", "a pre-hook of all optimizers", "another step", "a scheduler"])
+def test_a_gradient_changed_between_pass_and_projection_counts_as_it_is(by: str) -> None:
+    """Something clips: q must be that of the clipped gradient, not of the mini-batch's examples."""
+    done = []
+
+    def step_pass(*args: Any) -> Any:
+        done.append(args)
+        return cpu_mlp_step_pass(*args)
 
     def run(by_step: bool) -> list[Tensor]:
         torch.manual_seed(0)
         model = model_of([40, 30], torch.float64)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        optimizer.register_step_pre_hook(
-            lambda *args: [p.grad.copy_(p.grad.sign()) for p in model.parameters() if p.grad is not None] and None
-        )
+        handle, step = None, optimizer.step
+
+        def clip(*args: object) -> None:
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.copy_(p.grad.sign())
+
+        def clipped_step() -> None:
+            clip()
+            step()
+
+        if by == "a pre-hook":
+            optimizer.register_step_pre_hook(clip)
+        elif by == "a pre-hook of all optimizers":
+            handle = register_optimizer_step_pre_hook(clip)
+        elif by == "another step":
+            optimizer.step = clipped_step  # type: ignore[assignment, method-assign]
+        else:
+            torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         hook = gem_fast.GEM(model, optimizer, memory_batch=2)
         for task in range(3):
             for _ in range(6):
@@ -262,6 +288,11 @@ def test_a_gradient_changed_between_pass_and_projection_counts_as_it_is() -> Non
                 F.cross_entropy(model(x), y).backward()
                 hook.observe(x, y, task)
                 optimizer.step()
+        if handle is not None:
+            handle.remove()
         return [p.detach() for p in model.parameters()]
 
-    torch.testing.assert_close(run(by_step=True), run(by_step=False), rtol=1e-8, atol=1e-10)
+    with mock.patch.object(cpu_mlp, "step_pass", step_pass):
+        by_step = run(by_step=True)
+    torch.testing.assert_close(by_step, run(by_step=False), rtol=1e-8, atol=1e-10)
+    assert (len(done) > 0) == (by == "a scheduler")  # which changes no gradient

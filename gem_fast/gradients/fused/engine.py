@@ -226,14 +226,10 @@ class Fused(RowEngine):
             if not self._keeps_no_rows(t) or any(len(batches) != 1 for batches in constraints):
                 return None
             [batch] = self._task_batches(model, constraints, sample, slice(0, t))
-        plan = model.sample_plan(batch) if model.is_mlp(batch) else None
-        if plan is None:
-            return None
-        tasks = [batches[0].task for batches in constraints]
-        if self._schedule.due(tasks, is_new=False):
-            return None
-        self._schedule.passed(tasks, [])
-        return cpu_mlp.step_pass(plan, batch, current, *margins)
+        assert self._joint is not None
+        return self._joint.by_examples(
+            batch, [batches[0].task for batches in constraints], self._schedule, current, margins
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""

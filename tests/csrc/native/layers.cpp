@@ -289,7 +289,7 @@ void run_examples(Random& random, DType dtype) {
   std::vector<TensorRef> g;
   for (int64_t l = 0; l < net.count; ++l) {
     const int64_t in = net.widths[l], out = net.widths[l + 1], in_stride = l == 0 ? d : cpu::padded(in);
-    const Buffer<T>& of_x = l == 0 ? x : inputs[l];
+    Buffer<T>& of_x = l == 0 ? x : inputs[l];
     for (int64_t k = 0; k < tasks; ++k) {
       std::vector<double> row(out * in + out, 0.0);
       for (int64_t i = start[k]; i < start[k + 1]; ++i) {
