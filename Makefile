@@ -1,7 +1,7 @@
 # make demo   install and train GEM on the rotated digits      make lint    formatting, style and types
 # make test   install and run the tests                        make bench   install and run the benchmarks
 # make integrations   run the tests of gem_fast.integrations with the frameworks and another torch, but the same build
-# make paper  install and reproduce the paper's tables and its figure into bench/results/paper: hours, resumable
+# make paper  install and make the paper's tables and figure, and one of descriptors, in bench/results/paper: hours, resumable
 # make soak   hours of hard inputs: SEED, PROBLEMS, FUZZ_SECONDS and STEPS on the command line change what is run
 # make gpu-check   on a machine with a GPU: build, test and time there in under eight minutes, into OUT
 PYTHON ?= python3
@@ -67,6 +67,7 @@ paper: $(VENV)/installed
 	$(BIN)/python -m gem_fast table3 --seeds $(SEEDS) --out bench/results/paper
 	$(BIN)/python -m gem_fast table2 --seeds $(SEEDS) --out bench/results/paper $(CIFAR:%=--cifar %)
 	$(BIN)/python -m gem_fast figure1 --seeds $(SEEDS) --out bench/results/paper $(CIFAR:%=--cifar %)
+	$(BIN)/python -m gem_fast descriptors --seeds $(SEEDS) --samples-per-task 300 --memory-batch 16 --out bench/results/paper
 
 soak: $(VENV)/installed $(VENV)/test.tools $(VENV)/soak.tools
 	cd tests && OPENBLAS_NUM_THREADS=1 ../$(BIN)/python -m soak.solver --seed $(SEED) --problems $(PROBLEMS)

@@ -196,7 +196,7 @@ def test_a_learner_that_is_not_for_the_stream():
 
 
 def test_no_command(capsys):
-    assert "Expected one of {run, table1, table2, table3, figure1, grid}." in fails(capsys, [])
+    assert "Expected one of {run, table1, table2, table3, figure1, descriptors, grid}." in fails(capsys, [])
 
 
 def test_out_must_be_a_folder_that_can_be_written_to(capsys, tmp_path, small):

@@ -80,7 +80,7 @@ def small(stream: str, learner: str, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("shuffle_tasks", [False, True])
 def test_angles_are_those_of_the_images(shuffle_tasks: bool) -> None:
-    config = small("rotations", "gem", descriptor="angle", shuffle_tasks=shuffle_tasks)
+    config = small("rotations", "gem", descriptor="angle", shuffle_tasks=shuffle_tasks, tasks=6)
     stream = make_stream(config, data_set("stripes"), torch.Generator().manual_seed(3))
     for task in stream.tasks:
         assert torch.equal(task.pixel_map, rotation_map(9, 9, task.angle))  # type: ignore[attr-defined]
@@ -157,9 +157,9 @@ def test_without_the_encoder_one_sentence_names_the_extra(
 @pytest.mark.parametrize("learner", TAKE_DESCRIPTORS)
 @pytest.mark.parametrize(("stream", "descriptor"), KINDS)
 def test_every_learner_learns_with_every_descriptor(stream: str, descriptor: str, learner: str) -> None:
-    memory = {} if learner in ("single", "joint") else {"memory_per_task": 20}
+    more = {"gem": {"memory_per_task": 20}, "ewc": {"memory_per_task": 20, "strength": 1.0}}.get(learner, {})
     run = TrainingRun(
-        small(stream, learner, descriptor=descriptor, lr=0.05, epochs=1 if stream == "cifar100" else 3, **memory)
+        small(stream, learner, descriptor=descriptor, lr=0.05, epochs=1 if stream == "cifar100" else 3, **more)
     )
     model = run.learner.model  # type: ignore[union-attr]
     assert isinstance(model, NamedClasses if stream in ("split", "cifar100") else ModulatedMlp)

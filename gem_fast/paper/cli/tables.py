@@ -1,4 +1,4 @@
-"""The subcommands table1, table2, table3 and figure1: the paper's results from scratch, beside what it printed."""
+"""The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports import published
 from gem_fast.paper.reports.published import MEASURES, Numbers
 from gem_fast.paper.streams.config import DataOptions
+from gem_fast.paper.streams.descriptors import DESCRIPTORS
 
 # Less of everything, for a check that all works.
 QUICK = {"tasks": 4, "samples_per_task": 200}
@@ -29,6 +30,8 @@ StreamName = Literal["permutations", "rotations", "cifar100"]
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
+PAPER = "Reproduces, beside the paper's numbers,"
+ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task of the stream but the last."
 CODE = "code: what the paper's code gives on these 5000 digits with seed 0."
 
 
@@ -42,7 +45,7 @@ class TableSpec(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable(TableOptions):
-    """A table or figure of the paper, and the command that reproduces it."""
+    """A result table with a picture, most of them of the paper, and the command that makes it."""
 
     name: ClassVar[str]
     text: ClassVar[str]
@@ -56,9 +59,8 @@ class PaperTable(TableOptions):
     def description(cls) -> str:
         """For --help."""
         return (
-            f"Reproduces {cls.text}. Prints ours beside the paper's numbers and writes {cls.name}.json, "
-            f"{cls.name}.md and {cls.name}.png. An interrupted command goes on where it was: finished runs are in "
-            "OUT/run_cache."
+            f"{cls.text}. Writes {cls.name}.json, {cls.name}.md and {cls.name}.png. An interrupted command goes on "
+            "where it was: finished runs are in OUT/run_cache."
         )
 
     def run(self) -> None:
@@ -93,7 +95,7 @@ class DigitsTable(DataOptions, PaperTable):
         """A configuration."""
         size = QUICK if self.quick else {}
         more |= {"data": self.data, "data_root": self.data_root, "device": self.device}
-        return configuration(stream, learner, **size, **more)
+        return configuration(stream, learner, **size | more)
 
     def published_code(self, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
         """What the published code gives on the same digits."""
@@ -125,7 +127,7 @@ class CifarTable(PaperTable):
         if learner == "gem":
             more["memory_batch"] = self.memory_batch
         more |= {"data": self.cifar, "data_root": self.data_root, "device": self.device}
-        return configuration("cifar100", learner, **self.size, **more)
+        return configuration("cifar100", learner, **self.size | more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class Table1(DigitsTable):
     """The options of table1."""
 
     name = "table1"
-    text = "Table 1, the training time of all learners"
+    text = f"{PAPER} Table 1, the training time of all learners"
     # It compares times, which must be measured side by side: it does not take runs of other tables.
     cache = f"{CACHE}/table1"
 
@@ -159,7 +161,7 @@ class Table2(CifarTable):
     """The options of table2."""
 
     name = "table2"
-    text = "Table 2, ACC on CIFAR-100 by the size of the memory"
+    text = f"{PAPER} Table 2, ACC on CIFAR-100 by the size of the memory"
 
     def spec(self) -> TableSpec:
         """Both learners with a memory of a size, with all sizes."""
@@ -178,7 +180,7 @@ class Table3(DigitsTable):
     """The options of table3."""
 
     name = "table3"
-    text = "Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"
+    text = f"{PAPER} Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"
 
     def spec(self) -> TableSpec:
         """All learners of the paper with all numbers of epochs."""
@@ -201,7 +203,7 @@ class Figure1(DigitsTable, CifarTable):
     """The options of figure1."""
 
     name = "figure1"
-    text = "Figure 1, ACC, BWT and FWT of all learners on three streams"
+    text = f"{PAPER} Figure 1, ACC, BWT and FWT of all learners on three streams"
 
     streams: tuple[StreamName, ...] = ("permutations", "rotations", "cifar100")
     """panels of the figure"""
@@ -223,10 +225,50 @@ class Figure1(DigitsTable, CifarTable):
                 else:
                     config = self.digits(stream, learner)
                     code = self.published_code(stream, learner, MEASURES)
-                experiments.append(Experiment(condition, config, MEASURES, True, paper, code))
+                experiments.append(Experiment(condition, config, MEASURES, "first_task", paper, code))
         note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
         title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
         return TableSpec(title, experiments, (DIVIDED, note))
 
 
-TABLES: tuple[type[PaperTable], ...] = (Table1, Table2, Table3, Figure1)
+@dataclass(frozen=True, kw_only=True)
+class Descriptors(DigitsTable, CifarTable):
+    """The options of descriptors."""
+
+    name = "descriptors"
+    text = "Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen"
+
+    streams: tuple[StreamName, ...] = ("rotations", "permutations")
+    """kinds of tasks"""
+    samples_per_task: Whole | None = None
+    """training examples of each task; None: as published"""
+    memory_batch: Whole | None = None
+    """examples that gem draws of each past task for a step; None: all, as published"""
+
+    def spec(self) -> TableSpec:
+        """Both orders of the tasks, with every descriptor that the stream has and with none."""
+        # All measures, and the curve, are of the ends of tasks.
+        common: dict[str, Any] = {"eval_every": 10**9}
+        notes = [ZERO_SHOT, DIVIDED]
+        if self.samples_per_task is not None:
+            common["samples_per_task"] = self.samples_per_task
+            notes.append(f"Each task has {self.samples_per_task} training examples.")
+        if self.memory_batch is not None:
+            notes.append(f"{self.memory_batch} examples of each past task are drawn for a step; the paper uses all.")
+        experiments = []
+        for stream in self.streams:
+            # Which class it is, one-hot, makes the network without a descriptor.
+            kinds = ("text",) if stream == "cifar100" else DESCRIPTORS[stream]
+            for order, shuffle_tasks in (("natural", False), ("random", True)):
+                for kind in (None, *kinds):
+                    more = common | {"descriptor": kind, "shuffle_tasks": shuffle_tasks}
+                    if stream == "cifar100":
+                        config = self.images("gem", **more)
+                    else:
+                        config = self.digits(stream, "gem", memory_batch=self.memory_batch, **more)
+                    condition = {"stream": stream, "order": order, "descriptor": kind or "none"}
+                    experiments.append(Experiment(condition, config, (*MEASURES, "zero_shot"), "zero_shot"))
+        return TableSpec("Task descriptors: GEM told what each task is about, and not", experiments, tuple(notes))
+
+
+TABLES: tuple[type[PaperTable], ...] = (Table1, Table2, Table3, Figure1, Descriptors)

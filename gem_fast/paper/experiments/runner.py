@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gem_fast.metrics import zero_shot
 from gem_fast.paper.data import STAND_IN
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import Record
@@ -18,7 +19,7 @@ from gem_fast.paper.experiments.training_run import Config, check_device
 from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.reports.published import MEASURES, Numbers
 from gem_fast.paper.reports.result import to_json
-from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row
+from gem_fast.paper.reports.result_table import Curve, MeanStd, ResultTable, Row
 from gem_fast.paper.streams.config import RootOptions, download_data
 
 # The folder of the run cache, within --out.
@@ -35,14 +36,14 @@ class Experiment:
     Attributes:
         condition: As in Row, like `paper` and `published_code`.
         config: The configuration, but for the seed.
-        measures: Which of acc, bwt, fwt and seconds the row has.
-        first_task: Whether the row has the curve of the first task.
+        measures: Which of acc, bwt, fwt, zero_shot and seconds the row has.
+        curve: Which of CURVES the row has, if any.
     """
 
     condition: dict[str, Any]
     config: Config
     measures: Sequence[str] = MEASURES
-    first_task: bool = False
+    curve: str | None = None
     paper: Numbers = field(default_factory=dict)
     published_code: Numbers = field(default_factory=dict)
 
@@ -110,11 +111,11 @@ def run_experiments(
     rows = []
     for i, experiment in enumerate(experiments):
         records = [record for record in all_records[i :: len(experiments)] if record is not None]
-        ours, curve = {}, None
+        ours, curves = {}, {}
         if len(records) == len(options.seed_numbers):
             ours = {name: MeanStd(tuple(_measure(each, name) for each in records)) for name in experiment.measures}
-            curve = _first_task(records) if experiment.first_task else None
-        rows.append(Row(experiment.condition, ours, experiment.paper, experiment.published_code, curve))
+            curves = {experiment.curve: CURVES[experiment.curve](records)} if experiment.curve else {}
+        rows.append(Row(experiment.condition, ours, experiment.paper, experiment.published_code, curves))
     return rows
 
 
@@ -153,8 +154,19 @@ def _measure(record: Record, name: str) -> float:
     return record.train_seconds if name == "seconds" else float(getattr(record, name))
 
 
-def _first_task(records: list[Record]) -> Any:
-    """The curve of a Row."""
+def _first_task(records: list[Record]) -> Curve:
     x = np.append(0, records[0].batch) * len(records[0].baseline) / records[0].batch[-1]
-    curves = [np.append(record.baseline[0], record.accuracy[:, 0]).tolist() for record in records]
-    return tuple(x.tolist()), tuple(MeanStd(values) for values in zip(*curves, strict=True))
+    return _curve(x, [np.append(record.baseline[0], record.accuracy[:, 0]) for record in records])
+
+
+def _zero_shot(records: list[Record]) -> Curve:
+    curves = [np.append(record.baseline.mean(), zero_shot(record.accuracy, record.task)) for record in records]
+    return _curve(np.arange(len(curves[0])), curves)
+
+
+def _curve(x: Any, curves: list[Any]) -> Curve:
+    return tuple(x.tolist()), tuple(MeanStd(tuple(values)) for values in np.stack(curves, axis=1).tolist())
+
+
+# Accuracy along the stream: on its first task, and on the tasks not yet seen.
+CURVES: dict[str, Callable[[list[Record]], Curve]] = {"first_task": _first_task, "zero_shot": _zero_shot}

@@ -16,7 +16,7 @@ import gem_fast
 from gem_fast.paper.reports.published import Numbers
 
 # Titles of columns; a name that is not here is its own title.
-TITLES = {"acc": "ACC", "bwt": "BWT", "fwt": "FWT"}
+TITLES = {"acc": "ACC", "bwt": "BWT", "fwt": "FWT", "zero_shot": "zero-shot"}
 SIGNED = ("bwt", "fwt")
 
 
@@ -41,31 +41,38 @@ class MeanStd:
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
 
 
+Curve = tuple[tuple[float, ...], tuple[MeanStd, ...]]
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a result table.
 
     Attributes:
         condition: What tells it from the other rows, by name: the stream, the learner, ...
-        ours: Our measures by name: acc, bwt, fwt, seconds; empty if training diverged.
+        ours: Our measures by name: acc, bwt, fwt, zero_shot, seconds; empty if training diverged.
         paper: The paper's numbers by the same names, where it has any.
         published_code: What its code gives on the same data, where that is known.
-        curve: Positions along the stream, in tasks learned, and the accuracy on the first task there.
+        curves: By name, such as first_task, positions along the stream, in tasks learned, and the accuracies there.
     """
 
     condition: dict[str, Any]
     ours: dict[str, MeanStd]
     paper: Numbers = field(default_factory=dict)
     published_code: Numbers = field(default_factory=dict)
-    curve: tuple[tuple[float, ...], tuple[MeanStd, ...]] | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         ours = {name: measure.to_dict() for name, measure in self.ours.items()}
-        result = {**self.condition, "ours": ours, "paper": self.paper, "published_code": self.published_code}
-        if self.curve is not None:
-            x, accuracy = self.curve
-            result["first_task"] = {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
+        result: dict[str, Any] = {
+            **self.condition,
+            "ours": ours,
+            "paper": self.paper,
+            "published_code": self.published_code,
+        }
+        for name, (x, accuracy) in self.curves.items():
+            result[name] = {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
         return result
 
 

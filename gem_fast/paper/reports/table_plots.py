@@ -19,7 +19,7 @@ from gem_fast.paper.reports.published import MEASURES
 from gem_fast.paper.reports.result_table import TITLES, MeanStd, ResultTable, Row
 from gem_fast.paper.reports.run_plots import INK, figure_of_size, light_axes, png
 
-# learner -> colour, marker, name
+# learner, or what it is told -> colour, marker, name
 STYLES = {
     "joint": ("#000000", "X", "joint (oracle)"),
     "single": ("#8C8C8C", "o", "single"),
@@ -30,6 +30,10 @@ STYLES = {
     "agem": ("#0072B2", "P", "A-GEM"),
     "gem": ("#D55E00", "*", "GEM"),
     "gem_pure_python": ("#7A3300", "h", "GEM, pure Python"),
+    "none": ("#8C8C8C", "o", "no descriptor"),
+    "one-hot": ("#0072B2", "s", "which task it is"),
+    "angle": ("#D55E00", "*", "its angle"),
+    "text": ("#009E73", "^", "the names of its classes"),
 }
 HOLLOW: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markeredgecolor": INK}
 PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:g}")
@@ -109,10 +113,23 @@ def _figure1(table: ResultTable) -> Figure:
     figure, grid = _panels(table, width=13, height=1.2 + 3.4 * len(streams), rows=len(streams), columns=2)
     for bars, curves, (stream, rows) in zip(grid[::2], grid[1::2], streams.items(), strict=True):
         _bars(bars, rows)
-        _curves(curves, rows)
+        _curves(curves, rows, "first_task", "learner")
         bars.set_title(stream, loc="left", fontweight="bold")
         curves.set_title(f"{stream}: accuracy on the first task", loc="left")
     _legend(figure, _by(table, "learner"), paper=True)
+    return figure
+
+
+def _descriptors(table: ResultTable) -> Figure:
+    """Accuracy on the tasks not yet seen: a row for each stream, a column for each order of its tasks."""
+    panels = [(stream, order) for stream in _by(table, "stream") for order in _by(table, "order")]
+    figure, grid = _panels(table, width=11, height=1.2 + 1.7 * len(panels), rows=len(panels) // 2, columns=2)
+    for axes, panel in zip(grid, panels, strict=True):
+        rows = [row for row in table.rows if (row.condition["stream"], row.condition["order"]) == panel]
+        _curves(axes, rows, "zero_shot", "descriptor")
+        axes.set_title("{}, {} order".format(*panel), loc="left")
+        axes.set_ylabel("accuracy on tasks not yet seen")
+    _legend(figure, _by(table, "descriptor"), paper=False)
     return figure
 
 
@@ -131,16 +148,15 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     light_axes(axes, "y")
 
 
-def _curves(axes: Axes, rows: Sequence[Row]) -> None:
+def _curves(axes: Axes, rows: Sequence[Row], name: str, style: str) -> None:
     for row in rows:
-        assert row.curve is not None
-        x, points = row.curve
+        x, points = row.curves[name]
         mean = np.array([point.mean for point in points])
         std = np.array([point.std or 0 for point in points])
-        color, marker, _ = STYLES[row.condition["learner"]]
+        color, marker, _ = STYLES[row.condition[style]]
         axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=color, marker=marker, markersize=4, markevery=max(1, len(x) // 10), linewidth=1.5)
-    axes.set_xlim(0, max(row.curve[0][-1] for row in rows if row.curve is not None))
+    axes.set_xlim(0, max(row.curves[name][0][-1] for row in rows))
     axes.set_ylim(0, 1)
     axes.set_xlabel("tasks learned")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -182,7 +198,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
 
 
-FIGURES = {"table1": _table1, "table2": _table2, "table3": _table3, "figure1": _figure1}
+FIGURES = {"table1": _table1, "table2": _table2, "table3": _table3, "figure1": _figure1, "descriptors": _descriptors}
 
 
 def draw(table: ResultTable) -> bytes:
