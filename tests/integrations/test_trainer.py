@@ -26,6 +26,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from utils import trainer_launched
 from utils.asserts import assert_same_bits
 from utils.language_models import (
     PADDING,
@@ -39,6 +40,7 @@ from utils.language_models import (
     token_labels,
     with_lora,
 )
+from utils.launched import TORCHRUN, run, script
 
 import gem_fast
 from gem_fast.integrations.transformers import STATE_NAME, GEMTrainer, padding
@@ -595,3 +597,18 @@ def test_padding() -> None:
         pad = padding(given)
         assert (pad["input_ids"], pad["token_type_ids"], pad["attention_mask"], pad["labels"]) == (3, 2, 0, -100)
     assert padding(None)["input_ids"] == PADDING
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_are_one_on_the_union_of_their_memories(tmp_path: Path) -> None:
+    run([*TORCHRUN, script("trainer_launched"), str(tmp_path / "two")])
+    alone = trainer_launched.trained(tmp_path / "one", processes=1)
+    ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt") for rank in range(2)]
+    for found in ranks:
+        assert_same_bits(found["weights"], ranks[0]["weights"])
+        assert_same_bits(found["resumed"], found["weights"])
+        assert found["violated"] == alone["violated"]
+        torch.testing.assert_close(found["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
+    assert any(alone["violated"])
