@@ -30,10 +30,10 @@ STYLES = {
     "agem": ("#0072B2", "P", "A-GEM"),
     "gem": ("#D55E00", "*", "GEM"),
     "gem_pure_python": ("#7A3300", "h", "GEM, pure Python"),
-    "none": ("#8C8C8C", "o", "no descriptor"),
-    "one-hot": ("#0072B2", "s", "which task it is"),
-    "angle": ("#D55E00", "*", "its angle"),
-    "text": ("#009E73", "^", "the names of its classes"),
+    "none": ("#8C8C8C", "o", "told nothing"),
+    "one-hot": ("#0072B2", "s", "told which task it is"),
+    "angle": ("#D55E00", "*", "told its angle"),
+    "text": ("#009E73", "^", "told the names of its classes"),
 }
 HOLLOW: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markeredgecolor": INK}
 PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:g}")
