@@ -4,7 +4,7 @@
         [--seeds 0-4] [--data FOLDER] [--cifar ARCHIVE]
 
 Writes a line of JSON per run to results/memory_policies.jsonl beside this file, and draws results/memory_policies.png
-of all lines there. Finished runs are not computed again.
+of all lines there with these streams and data. Finished runs are not computed again.
 """
 
 import argparse
@@ -26,12 +26,16 @@ from gem_fast.paper.learners import PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.reports.result_table import MeanStd
 from gem_fast.paper.streams.config import make_stream
+from gem_fast.paper.streams.schedule import make_schedule
 
 RESULTS = Path(__file__).parent / "results"
 # A small run of real CIFAR-100: a sample of the memory in each step, few examples of each task.
 CIFAR = {"samples_per_task": 250, "memory_batch": 8}
 # Colours that colour-blind people can tell apart, with a marker of its own each.
 STYLES = [("#7F7F7F", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#D55E00", "*"), ("#CC79A7", "D"), ("#E69F00", "v")]
+
+# What a line says of its run beside ACC and BWT.
+KEY = ("stream", "data", "policy", "per_task", "seed")
 
 Points = dict[tuple[str, str, int], MeanStd]
 """ACC by stream, policy and size."""
@@ -52,17 +56,19 @@ def main() -> None:
     if args.cifar is not None:
         streams.append(("cifar100", args.cifar, CIFAR))
     data = {name: load_data(name) for _, name, _ in streams}
-    finished = {(run["stream"], run["policy"], run["per_task"], run["seed"]) for run in read(args.runs)}
+    finished = {tuple(run[name] for name in KEY) for run in read(args.runs)}
     # Seed by seed, so that an early picture has all policies.
     for seed in args.seeds:
         for stream, name, options in streams:
             for size in args.sizes:
                 for policy in args.policies:
-                    if (stream, policy, size, seed) not in finished:
-                        run = measure(data[name], stream, policy, size, seed, options)
+                    key = stream, Path(name).name, policy, size, seed
+                    if key not in finished:
+                        result = measure(data[name], stream, policy, size, seed, options)
                         with args.runs.open("a") as file:
-                            file.write(json.dumps(run) + "\n")
-    points = summary(read(args.runs))
+                            file.write(json.dumps(dict(zip(KEY, key, strict=True)) | result) + "\n")
+    mine = {(stream, Path(name).name) for stream, name, _ in streams}
+    points = summary([run for run in read(args.runs) if (run["stream"], run["data"]) in mine])
     draw(points).savefig(args.runs.with_suffix(".png"))
     print_table(points)
 
@@ -71,8 +77,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def measure(data: ImageData, stream: str, policy: str, size: int, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    """One run, evaluated when a task ends."""
+def measure(
+    data: ImageData, stream: str, policy: str, size: int, seed: int, options: dict[str, Any]
+) -> dict[str, float]:
+    """ACC and BWT of one run, evaluated when a task ends."""
     config = configuration(
         stream, "gem", seed=seed, memory_policy=policy, memory_per_task=size, eval_every=10**9, **options
     )
@@ -81,12 +89,9 @@ def measure(data: ImageData, stream: str, policy: str, size: int, seed: int, opt
     torch.manual_seed(seed)
     hyper = {name: config[name] for name in PRESETS[stream, "gem"]}
     learner = make_learner("gem", StreamInfo.of(tasks), torch.device("cpu"), **hyper)
-    record = learn_stream(
-        learner, tasks, generator=generator, **{name: config[name] for name in ("batch_size", "epochs", "eval_every")}
-    )
-    return {
-        "stream": stream, "policy": policy, "per_task": size, "seed": seed, "acc": record.acc, "bwt": record.bwt
-    }  # fmt: skip
+    schedule = make_schedule(tasks, config["batch_size"], config["epochs"])
+    record = learn_stream(learner, tasks, schedule, eval_every=config["eval_every"], generator=generator)
+    return {"acc": record.acc, "bwt": record.bwt}
 
 
 def summary(runs: list[dict[str, Any]]) -> Points:
