@@ -96,7 +96,8 @@ def measure(
 
 def summary(runs: list[dict[str, Any]]) -> Points:
     values = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run["seed"]):
+    order = list(MEMORY_POLICIES)
+    for run in sorted(runs, key=lambda run: (run["stream"], order.index(run["policy"]), run["seed"])):
         values[run["stream"], run["policy"], run["per_task"]].append(run["acc"])
     return {key: MeanStd(tuple(accs)) for key, accs in values.items()}
 
