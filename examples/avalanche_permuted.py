@@ -53,6 +53,7 @@ def main() -> None:
             R.append([accuracy(model, data) for data in test])
         image = ax.imshow(R, vmin=0, vmax=1, cmap="viridis")
         ax.set(title=f"{name}: {sum(R[-1]) / len(R):.1%} in the end", xlabel="accuracy on", ylabel="after learning")
+        ax.set(xticks=range(len(R)), yticks=range(len(R)))
         print(f"{name}: final accuracy {sum(R[-1]) / len(R):.3f}")
     figure.colorbar(image, ax=axes, label="accuracy")
     figure.savefig(args.out, dpi=120)

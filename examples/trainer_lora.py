@@ -40,7 +40,7 @@ DOMAINS = {
     "PyTorch": ["torch.nn", "torch.optim", "torch.distributions", "torch.linalg"],
     "Matplotlib": ["matplotlib.axes", "matplotlib.colors", "matplotlib.patches", "matplotlib.ticker"],
 }
-WORDS = (6, 60)  # of a paragraph
+MIN_WORDS = 6  # of a paragraph
 
 Example = dict[str, Any]
 
@@ -58,32 +58,34 @@ def documented(module: Any) -> Iterator[Any]:
             yield from (method for name, method in vars(item).items() if not name.startswith("_") and callable(method))
 
 
-def paragraphs(item: Any) -> Iterator[str]:
-    """The paragraphs of prose in a docstring."""
+def paragraphs(item: Any, words: int) -> Iterator[str]:
+    """The paragraphs of prose in a docstring, of at most so many words."""
     for text in re.split(r"\n\s*\n", inspect.getdoc(item) or ""):
         is_prose = not re.search(r">>>|^\s*[-=*]{3,}|^\.\. ", text, re.MULTILINE)
         text = " ".join(text.split())
-        if is_prose and WORDS[0] <= len(text.split()) <= WORDS[1]:
+        if is_prose and MIN_WORDS <= len(text.split()) <= words:
             yield text
 
 
-def texts_of(modules: list[str], n: int, seed: int) -> list[tuple[str, int]]:
+def texts_of(modules: list[str], n: int, words: int, seed: int) -> list[tuple[str, int]]:
     """At most n different paragraphs of each module, with the module's number."""
     found: dict[str, int] = {}
     for label, name in enumerate(modules):
-        mine = {text for item in documented(importlib.import_module(name)) for text in paragraphs(item)} - set(found)
+        items = documented(importlib.import_module(name))
+        mine = {text for item in items for text in paragraphs(item, words)} - set(found)
         found |= dict.fromkeys(random.Random(seed).sample(sorted(mine), min(n, len(mine))), label)
     texts = list(found.items())
     random.Random(seed).shuffle(texts)
     return texts
 
 
-def datasets(tokenizer: Any, n: int, seed: int) -> dict[str, tuple[list[Example], list[Example]]]:
+def datasets(tokenizer: Any, options: argparse.Namespace) -> dict[str, tuple[list[Example], list[Example]]]:
     """Of each domain the examples to train on, and a quarter of all to test with."""
     made = {}
     for domain, modules in DOMAINS.items():
-        texts = texts_of(modules, n, seed)
-        examples = [{**tokenizer(text, truncation=True, max_length=48), "labels": label} for text, label in texts]
+        texts = texts_of(modules, options.examples, options.words, options.seed)
+        length = options.tokens
+        examples = [{**tokenizer(text, truncation=True, max_length=length), "labels": label} for text, label in texts]
         made[domain] = (examples[len(examples) // 4 :], examples[: len(examples) // 4])
     return made
 
@@ -108,7 +110,7 @@ def learned(method: str, options: argparse.Namespace) -> list[list[float]]:
     model = new_model(folder)
     arguments = TrainingArguments(
         output_dir=str(options.out / method),
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=options.batch,
         per_device_eval_batch_size=64,
         num_train_epochs=1,
         learning_rate=options.lr,
@@ -127,7 +129,7 @@ def learned(method: str, options: argparse.Namespace) -> list[list[float]]:
         trainer = GEMTrainer(**common, gem_options=gem_options)
     else:
         trainer = Trainer(**common)
-    domains = datasets(tokenizer, options.examples, options.seed)
+    domains = datasets(tokenizer, options)
     matrix = []
     for task, (train, _) in enumerate(domains.values()):
         trainer.train_dataset = train
@@ -176,7 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains in both ways, and writes what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/trainer_lora"), help="the folder of what is made")
-    parser.add_argument("--examples", type=int, default=100, help="paragraphs of each module")
+    parser.add_argument("--examples", type=int, default=60, help="paragraphs of each module")
+    parser.add_argument("--words", type=int, default=40, help="at most, of a paragraph")
+    parser.add_argument("--tokens", type=int, default=32, help="of a paragraph that are read")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--memory-batch", type=int, default=8, help="examples of each old domain that count in a step")
     parser.add_argument("--margin", type=float, default=0.5)

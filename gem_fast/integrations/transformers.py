@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gem_fast import GEM, EpisodicMemory, Memory
 from gem_fast.batches import Pad, select
+from gem_fast.containers import map_tensors
 from gem_fast.gradients.interface import random_devices
 from gem_fast.gradients.restore import buffers_restored
 from gem_fast.integrations import framework
@@ -94,7 +95,6 @@ class GEMTrainer(Trainer):
         self.task_column = task_column
         self.gem: GEM | None = None
         self._task: Hashable = None
-        self._batch: _Batch = {}
         self._loss = _MemoryLoss(self)
         self._hooked: Optimizer | None = None
         self._compared: set[Hashable] = set()  # the tasks on whose first mini-batch the loss was
@@ -123,8 +123,8 @@ class GEMTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """As `Trainer.training_step`; the mini-batch is then observed."""
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        batch, self._batch = self._batch, {}
+        loss: Tensor = super().training_step(model, self._without_tasks(inputs), *args, **kwargs)
+        batch = map_tensors(lambda x: x.to(self.args.device), dict(inputs))
         gem = self._hook(model)
         for task, part in self._by_task(batch):
             if task not in self._compared:
@@ -133,12 +133,12 @@ class GEMTrainer(Trainer):
             gem.observe(part, self._classes(part), task)
         return loss
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        inputs = super()._prepare_inputs(inputs)
-        self._batch = dict(inputs)
-        if self.task_column is not None:
-            inputs.pop(self.task_column, None)
-        return inputs
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.prediction_step`."""
+        return super().prediction_step(model, self._without_tasks(inputs), *args, **kwargs)
+
+    def _without_tasks(self, inputs: Any) -> _Batch:
+        return {name: value for name, value in inputs.items() if name != self.task_column}
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -1,6 +1,7 @@
 """GEM and A-GEM in Avalanche: streams of several kinds, checkpoints, and Avalanche's own plugin beside ours."""
 
 import copy
+import pickle
 import sys
 import unittest
 from functools import cache
@@ -290,6 +291,11 @@ def test_a_resumed_run_ends_with_the_same_bits(kind: type, tmp_path: Path, monke
     assert plugin_of(resumed).hook.last is not None
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert_same_bits(a, b)
+
+
+def test_avalanches_checkpoints_fail_without_that(tmp_path: Path):
+    with pytest.raises(pickle.PicklingError):
+        save_checkpoint(strategy(Naive, single_head()), tmp_path / "checkpoint")
 
 
 def test_a_strategy_can_be_copied_and_given_another_optimizer():

@@ -17,7 +17,7 @@ def test_trainer_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     monkeypatch.setattr(example, "DOMAINS", {name: example.DOMAINS[name] for name in ("Python", "NumPy")})
-    example.main(["--out", str(tmp_path), "--examples", "8"])
+    example.main(["--out", str(tmp_path), "--examples", "6", "--tokens", "12"])
     matrices = json.loads((tmp_path / "result.json").read_text())
     assert {name: [len(row) for row in rows] for name, rows in matrices.items()} == {"plain": [2, 2], "gem": [2, 2]}
     assert matrices["plain"][0] == matrices["gem"][0]  # the first domain is learned in the same way
