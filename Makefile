@@ -23,7 +23,7 @@ SEEDS ?= 0-4
 CIFAR ?=
 
 # What `make bench` measures on a CPU beside the benchmarks that pytest runs.
-BENCH_SCRIPTS := bench_growth bench_memory bench_pareto bench_shortcuts bench_transformers step_profile
+BENCH_SCRIPTS := bench_growth bench_memory bench_pareto bench_shortcuts bench_transformers resnet_profile step_profile
 
 # Where `make bench` measures: cpu or cuda.
 DEVICE ?= cpu
