@@ -83,13 +83,15 @@ def compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor,
     """Raises RowsDiffer where rows (1, p) differ by more than a flipped ReLU of many."""
     errors, allowed = _errors(parameters, expected, got)
     # Not "greater than": a NaN must not pass.
-    for parameter, is_close in zip(parameters, (errors <= allowed).tolist(), strict=True):
-        if not is_close:
-            names = {parameter: name for name, parameter in model.named_parameters()}
-            raise RowsDiffer(
-                f"the gradients of {names.get(parameter, 'a parameter')} differ from those of one backward per task: "
-                "the model mixes the examples of a mini-batch, or uses a parameter in a way that no rule knows"
-            )
+    is_close = errors <= allowed
+    if bool(is_close.all()):
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    differs = next(parameter for parameter, each in zip(parameters, is_close, strict=True) if not each)
+    raise RowsDiffer(
+        f"the gradients of {names.get(differs, 'a parameter')} differ from those of one backward per task: "
+        "the model mixes the examples of a mini-batch, or uses a parameter in a way that no rule knows"
+    )
 
 
 def _errors(parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
