@@ -1,9 +1,14 @@
 import os
 
+import hypothesis
 import pytest
 import torch
 
 from gem_fast import _C, _solver, build_info
+
+# A busy machine is no failure: an example may take as long as it takes.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -16,7 +16,7 @@ from gem_fast import batches
 from gem_fast.batches import DoNotFit, check_examples, concatenate, select, split
 from gem_fast.containers import Objects, tensors
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 @quick
@@ -85,7 +85,7 @@ PADS: list[tuple[Any, tuple[Any, Any, Any]]] = [
 
 
 @pytest.mark.parametrize(("pad", "numbers"), PADS, ids=str)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5)), min_size=1, max_size=4))
 def test_padding_is_on_the_right_and_by_name(pad: Any, numbers: tuple[Any, ...], sizes: list[tuple[int, int]]) -> None:
     def make(n: int, length: int) -> Any:

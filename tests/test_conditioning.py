@@ -77,7 +77,7 @@ def assert_is_safe(problem: Problem, projected: Tensor, eps: float) -> None:
     assert slopes.min() >= -(2e-6 + eps) * problem.scale
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     t=st.integers(1, 150),
     p=st.integers(1, 200),
@@ -173,7 +173,7 @@ class InFloat64(Operator):
         return Operator(self._G, in_float64=True)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     t=st.integers(1, 60),
     p=st.integers(1, 60),
@@ -201,7 +201,7 @@ def test_a_form_without_float64_products_stays_safe(
         assert (projection.v >= margin).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(products=st.booleans(), tasks=st.integers(2, 40), noise=st.sampled_from([1e-3, 1.0]), seed=st.integers(0, 99))
 def test_layer_by_layer(products: bool, tasks: int, noise: float, seed: int) -> None:
     # Tasks whose examples are nearly the same.

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gem_fast import metrics
 
 accuracies = st.floats(0, 1)
-untimed = settings(deadline=None)
 
 
 @st.composite
@@ -19,7 +18,6 @@ def r_and_baseline(draw, least=1):
     return draw(arrays(np.float64, (n, n), elements=accuracies)), draw(arrays(np.float64, n, elements=accuracies))
 
 
-@untimed
 @given(r_and_baseline(least=2))
 def test_equations_2_to_4(case):
     R, baseline = case
@@ -29,7 +27,6 @@ def test_equations_2_to_4(case):
     assert metrics.fwt(R, baseline) == pytest.approx(sum(R[i - 1, i] - baseline[i] for i in range(1, T)) / (T - 1))
 
 
-@untimed
 @given(r_and_baseline(), st.floats(-1, 1))
 def test_transfer_is_about_differences(case, shift):
     R, baseline = case
@@ -38,7 +35,6 @@ def test_transfer_is_about_differences(case, shift):
     assert metrics.fwt(R + shift, baseline + shift) == pytest.approx(metrics.fwt(R, baseline), abs=1e-12)
 
 
-@untimed
 @given(r_and_baseline())
 def test_nothing_learned_or_forgotten_is_zero(case):
     _, baseline = case
@@ -51,7 +47,6 @@ def test_one_task_transfers_nothing():
     assert (metrics.acc([[0.7]]), metrics.bwt([[0.7]]), metrics.fwt([[0.7]], [0.1])) == (0.7, 0.0, 0.0)
 
 
-@untimed
 @given(r_and_baseline(), st.data())
 def test_r_is_the_last_row_of_each_task(case, data):
     R, _ = case
@@ -63,7 +58,6 @@ def test_r_is_the_last_row_of_each_task(case, data):
     np.testing.assert_array_equal(metrics.r_matrix(curves, [*noise, *order]), R)
 
 
-@untimed
 @given(st.data(), st.integers(1, 6))
 def test_zero_shot_is_the_accuracy_on_tasks_that_have_not_come_yet(data, n):
     order = data.draw(st.permutations(range(n)))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from utils.engines import loop
 from utils.models import MultiHead, mlp, stream
@@ -23,7 +23,6 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(deadline=None)
 @given(COUNTS, st.integers(1, 25), st.integers(0, 5))
 def test_each_task_gives_its_own_examples_without_replacement(counts: list[int], size: int, seed: int) -> None:
     sample = sample_each(counts, size, generator(seed))
@@ -35,7 +34,6 @@ def test_each_task_gives_its_own_examples_without_replacement(counts: list[int],
         start += n
 
 
-@settings(deadline=None)
 @given(COUNTS, st.integers(1, 60), st.integers(0, 5))
 def test_all_tasks_together_give_so_many(counts: list[int], size: int, seed: int) -> None:
     drawn = sample_all(counts, size, generator(seed))
@@ -100,7 +98,6 @@ def test_all_examples_count_by_default_and_where_there_are_fewer() -> None:
 # ---- refresh_every ---------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_every_row_is_stale_once_in_r_steps(t: int, every: int) -> None:
     parameters = list(mlp().parameters())

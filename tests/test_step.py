@@ -171,7 +171,7 @@ def test_which_way_a_mini_batch_goes(
         assert joint == ([] if wanted is None else [wanted] * 8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=3, max_size=8),
     memory_batch=st.one_of(st.none(), st.integers(1, 7)),

@@ -40,7 +40,7 @@ def test_equals_the_loop_on_the_resnet18_of_the_paper(training: bool, dtype: tor
     assert_as_the_loop(model, batches, tolerance=1e-10 if dtype == torch.float64 else 1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.sampled_from(["mlp", "residual", "transformer, positions first", "multi-head"]),
     sizes=st.lists(st.integers(2, 6), min_size=1, max_size=6),

@@ -83,7 +83,7 @@ def test_one_call_takes_all_tasks_where_the_model_lets_it(name: str) -> None:
     assert forward.call_count == (1 if is_one else len(SIZES))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     make=st.sampled_from([Modulated, Hypernetwork, NamedClasses]),
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),

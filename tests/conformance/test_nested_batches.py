@@ -88,7 +88,7 @@ some_sizes = st.lists(st.integers(1, 5), min_size=2, max_size=4)
 
 
 @pytest.mark.parametrize("call", CALLS)
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 @given(sizes=some_sizes)
 def test_calls(call: str, sizes: list[int]) -> None:
     kind, make = CALLS[call]
@@ -143,7 +143,7 @@ def test_a_loss_inside_the_model_goes_task_by_task(sizes: list[int]) -> None:
 # ---- lengths ---------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=2, max_size=4))
 def test_tasks_of_different_lengths_are_padded_into_one_pass(sizes: list[tuple[int, int]]) -> None:
     counts, lengths = [n for n, _ in sizes], [length for _, length in sizes]

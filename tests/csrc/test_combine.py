@@ -39,7 +39,7 @@ def test_all_weights_zero_leaves_every_bit() -> None:
         assert_same_bits(x, y)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(t=st.integers(0, 9), sizes=st.lists(st.sampled_from([0, 1, 3, 500, 5000]), min_size=1, max_size=7))
 def test_any_sizes_and_strides(t: int, sizes: list[int]) -> None:
     p = sum(sizes)

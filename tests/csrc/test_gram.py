@@ -22,7 +22,7 @@ def test_equals_float64(t: int, p: int, dtype: torch.dtype, simd_level: str) -> 
     assert_same_bits(P, P.T.contiguous())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(
     t=st.integers(0, 12),
     sizes=st.lists(st.sampled_from([0, 0, 1, 2, 5, 60, 1024, 1500]), min_size=1, max_size=8),

@@ -14,7 +14,7 @@ def as_grads(g: np.ndarray, dtype: torch.dtype) -> list[torch.Tensor]:
     return [part.clone() for part in torch.from_numpy(g).to(dtype).tensor_split(3)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     kind=st.sampled_from([kind for kind in SAMPLERS if kind != "nearly_conflicting"]),
     t=st.integers(1, 20),

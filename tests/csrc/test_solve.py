@@ -15,7 +15,7 @@ def residual_bound(kind: str) -> float:
     return 1e-6 if kind == "nearly_conflicting" else 1e-9
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     kind=st.sampled_from(list(SAMPLERS)),
     t=st.integers(1, 60),

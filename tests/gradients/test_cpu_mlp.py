@@ -106,7 +106,7 @@ def test_other_parameters_get_zeros(passes: list[int]) -> None:
     assert passes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=5),
     widths=st.lists(st.integers(1, 70), min_size=3, max_size=5),
@@ -136,7 +136,7 @@ def test_any_sizes(
 
 @pytest.mark.usefixtures("simd_level")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     widths=st.lists(st.sampled_from([1, 3, 15, 16, 17, 64, 70]), min_size=3, max_size=4),

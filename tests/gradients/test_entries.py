@@ -50,7 +50,7 @@ def dense_gradient(x: Tensor, grad: Tensor, sizes: list[int]) -> Tensor:
 
 @pytest.mark.usefixtures("simd_level")
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     columns=st.integers(1, 70),
@@ -117,7 +117,7 @@ def test_is_used_where_it_pays() -> None:
         assert TaskEntries.of(dense) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 300), d=st.integers(1, 70), part=st.sampled_from([0.0, 0.2, 1.0]), seed=st.integers(0, 3),
     of=st.sampled_from(["rows", "columns"]),

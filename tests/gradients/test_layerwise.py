@@ -31,7 +31,7 @@ def test_numbers_of_tasks(name: str, t: int) -> None:
     assert_projects_as_rows(model.double(), batches, loss_fn, pass_task=name == "multi-head")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=6),
     widths=st.tuples(st.integers(1, 40), st.integers(1, 40)),

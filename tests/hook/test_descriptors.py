@@ -246,7 +246,7 @@ nests = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(one=nests, other=nests)
 def test_any_other_nest_is_another_descriptor(one: Any, other: Any) -> None:
     def described(x: Any) -> Any:

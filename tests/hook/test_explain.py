@@ -85,7 +85,7 @@ def test_another_error_of_a_model_with_batch_normalisation_is_its_own() -> None:
         step(gem, optimizer, model)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
     place=st.integers(0, 11),

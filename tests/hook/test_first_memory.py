@@ -162,7 +162,7 @@ def test_every_engine_and_dtype(engine: Callable[[], Any], dtype: torch.dtype, m
         optimizer.step()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(1, 6),

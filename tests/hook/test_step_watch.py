@@ -176,7 +176,7 @@ ACTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(ACTIONS, max_size=25))
 def test_no_order_of_right_loops_is_said_to_miss_steps(actions: list[str]) -> None:
     """Accumulation, filling, skipped steps, evaluation, weights written after a step, loading, freezing."""

@@ -36,7 +36,7 @@ weights_of = pytest.mark.parametrize("weights_of", [NnqpProjector.__call__, Nnqp
 
 
 @weights_of
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(J=jacobians(), several=st.booleans())
 def test_the_projection_is_exact_without_regularisation(weights_of: Callable[..., Tensor], J: Tensor, several: bool):
     """The KKT conditions of min w' P w subject to w >= u (TorchJD's Lemma 4)."""
@@ -52,7 +52,7 @@ def test_the_projection_is_exact_without_regularisation(weights_of: Callable[...
 
 
 @weights_of
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(J=jacobians())
 def test_weights_agree_with_quadprog(weights_of: Callable[..., Tensor], J: Tensor):
     U, P = torch.eye(len(J), dtype=torch.float64), J @ J.T

@@ -13,7 +13,7 @@ def expected(y: list[int], size: int) -> set[int]:
     return set(sorted(range(len(y)), key=lambda i: (rank[i], -i))[:size])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 12),
     batches=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=9),
@@ -31,7 +31,7 @@ def test_the_same_as_choosing_among_all_that_was_seen(size: int, batches: list[l
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(2, 20))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_shrinking_is_choosing_again(labels: list[int], total: int) -> None:
     memory = ClassBalancedMemory(total=total)
     memory.observe(torch.arange(len(labels))[:, None], torch.tensor(labels), 0)

@@ -74,7 +74,7 @@ def test_means_of_the_selected_follow_the_classes(digits) -> None:
     assert herded < 0.85 * first
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.integers(1, 9),
     tasks=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=15), min_size=1, max_size=5),
@@ -91,7 +91,7 @@ def test_slots_left_over_go_to_the_classes_that_other_tasks_have_kept_least(size
         assert [memory.examples(seen)[1].tolist() for seen in memory.tasks] == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 30), st.integers(2, 40))
 def test_shrinking_keeps_what_a_smaller_memory_had_selected(total: int, n: int) -> None:
     shrunk, small = HerdingMemory(total=total), HerdingMemory(per_task=total // 2)

@@ -1,7 +1,7 @@
 """The paper's memory: the last examples of each task."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gem_fast import EpisodicMemory
@@ -19,7 +19,6 @@ def kept(memory: EpisodicMemory, task: object) -> list[int]:
     return sorted(y.tolist())
 
 
-@settings(deadline=None)
 @given(per_task=st.integers(1, 12), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=8))
 def test_keeps_the_last_m(per_task: int, sizes: list[int]) -> None:
     memory = EpisodicMemory(per_task=per_task)
@@ -30,7 +29,6 @@ def test_keeps_the_last_m(per_task: int, sizes: list[int]) -> None:
         assert kept(memory, "a") == list(range(max(0, seen - per_task), seen))
 
 
-@settings(deadline=None)
 @given(
     total=st.integers(6, 30), batches=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=12)
 )

@@ -26,7 +26,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @every_policy
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=SIZES, batches=BATCHES)
 def test_sizes_under_any_sequence(policy: str, sizes: dict[str, int], batches: list[tuple[int, int]]) -> None:
     memory = make(policy, **sizes)
@@ -48,7 +48,7 @@ def test_sizes_under_any_sequence(policy: str, sizes: dict[str, int], batches: l
 
 
 @every_policy
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=SIZES, batches=BATCHES, more=BATCHES, asked=st.booleans())
 def test_a_state_goes_on_where_it_was(policy, sizes, batches, more, asked) -> None:
     one, two = make(policy, **sizes), make(policy, **sizes)
@@ -72,7 +72,7 @@ def test_a_state_goes_on_where_it_was(policy, sizes, batches, more, asked) -> No
 
 
 @every_policy
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=SIZES, batches=BATCHES)
 def test_examples_that_did_not_change_are_the_same_tensors(policy, sizes, batches) -> None:
     memory = make(policy, **sizes)

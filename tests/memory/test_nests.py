@@ -18,7 +18,7 @@ from gem_fast.batches import size_of
 from gem_fast.containers import Objects, tensors
 
 every_policy = pytest.mark.parametrize("policy", MEMORY_POLICIES)
-some = settings(deadline=None, max_examples=15)
+some = settings(max_examples=15)
 
 
 def features(policy: str, of: Any) -> dict[str, Any]:

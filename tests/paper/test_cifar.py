@@ -69,7 +69,7 @@ def test_bad_files(tmp_path, contents, message):
         assert str(source) in str(raised.value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(shift=st.integers(1, 3073), seed=st.integers(0, 1000))
 def test_rows_that_begin_at_another_byte_are_noticed(tmp_path, shift, seed):
     files = cifar_files(n_train=40, n_test=2, seed=seed)

@@ -15,7 +15,7 @@ from gem_fast.paper.data.idx import read_idx
 from gem_fast.paper.errors import InputError
 
 # One folder serves all examples of a test: each example overwrites the file.
-one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def uint8_arrays(ndim):

@@ -51,7 +51,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, parameters: list[nn.Pa
     return list(torch.autograd.grad(F.cross_entropy(model(x), y), parameters, allow_unused=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=6),
     widths=st.lists(st.integers(20, 70), min_size=2, max_size=4),
@@ -95,7 +95,7 @@ def test_as_from_rows(
     torch.testing.assert_close(mine.q, right.q, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 20), min_size=2, max_size=6),
     widths=st.lists(st.integers(20, 70), min_size=2, max_size=4),

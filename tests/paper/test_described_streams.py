@@ -108,7 +108,7 @@ def test_the_examples_are_the_same(name: str, descriptor: str) -> None:
     assert len(StreamInfo.of(told).descriptors) == len(list(told.tensors())) - len(list(plain.tensors()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     tasks=st.integers(1, 6),
     head=st.sampled_from(["task", "shared"]),
