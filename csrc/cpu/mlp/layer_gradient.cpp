@@ -35,6 +35,20 @@ void add_block(const LayerGradients& of, int64_t k, int64_t block, int64_t first
   }
 }
 
+// Writes one block of columns of the sum of the parts' gradients of task k to out (outputs, inputs), or adds it.
+void write_block(std::span<const LayerGradients> parts, int64_t k, int64_t block, bool add, void* out) {
+  const LayerGradients& layer = parts[0];
+  const int64_t first = block * kColumnBlock;
+  const int64_t last = std::min(layer.inputs, first + kColumnBlock);
+  const int64_t width = padded(layer.outputs);
+  const int64_t bytes = kColumnBlock * width * size_of(layer.dtype);
+  thread_local Buffer buffer;
+  void* transposed = memset(buffer.of(bytes), 0, bytes);
+  for (const LayerGradients& part : parts) add_block(part, k, block, first, last, transposed);
+  transpose(layer.dtype, {transposed, width}, last - first, layer.outputs, {at(out, first, layer.dtype), layer.inputs},
+            add);
+}
+
 template <class T>
 void add_rows(const T* delta, int64_t stride, int64_t n, int64_t outputs, T* out) {
   for (int64_t i = 0; i < n; ++i) {
@@ -52,35 +66,15 @@ void sum_rows(const ConstMatrix& delta, DType dtype, int64_t n, int64_t outputs,
 
 void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor& executor) {
   const int64_t blocks = column_blocks(of.inputs);
-  const int64_t width = padded(of.outputs);
-  const int64_t bytes = kColumnBlock * width * size_of(of.dtype);
   // Task by task, so that a task's delta stays in the second-level cache.
   executor.each(of.tasks.t * blocks, 2, [&](int64_t item) {
-    thread_local Buffer buffer;
     const int64_t k = item / blocks;
-    const int64_t block = item % blocks;
-    const int64_t first = block * kColumnBlock;
-    const int64_t last = std::min(of.inputs, first + kColumnBlock);
-    void* transposed = memset(buffer.of(bytes), 0, bytes);
-    const Matrix columns{at(out.data, k * out.stride + first, of.dtype), of.inputs};
-    add_block(of, k, block, first, last, transposed);
-    transpose(of.dtype, {transposed, width}, last - first, of.outputs, columns);
+    write_block({&of, 1}, k, item % blocks, false, at(out.data, k * out.stride, of.dtype));
   });
 }
 
 void layer_gradient_sum(std::span<const LayerGradients> parts, bool add, void* out, const Executor& executor) {
-  const LayerGradients& layer = parts[0];
-  const int64_t width = padded(layer.outputs);
-  const int64_t bytes = kColumnBlock * width * size_of(layer.dtype);
-  executor.each(column_blocks(layer.inputs), 2, [&](int64_t block) {
-    thread_local Buffer buffer;
-    const int64_t first = block * kColumnBlock;
-    const int64_t last = std::min(layer.inputs, first + kColumnBlock);
-    void* transposed = memset(buffer.of(bytes), 0, bytes);
-    for (const LayerGradients& part : parts) add_block(part, 0, block, first, last, transposed);
-    transpose(layer.dtype, {transposed, width}, last - first, layer.outputs,
-              {at(out, first, layer.dtype), layer.inputs}, add);
-  });
+  executor.each(column_blocks(parts[0].inputs), 2, [&](int64_t block) { write_block(parts, 0, block, add, out); });
 }
 
 }  // namespace gem_fast::cpu
