@@ -233,7 +233,8 @@ class GEM(Attached):
                 descriptor is another one than before, or missing, or the model takes none. The memory is then as it
                 was.
         """
-        if not isinstance(self.memory, PolicyMemory):  # which checks them itself
+        # A PolicyMemory checks them itself, and with a collate_fn x is a list.
+        if not isinstance(self.memory, PolicyMemory) and getattr(self.memory, "collate_fn", None) is None:
             check_examples(x, y)
         task = plain_task(task)
         self._descriptors.check(task, descriptor)

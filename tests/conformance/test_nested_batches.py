@@ -335,3 +335,29 @@ def test_graphs_cannot_go_layerwise() -> None:
         gem.observe(x, torch.zeros(1).long(), task)
     with pytest.raises(RuntimeError, match="got one where the examples are objects that collate_fn puts together"):
         optimizer.step()
+
+
+def test_a_memory_of_the_users_own_keeps_objects() -> None:
+    """One that only keeps to the protocol, and has a collate_fn."""
+
+    class Own:
+        def __init__(self, inner: EpisodicMemory) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+    def train(wrap: Callable[[EpisodicMemory], Any]) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(2, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gem = GEM(model, optimizer, memory=wrap(EpisodicMemory(per_task=2, collate_fn=as_batch)))
+        for task in range(3):
+            x: Nest = [str(number) for number in torch.randn(4, 2).tolist()]
+            gem.step(x, torch.randint(3, (4,)), task)
+        return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    def as_batch(texts: list[str]) -> Tensor:
+        return torch.tensor([[float(number) for number in text.strip("[]").split(",")] for text in texts])
+
+    assert torch.equal(train(Own), train(lambda memory: memory))
