@@ -18,15 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gem_fast import MEMORY_POLICIES
-from gem_fast.paper.data import ImageData, load_data
-from gem_fast.paper.experiments.protocol import learn_stream
 from gem_fast.paper.experiments.runner import parse_seeds
-from gem_fast.paper.experiments.training_run import configuration
-from gem_fast.paper.learners import PRESETS, make_learner
-from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.reports.result_table import MeanStd
-from gem_fast.paper.streams.config import make_stream
-from gem_fast.paper.streams.schedule import make_schedule
 
 RESULTS = Path(__file__).parent / "results"
 # A small run of real CIFAR-100: a sample of the memory in each step, few examples of each task.
@@ -55,7 +49,6 @@ def main() -> None:
     streams: list[tuple[str, str, dict[str, Any]]] = [(stream, args.data, {}) for stream in args.streams]
     if args.cifar is not None:
         streams.append(("cifar100", args.cifar, CIFAR))
-    data = {name: load_data(name) for _, name, _ in streams}
     finished = {tuple(run[name] for name in KEY) for run in read(args.runs)}
     # Seed by seed, so that an early picture has all policies.
     for seed in args.seeds:
@@ -64,7 +57,7 @@ def main() -> None:
                 for policy in args.policies:
                     key = stream, Path(name).name, policy, size, seed
                     if key not in finished:
-                        result = measure(data[name], stream, policy, size, seed, options)
+                        result = measure(stream, name, policy, size, seed, options)
                         with args.runs.open("a") as file:
                             file.write(json.dumps(dict(zip(KEY, key, strict=True)) | result) + "\n")
     mine = {(stream, Path(name).name) for stream, name, _ in streams}
@@ -77,20 +70,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def measure(
-    data: ImageData, stream: str, policy: str, size: int, seed: int, options: dict[str, Any]
-) -> dict[str, float]:
+def measure(stream: str, data: str, policy: str, size: int, seed: int, options: dict[str, Any]) -> dict[str, float]:
     """ACC and BWT of one run, evaluated when a task ends."""
-    config = configuration(
-        stream, "gem", seed=seed, memory_policy=policy, memory_per_task=size, eval_every=10**9, **options
-    )
-    generator = torch.Generator().manual_seed(seed)
-    tasks = make_stream(config, data, generator)
-    torch.manual_seed(seed)
-    hyper = {name: config[name] for name in PRESETS[stream, "gem"]}
-    learner = make_learner("gem", StreamInfo.of(tasks), torch.device("cpu"), **hyper)
-    schedule = make_schedule(tasks, config["batch_size"], config["epochs"])
-    record = learn_stream(learner, tasks, schedule, eval_every=config["eval_every"], generator=generator)
+    record = TrainingRun(
+        configuration(
+            stream,
+            "gem",
+            data=data,
+            seed=seed,
+            memory_policy=policy,
+            memory_per_task=size,
+            eval_every=2**31 - 1,
+            **options,
+        )
+    ).run()
     return {"acc": record.acc, "bwt": record.bwt}
 
 

@@ -36,6 +36,19 @@ def memory_of(sizes: list[int], inputs: int, dtype: torch.dtype, part: float) ->
     return [[Batch(k, mine, torch.randint(CLASSES, (len(mine),)))] for k, mine in enumerate(x)]
 
 
+def near_copies() -> tuple[nn.Sequential, list[list[Batch]], Sample]:
+    """Tasks of the same examples but for the last digits, one of which pulls against the others.
+
+    P is singular to float32's digits.
+    """
+    torch.manual_seed(0)
+    model = model_of([30, 20], torch.float32)
+    [[first]] = memory_of([4], 30, torch.float32, 1.0)
+    memory = [[Batch(k, first.x + 1e-7 * k, first.y)] for k in range(8)]
+    memory[-1] = [Batch(7, first.x, (first.y + 1) % CLASSES)]
+    return model, memory, sample_each([4] * 8, 4, torch.Generator())
+
+
 def both_forms(
     model: nn.Module, memory: list[list[Batch]], sample: Sample, parameters: list[nn.Parameter]
 ) -> tuple[ExampleGradients, Tensor]:
@@ -141,13 +154,8 @@ def test_a_step_in_one_pass_is_as_from_rows(
 
 
 def test_a_step_whose_products_are_not_enough_is_left_to_rows() -> None:
-    """Two tasks of the same examples but for the last digits, which pull against each other."""
-    torch.manual_seed(0)
-    model = model_of([30, 20], torch.float32)
-    [[first]] = memory_of([4], 30, torch.float32, 1.0)
-    memory = [[Batch(k, first.x + 1e-7 * k, first.y)] for k in range(8)]
-    memory[-1] = [Batch(7, first.x, (first.y + 1) % CLASSES)]
-    parameters, sample = list(model.parameters()), sample_each([4] * 8, 4, torch.Generator())
+    model, memory, sample = near_copies()
+    parameters = list(model.parameters())
     objective, engine = Objective(model, F.cross_entropy), Fused()
     for _ in range(2):
         engine(objective, memory, parameters, sample)
@@ -168,14 +176,9 @@ def test_a_step_whose_products_are_not_enough_is_left_to_rows() -> None:
 
 
 def test_what_the_products_are_not_enough_for_is_left_to_rows() -> None:
-    """Tasks of the same examples but for the last digits: P is singular to float32's digits."""
-    torch.manual_seed(0)
-    model = model_of([30, 20], torch.float32)
-    [[first]] = memory_of([4], 30, torch.float32, 1.0)
-    memory = [[Batch(k, first.x + 1e-7 * k, first.y)] for k in range(8)]
-    memory[-1] = [Batch(7, first.x, (first.y + 1) % CLASSES)]
+    model, memory, sample = near_copies()
     parameters = list(model.parameters())
-    G, rows = both_forms(model, memory, sample_each([4] * 8, 4, torch.Generator()), parameters)
+    G, rows = both_forms(model, memory, sample, parameters)
     expected = [torch.randn_like(p) for p in parameters]
     got = [g.clone() for g in expected]
     before = torch.cat([g.flatten() for g in expected]).norm()
