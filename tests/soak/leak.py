@@ -26,8 +26,9 @@ from gem_fast import ops
 MIB = 2**20
 # Once the allocators have warmed up, resident memory may move by this much, whatever the number of steps.
 ALLOWED = 2 * MIB
-# ... and the objects that Python keeps by this many.
-ALLOWED_BLOCKS = 200
+# ... and the objects that Python keeps by this many in the second half: torch caches a few strings per address that its
+# records of optimizer steps come to lie at, with plain SGD as well, until all such addresses have been seen.
+ALLOWED_BLOCKS = 100
 
 Step = Callable[[int], None]
 
@@ -93,7 +94,7 @@ def measure(step: Step, steps: int) -> dict[str, object]:
             gc.collect()
             mib.append(resident() / MIB)
             blocks.append(sys.getallocatedblocks())
-    grown, more = max(mib) - mib[0], blocks[-1] - blocks[0]
+    grown, more = max(mib) - mib[0], blocks[-1] - blocks[len(blocks) // 2 - 1]
     return {
         "steps": steps,
         "resident_mib": [round(x, 2) for x in mib],
