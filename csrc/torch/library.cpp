@@ -43,19 +43,19 @@ STABLE_TORCH_LIBRARY(gem_fast, m) {
       "_mlp_pass(Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, Tensor[] weights, Tensor?[] biases, "
       "Tensor(a!)[] weight_rows, Tensor(b!)[] bias_rows, int[] sizes) -> Tensor");
 
-  // The same without rows, for few examples: what a pass leaves behind goes to `kept`, and the projection follows from
-  // it. A step is both at once with the current mini-batch's examples behind the others: the lists of gradients get its
-  // projected gradient, and where the status says so, its gradient as it is.
+  // The same in two operators, for samples: what a pass leaves behind goes to `kept`, and the projection follows from
+  // it, by way of `rows` where that is not empty. A step is both at once with the current mini-batch's examples behind
+  // the others: the lists of gradients get its projected gradient, and where the status says so, its gradient as it is.
   m.def(
       "_mlp_examples_(Tensor(a!) kept, Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, "
       "Tensor[] weights, Tensor?[] biases, int[] sizes) -> ()");
   m.def(
       "_mlp_project_(Tensor(a!)[] weight_grads, Tensor(b!)[] bias_grads, Tensor[] other_grads, Tensor kept, Tensor? x, "
-      "Tensor[] entries, Tensor? positions, Tensor[] weights, int[] sizes, float margin, float ridge) -> "
-      "(Tensor v, Tensor q, Tensor status, Tensor residual)");
+      "Tensor[] entries, Tensor? positions, Tensor[] weights, int[] sizes, float margin, float ridge, Tensor(d!) rows) "
+      "-> (Tensor v, Tensor q, Tensor status, Tensor residual)");
   m.def(
       "_mlp_step_(Tensor(a!) kept, Tensor? x, Tensor[] entries, Tensor? positions, Tensor target, "
       "Tensor[] weights, Tensor?[] biases, int[] sizes, Tensor current_x, Tensor current_target, "
-      "Tensor(b!)[] weight_grads, Tensor(c!)[] bias_grads, float margin, float ridge) -> "
+      "Tensor(b!)[] weight_grads, Tensor(c!)[] bias_grads, float margin, float ridge, Tensor(d!) rows) -> "
       "(Tensor loss, Tensor v, Tensor q, Tensor status, Tensor residual)");
 }

@@ -9,6 +9,7 @@
 #include "core/status.h"
 #include "cpu/mlp/buffer.h"
 #include "cpu/mlp/example_products.h"
+#include "cpu/mlp/example_rows.h"
 #include "cpu/mlp/mlp.h"
 #include "torch/checks.h"
 #include "torch/mlp_views.h"
@@ -165,12 +166,18 @@ struct Answer {
   Answer(const Tensor& like, int64_t t)
       : v(new_doubles(like, {t})), q(new_doubles(like, {t})), status(new_int(like)), residual(new_doubles(like, {})) {}
 
-  void solve(const cpu::Examples& examples, const GradientsView& grads, double margin, double ridge) const {
+  // rows: memory for rows of G; empty where they come from products, as far as these are enough.
+  void solve(const cpu::Examples& examples, const GradientsView& grads, double margin, double ridge,
+             const Tensor& rows) const {
     check_not_negative(margin, "margin");
     check_not_negative(ridge, "ridge");
-    const bool done = cpu::project_examples(examples, {grads.all.data(), static_cast<int64_t>(grads.all.size())},
-                                            margin, ridge, doubles(v), doubles(q), doubles(residual), kTorchThreads);
-    *ints(status) = done ? kSolved : kInaccurate;
+    const bool forms_P = rows.numel() == 0;
+    const int64_t size = cpu::example_rows_bytes(examples) / cpu::size_of(examples.dtype);
+    check(forms_P || (rows.is_contiguous() && rows.numel() >= size && float_or_double(rows, "rows") == examples.dtype),
+          "rows must be contiguous with ", size, " elements of the weights' dtype, or empty, got ", shape_of(rows));
+    *ints(status) = cpu::project_examples(examples, {grads.all.data(), static_cast<int64_t>(grads.all.size())}, margin,
+                                          ridge, forms_P, doubles(v), doubles(q), doubles(residual),
+                                          forms_P ? nullptr : rows.mutable_data_ptr(), kTorchThreads);
   }
 };
 
@@ -179,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_project_cpu(const Tensors& weight
                                                            const std::optional<Tensor>& x, const Tensors& entries,
                                                            const std::optional<Tensor>& positions,
                                                            const Tensors& weights, const std::vector<int64_t>& sizes,
-                                                           double margin, double ridge) {
+                                                           double margin, double ridge, const Tensor& rows) {
   check_lists(weights, weight_grads.size(), bias_grads.size());
   const DType dtype = float_or_double(weights[0], "weights[0]");
   const TasksView of(sizes);
@@ -190,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_project_cpu(const Tensors& weight
   for (const Tensor& grad : other_grads) grads.add(grad, grad.numel(), dtype, "other_grads");
   const Answer answer(kept, t);
   answer.solve({dtype, of.tasks(), grads.layers.data(), static_cast<int64_t>(grads.layers.size())}, grads, margin,
-               ridge);
+               ridge, rows);
   return {answer.v, answer.q, answer.status, answer.residual};
 }
 
@@ -198,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_step_cpu(
     const Tensor& kept, const std::optional<Tensor>& x, const Tensors& entries, const std::optional<Tensor>& positions,
     const Tensor& target, const Tensors& weights, const OptionalTensors& biases, const std::vector<int64_t>& sizes,
     const Tensor& current_x, const Tensor& current_target, const Tensors& weight_grads, const Tensors& bias_grads,
-    double margin, double ridge) {
+    double margin, double ridge, const Tensor& rows) {
   check_lists(weights, weight_grads.size(), bias_grads.size());
   const DType dtype = float_or_double(weights[0], "weights[0]");
   std::vector<int64_t> all_sizes = sizes;
@@ -223,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_step_cpu(
                 static_cast<int64_t>(grads.layers.size()),
                 all_sizes.back(),
                 own.input},
-               grads, margin, ridge);
+               grads, margin, ridge, rows);
   Tensor loss = new_like(weights[0], {});
   if (dtype == DType::kFloat64) {
     *static_cast<double*>(loss.mutable_data_ptr()) = current.loss;

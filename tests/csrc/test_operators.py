@@ -89,12 +89,15 @@ def layer_cases(dtype: torch.dtype) -> list[tuple[str, Callable[..., object], tu
         (
             "_mlp_step_",
             OPS._mlp_step_.default,
-            (kept, None, [*rows], positions, target, weights, biases, [1, 2], x[:4], target[:4], *given[:2], 0.5, 1e-3),
+            (
+                *(kept, None, [*rows], positions, target, weights, biases, [1, 2]),
+                *(x[:4], target[:4], *given[:2], 0.5, 1e-3, nothing),
+            ),
         ),
         (
             "_mlp_project_",
             OPS._mlp_project_.default,
-            (*given, kept, x, [], None, weights, sizes, 0.5, 1e-3),
+            (*given, kept, x, [], None, weights, sizes, 0.5, 1e-3, torch.zeros(9000, dtype=dtype)),
         ),
         (
             "_mlp_pass of pairs",

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import gem_fast
 from gem_fast import Batch, Fused, Objective, Sample, Status, project_
 from gem_fast.gradients import cpu_mlp
-from gem_fast.gradients.cpu_mlp import ExampleGradients
+from gem_fast.gradients.cpu_mlp import ExampleGradients, examples
 from gem_fast.gradients.cpu_mlp import step_pass as cpu_mlp_step_pass
 from gem_fast.sampling import sample_each
 
@@ -60,6 +60,11 @@ def both_forms(
     return G, rows
 
 
+def with_rows(by_rows: bool) -> Any:
+    """Has P come from rows or from products, whichever costs less."""
+    return mock.patch.object(examples, "_products_cost_less", lambda *args: not by_rows)
+
+
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
     return list(torch.autograd.grad(F.cross_entropy(model(x), y), parameters, allow_unused=True))
 
@@ -73,6 +78,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, parameters: list[nn.Pa
     bias=st.booleans(),
     frozen=st.integers(0, 9),
     margin=st.sampled_from([0.0, 0.5]),
+    by_rows=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_as_from_rows(
@@ -83,6 +89,7 @@ def test_as_from_rows(
     bias: bool,
     frozen: int,
     margin: float,
+    by_rows: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -93,7 +100,8 @@ def test_as_from_rows(
     memory = memory_of(sizes, widths[0], dtype, part)
     sample = sample_each(sizes, 3, torch.Generator().manual_seed(seed))
     x, y = torch.randn(4, widths[0], dtype=dtype), torch.randint(CLASSES, (4,))
-    G, rows = both_forms(model, memory, sample, parameters)
+    with with_rows(by_rows):
+        G, rows = both_forms(model, memory, sample, parameters)
     torch.testing.assert_close(G.G, rows)
     assert G.depends == [True] * len(parameters)
 
@@ -116,10 +124,18 @@ def test_as_from_rows(
     part=st.sampled_from([0.1, 1.0]),
     frozen=st.integers(0, 9),
     margin=st.sampled_from([0.0, 0.5]),
+    by_rows=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_a_step_in_one_pass_is_as_from_rows(
-    sizes: list[int], widths: list[int], dtype: torch.dtype, part: float, frozen: int, margin: float, seed: int
+    sizes: list[int],
+    widths: list[int],
+    dtype: torch.dtype,
+    part: float,
+    frozen: int,
+    margin: float,
+    by_rows: bool,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     model = model_of(widths, dtype)
@@ -130,18 +146,15 @@ def test_a_step_in_one_pass_is_as_from_rows(
     sample = sample_each(sizes, 5, torch.Generator().manual_seed(seed))
     [[mine]] = memory_of([4], widths[0], dtype, part)
     objective, engine = Objective(model, F.cross_entropy), Fused()
-    for _ in range(2):  # passes 1 and 2 are compared, 3 is not
-        is_by_examples = isinstance(engine(objective, memory, parameters, sample), ExampleGradients)
-    joint = engine.with_current(objective, mine, memory, parameters, sample, (margin, 0.0))
+    with with_rows(by_rows):
+        for _ in range(2):  # passes 1 and 2 are compared, 3 is not
+            assert isinstance(engine(objective, memory, parameters, sample), ExampleGradients)
+        joint = engine.with_current(objective, mine, memory, parameters, sample, (margin, 0.0))
     assert joint is not None
+    assert joint.projection is not None
     expected = loss_gradient(model, mine.x, mine.y, parameters)
     torch.testing.assert_close(joint.loss, F.cross_entropy(model(mine.x), mine.y).detach())
-    if joint.projection is not None:
-        assert is_by_examples
-        projection = gem_fast.Projection(*joint.projection)
-    else:  # g as it is: the products were not enough, or rows cost less
-        torch.testing.assert_close(joint.grads, expected)
-        projection = project_([g for g in joint.grads if g is not None], joint.G, margin)
+    projection = gem_fast.Projection(*joint.projection)
     rows = Fused(form="rows")(objective, memory, parameters, sample).G
     right = project_(expected, rows, margin)
     assert int(projection.status) == int(right.status) == Status.SOLVED
@@ -164,12 +177,8 @@ def test_a_step_whose_products_are_not_enough_is_left_to_rows() -> None:
     assert joint is not None
     expected = loss_gradient(model, x, y, parameters)
     rows = Fused(form="rows")(objective, memory, parameters, sample).G
-    if joint.projection is None:
-        got = [g for g in joint.grads if g is not None]
-        torch.testing.assert_close(got, expected)  # as it is
-        mine = project_(got, joint.G, 0.0)
-    else:
-        got, mine = [g for g in joint.grads if g is not None], gem_fast.Projection(*joint.projection)
+    assert joint.projection is not None
+    got, mine = [g for g in joint.grads if g is not None], gem_fast.Projection(*joint.projection)
     right = project_(expected, rows, 0.0)
     assert int(mine.status) == int(right.status)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)

@@ -7,6 +7,7 @@
 #include "core/dispatch.h"
 #include "core/status.h"
 #include "cpu/mlp/buffer.h"
+#include "cpu/mlp/example_rows.h"
 #include "cpu/mlp/gemm.h"
 #include "cpu/mlp/layer_gradient.h"
 #include "cpu/mlp/transpose.h"
@@ -389,34 +390,23 @@ void form_P(const Examples& of, const std::vector<LayerProducts>& layers, double
   });
 }
 
-// v, q and the residual; false, with v = 0, where the products are not enough.
-bool solve(const Examples& of, const std::vector<LayerProducts>& layers, const TensorList& g, double margin,
-           double ridge, double* v, double* q, double* residual, const Executor& executor) {
-  const int64_t t = of.tasks.t;
-  std::fill_n(v, t, 0.0);
-  *residual = 0.0;
-  SelfProducts of_g{0.0, 0.0};
-  if (of.current > 0) {
-    of_g = products_with_current(of, layers, q, executor);
-  } else {
-    thread_local std::vector<Buffer> parts;
-    parts.resize(std::max(parts.size(), layers.size()));
-    for (size_t l = 0; l < layers.size(); ++l) layers[l].prepare_q(parts[l], executor);
-    const std::vector<Buffer>& prepared = parts;
-    executor.each(t, 2, [&](int64_t k) {
-      q[k] = 0.0;
-      for (size_t l = 0; l < layers.size(); ++l) layers[l].add_q(k, prepared[l], q + k);
-    });
-    of_g.whole = squared_length(g, of.dtype);
-  }
-  if (!std::isfinite(of_g.whole)) return false;
-  bool violated = false;
-  for (int64_t k = 0; k < t; ++k) {
-    if (!std::isfinite(q[k])) return false;
-    violated |= q[k] < 0.0;
-  }
-  if (!violated) return true;
+// q where g is given: what its products are formed with is made of the layers' parts of it.
+void products_with_given(const Examples& of, const std::vector<LayerProducts>& layers, double* q,
+                         const Executor& executor) {
+  thread_local std::vector<Buffer> parts;
+  parts.resize(std::max(parts.size(), layers.size()));
+  for (size_t l = 0; l < layers.size(); ++l) layers[l].prepare_q(parts[l], executor);
+  const std::vector<Buffer>& prepared = parts;
+  executor.each(of.tasks.t, 2, [&](int64_t k) {
+    q[k] = 0.0;
+    for (size_t l = 0; l < layers.size(); ++l) layers[l].add_q(k, prepared[l], q + k);
+  });
+}
 
+// v and the residual by way of P; false, with v = 0, where the products are not enough.
+bool solve(const Examples& of, const std::vector<LayerProducts>& layers, const SelfProducts& of_g, double margin,
+           double ridge, double* v, const double* q, double* residual, const Executor& executor) {
+  const int64_t t = of.tasks.t;
   std::vector<double> P(t * t), parts(t);
   form_P(of, layers, P.data(), parts, executor);
   int64_t longest = 0;
@@ -437,24 +427,48 @@ bool solve(const Examples& of, const std::vector<LayerProducts>& layers, const T
   return answer.status == kSolved;
 }
 
-}  // namespace
-
-bool project_examples(const Examples& of, const TensorList& g, double margin, double ridge, double* v, double* q,
-                      double* residual, const Executor& executor) {
+// g + G^T v to the layers' parts: of a g that is given, in place.
+void write_sum(const Examples& of, const std::vector<LayerProducts>& layers, const double* v,
+               const Executor& executor) {
   const int64_t t = of.tasks.t;
   const int64_t n = of.tasks.start[t];
-  std::vector<LayerProducts> layers;
-  for (int64_t l = 0; l < of.count; ++l) layers.emplace_back(of, of.layers[l], l == 0);
-  const bool solved = solve(of, layers, g, margin, ridge, v, q, residual, executor);
   const bool is_moved = std::any_of(v, v + t, [](double x) { return x != 0.0; });
   const Range some{is_moved ? 0 : n, n + of.current};
-  if (some.size() == 0) return solved;
+  if (some.size() == 0) return;
   std::vector<double> weights(some.end, 1.0);
   for (int64_t k = 0; k < t; ++k) {
     std::fill(weights.begin() + of.tasks.start[k], weights.begin() + of.tasks.start[k + 1], v[k]);
   }
   for (const LayerProducts& layer : layers) layer.sum_gradients(some, weights.data(), executor);
-  return solved;
+}
+
+}  // namespace
+
+int32_t project_examples(const Examples& of, const TensorList& g, double margin, double ridge, bool forms_P, double* v,
+                         double* q, double* residual, void* workspace, const Executor& executor) {
+  const int64_t t = of.tasks.t;
+  std::vector<LayerProducts> layers;
+  for (int64_t l = 0; l < of.count; ++l) layers.emplace_back(of, of.layers[l], l == 0);
+  std::fill_n(v, t, 0.0);
+  *residual = 0.0;
+  SelfProducts of_g{0.0, 0.0};
+  if (of.current > 0) {
+    of_g = products_with_current(of, layers, q, executor);
+  } else {
+    products_with_given(of, layers, q, executor);
+    of_g.whole = squared_length(g, of.dtype);
+  }
+  bool finite = std::isfinite(of_g.whole) && std::all_of(q, q + t, [](double x) { return std::isfinite(x); });
+  if (finite && std::any_of(q, q + t, [](double x) { return x < 0.0; }) &&
+      !(forms_P && solve(of, layers, of_g, margin, ridge, v, q, residual, executor))) {
+    Buffer own;
+    void* rows = workspace == nullptr ? own.of(example_rows_bytes(of)) : workspace;
+    const int32_t status = project_by_rows(of, margin, ridge, v, q, residual, rows, executor);
+    if (status != kNonFinite) return status;
+    finite = false;
+  }
+  write_sum(of, layers, v, executor);
+  return finite ? kSolved : kNonFinite;
 }
 
 }  // namespace gem_fast::cpu

@@ -1,4 +1,4 @@
-// The projection without G's rows, from inner products of examples, for tasks of few examples: with the inputs A_k and
+// The projection from inner products of examples, without G's rows, for tasks of few examples: with the inputs A_k and
 // the output gradients B_k of a layer, one row per example, task k's part of G is B_k' A_k, and
 //
 //     P_kj = the sum of all of (A_k A_j') * (B_k B_j')     q_k = the sum of all of (B_k g) * A_k     g~ = g + B'
@@ -39,11 +39,15 @@ struct Examples {
 
 // g -> g~, as cpu::project does with G. Where g is given, `g` is all of it, of which the layers have parts, and it is
 // projected in place. Else it is what the current mini-batch's gradients add up to: g~ is written to the layers' parts,
-// and `g` is not read. Returns false, with v = 0 and so g itself in the layers' parts, where the products are not
-// enough: rows are to decide (or to say what is not finite).
+// and `g` is not read.
 //
-// Results: v (t,), q (t,) = G g of the gradient before the projection, and the residual of g~.
-bool project_examples(const Examples& examples, const TensorList& g, double margin, double ridge, double* v, double* q,
-                      double* residual, const Executor& executor);
+// q always comes from products of examples, P where forms_P is set and they are accurate enough. It takes as many of
+// them as there are pairs of examples; where that is more than rows of G take, or the products are not enough, the
+// answer comes from rows (example_rows.h), in `workspace`, of example_rows_bytes, or in memory of its own for null.
+//
+// Returns the status. If it is kNonFinite, v = 0 and the layers' parts have g itself. Results: v (t,), q (t,) = G g of
+// the gradient before the projection, and the residual of g~.
+int32_t project_examples(const Examples& examples, const TensorList& g, double margin, double ridge, bool forms_P,
+                         double* v, double* q, double* residual, void* workspace, const Executor& executor);
 
 }  // namespace gem_fast::cpu

@@ -73,6 +73,18 @@ void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor
   });
 }
 
+void layer_gradients_transposed(const LayerGradients& of, const Matrix& out, const Executor& executor) {
+  const int64_t blocks = column_blocks(of.inputs);
+  const int64_t width = padded(of.outputs);
+  executor.each(of.tasks.t * blocks, 2, [&](int64_t item) {
+    const int64_t first = item % blocks * kColumnBlock;
+    const int64_t last = std::min(of.inputs, first + kColumnBlock);
+    void* to = at(out.data, item / blocks * out.stride + first * width, of.dtype);
+    memset(to, 0, (last - first) * width * size_of(of.dtype));
+    add_block(of, item / blocks, item % blocks, first, last, to);
+  });
+}
+
 void layer_gradient_sum(std::span<const LayerGradients> parts, bool add, void* out, const Executor& executor) {
   executor.each(column_blocks(parts[0].inputs), 2, [&](int64_t block) { write_block(parts, 0, block, add, out); });
 }

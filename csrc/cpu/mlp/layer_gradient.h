@@ -24,6 +24,9 @@ struct LayerGradients {
 // out k (outputs, inputs) = task k's gradient.
 void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor& executor);
 
+// out k (inputs, padded(outputs)) = the transpose of task k's gradient, with zeros beyond the outputs.
+void layer_gradients_transposed(const LayerGradients& of, const Matrix& out, const Executor& executor);
+
 // out (outputs, inputs) = the sum of the gradients of a few parts, one task each of the same layer; or += it.
 void layer_gradient_sum(std::span<const LayerGradients> parts, bool add, void* out, const Executor& executor);
 

@@ -1,7 +1,7 @@
-"""G from the inner products of a few examples, for linear layers with ReLU between them: no row of it is written.
+"""Steps with samples of the memory, for linear layers with ReLU between them: pass and projection are one operator.
 
-Where t m' examples are few, P, q and the combination follow from each layer's inputs and output gradients in fewer
-multiplications than rows take, as in the layerwise form; here a pass and a projection are one operator each.
+q, and g~ where it can, come from inner products of examples, as in the layerwise form. Where t m' examples are few, P
+does, too, and no row of G is written. Else the operator writes rows, in a layout of its own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class SamplePlan:
         self._entries = batch.entries
         own = {*self.weights, *self.biases}
         self.depends = [parameter in own for parameter in parameters]
-        self.is_cheaper = _products_cost_less(self.weights, batch)
         self._nothing = self.weights[0].new_empty(0)
+        row = sum((weight.shape[1] + 1) * padded(len(weight)) for weight in self.weights)
+        is_by_products = _products_cost_less(self.weights, batch)
+        self.rows = self._nothing if is_by_products else self._nothing.new_empty((len(self.sizes) + 1) * row)
         place: dict[Tensor, int] = {parameter: i for i, parameter in enumerate(parameters)}
         self._places = [
             [place.get(p, -1) if p is not None else -1 for p in some] for some in (self.weights, self.biases)
@@ -80,7 +82,7 @@ class SamplePlan:
 
 
 class ExampleGradients:
-    """`TaskGradients` from a pass over a sample; rows are formed only where products of examples are not enough.
+    """`TaskGradients` from a pass over a sample, with rows of the parameters' layout for those who ask for them.
 
     Args:
         plan: the pass's plan, in whose memory it leaves what G follows from.
@@ -107,9 +109,9 @@ class ExampleGradients:
         plan = self._plan
         if not self._is_of_step and all(grad.is_contiguous() for grad in grads):
             projected: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.gem_fast._mlp_project_(
-                *plan.split(grads), self._kept, *self._input, plan.weights, plan.sizes, margin, ridge
+                *plan.split(grads), self._kept, *self._input, plan.weights, plan.sizes, margin, ridge, plan.rows
             )
-            if projected[2].item() == Status.SOLVED:
+            if projected[2].item() != Status.NON_FINITE:  # of which rows say where
                 return projected
         by_rows: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.gem_fast.project_(list(grads), self.G, margin, ridge)
         return by_rows
@@ -176,8 +178,9 @@ def step_pass(plan: SamplePlan, batch: TaskBatch, current: TaskBatch, margin: fl
         bias_grads,
         margin,
         ridge,
+        plan.rows,
     )
-    done = projection[2].item() == Status.SOLVED
+    done = projection[2].item() != Status.NON_FINITE
     return JointPass(ExampleGradients(plan, batch, of_step=n), grads, loss, tuple(projection) if done else None)
 
 

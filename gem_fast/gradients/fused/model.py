@@ -104,12 +104,12 @@ class FusedModel:
         return cpu_mlp.is_whole(self.mlp_layers, self.objective.model, batch)
 
     def sample_plan(self, batch: TaskBatch) -> cpu_mlp.SamplePlan | None:
-        """What passes of such samples share; None where rows cost less. For a batch of which `is_mlp` holds."""
+        """What passes of such samples share; None where it is none. For a batch of which `is_mlp` holds."""
         if batch.positions is None or batch.descriptor is not None:
             return None
         if self._plan is None or not self._plan.serves(batch):
             self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch)
-        return self._plan if self._plan.is_cheaper else None
+        return self._plan
 
     def is_faster_one_by_one(self) -> bool:
         """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
