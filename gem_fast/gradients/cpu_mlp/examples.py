@@ -38,7 +38,7 @@ class SamplePlan:
         self.weights: list[Tensor] = [layer.weight for layer in layers]
         self.biases: list[Tensor | None] = [layer.bias for layer in layers]
         self.sizes, self.total = batch.tasks.sizes, batch.tasks.total
-        self._entries = batch.entries
+        self._memory, self._targets = batch.memory, batch.targets
         own = {*self.weights, *self.biases}
         self.depends = [parameter in own for parameter in parameters]
         self._nothing = self.weights[0].new_empty(0)
@@ -52,17 +52,18 @@ class SamplePlan:
         self._others = [i for i, mine in enumerate(self.depends) if not mine]
         self.shapes = [shape for k, w in enumerate(self.weights) for shape in ([len(w)] if k == 0 else w.shape)]
         self._width = sum(map(padded, self.shapes))
-        self._kept = self.weights[0].new_empty(0)
+        self._kept = self._nothing
 
     def kept(self, examples: int) -> Tensor:
         """The memory for what a pass of so many examples leaves behind, the same one each time."""
-        if self._kept.numel() < examples * self._width:
-            self._kept = self.weights[0].new_empty(examples * self._width)
-        return self._kept[: examples * self._width]
+        if self._kept.numel() != examples * self._width:
+            self._kept = self._nothing.new_empty(examples * self._width)
+        return self._kept
 
     def serves(self, batch: TaskBatch) -> bool:
-        """Whether this is the plan for a sample of the same tasks."""
-        return batch.entries is self._entries and batch.tasks.sizes == self.sizes
+        """Whether this is the plan for a sample of the same memory, as many of each task."""
+        is_same = batch.memory is self._memory and batch.targets is self._targets
+        return is_same and batch.tasks.sizes == self.sizes
 
     def input(self, batch: TaskBatch) -> tuple[Tensor | None, Sequence[Tensor], Tensor | None]:
         """The first layer's input, as operators take it."""

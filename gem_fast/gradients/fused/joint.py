@@ -104,7 +104,7 @@ class Joint:
             margins: as for `Engine.with_current`.
         """
         model = self._model
-        plan = model.sample_plan(batch) if model.is_mlp(batch) else None
+        plan = model.sample_plan(batch)
         if plan is None or schedule.due(tasks, is_new=False):
             return None
         schedule.passed(tasks, [])

@@ -104,11 +104,12 @@ class FusedModel:
         return cpu_mlp.is_whole(self.mlp_layers, self.objective.model, batch)
 
     def sample_plan(self, batch: TaskBatch) -> cpu_mlp.SamplePlan | None:
-        """What passes of such samples share; None where it is none. For a batch of which `is_mlp` holds."""
+        """What passes of such samples share; None where the batch is no sample, or `is_mlp` does not hold."""
         if batch.positions is None or batch.descriptor is not None:
             return None
-        if self._plan is None or not self._plan.serves(batch):
-            self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch)
+        if self._plan is not None and self._plan.serves(batch):
+            return self._plan
+        self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch) if self.is_mlp(batch) else None
         return self._plan
 
     def is_faster_one_by_one(self) -> bool:
@@ -175,7 +176,7 @@ class FusedModel:
             parameter._post_accumulate_grad_hooks or parameter._backward_hooks or parameter not in self._wanted
             for parameter in self._used
             if parameter.requires_grad
-        ) or any(map(cpu_mlp.has_hooks, self.objective.model.modules()))
+        ) or any(map(cpu_mlp.has_hooks, self._modules))
 
     def _forward(self, recorder: Recorder, batches: Sequence[TaskBatch]) -> list[LossRoot]:
         roots, first = [], 0
