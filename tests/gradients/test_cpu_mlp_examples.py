@@ -211,6 +211,26 @@ def test_errors_name_the_row_or_the_gradient(bad: float) -> None:
     torch.testing.assert_close(grads, kept, equal_nan=True)
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_step_with_a_memory_that_is_not_finite_leaves_the_gradient_as_it_is(by_rows: bool) -> None:
+    torch.manual_seed(0)
+    model = model_of([30, 20], torch.float32)
+    parameters, objective, engine = list(model.parameters()), Objective(model, F.cross_entropy), Fused()
+    memory = memory_of([4] * 3, 30, torch.float32, 0.2)
+    sample = sample_each([4] * 3, 4, torch.Generator())
+    x, y = torch.randn(5, 30), torch.randint(CLASSES, (5,))
+    with with_rows(by_rows):
+        for _ in range(2):
+            engine(objective, memory, parameters, sample)
+        memory[1][0].x[2, 7] = float("nan")
+        joint = engine.with_current(objective, Batch(9, x, y), memory, parameters, sample, (0.5, 0.0))
+    assert joint is not None
+    assert joint.projection is None
+    torch.testing.assert_close(joint.grads, loss_gradient(model, x, y, parameters))
+    with pytest.raises(RuntimeError, match="in row 1"):
+        project_([g for g in joint.grads if g is not None], joint.G, 0.5)
+
+
 def test_gradients_of_any_strides() -> None:
     torch.manual_seed(0)
     model = model_of([30, 20], torch.float32)
