@@ -34,8 +34,8 @@ def floors(memory_batch: int | None, density: float) -> dict[str, list[tuple[flo
     first, everyone = pixels * HIDDEN, n + BATCH
     products = pixels + 4 * HIDDEN + CLASSES  # of two examples: inputs and output gradients of three layers
     return {
-        # Forward, backward to the layers' outputs, q from inner products; then P from these and g~ from all examples, or
-        # rows that are written, and read for v and for g~.
+        # Forward, backward to the layers' outputs, q from inner products; then P from these and g~ from all examples,
+        # or rows that are written, and read for v and for g~.
         "_mlp_step_": [
             (everyone * (2 * first + 3 * others) + (n / 2 + BATCH) * n * products, 8 * P),
             (everyone * (2 * first + 3 * others) + BATCH * n * products + 2 * T * P, 3 * 4 * T * P),

@@ -62,7 +62,7 @@ def both_forms(
 
 def with_rows(by_rows: bool) -> Any:
     """Has P come from rows or from products, whichever costs less."""
-    return mock.patch.object(examples, "_products_cost_less", lambda *args: not by_rows)
+    return mock.patch.object(examples, "_products_cost_less", return_value=not by_rows)
 
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
