@@ -178,9 +178,9 @@ class Fused(RowEngine):
         if self._shortcuts:
             batch = self._joint.mlp_batch(current)
             if batch is not None:
-                together = None if margins is None else self._by_examples(model, constraints, sample, batch, margins)
-                if together is not None:
-                    return together
+                known = None if margins is None else self._known_sample(model, constraints, sample)
+                if known is not None and margins is not None:
+                    return cpu_mlp.step_pass(*known, batch, *margins)
                 alone = self._joint.by_shortcut(current, batch)
                 if alone is not None:
                     return JointPass(self(objective, constraints, parameters, sample), *alone)
@@ -209,15 +209,14 @@ class Fused(RowEngine):
             return done
         return None
 
-    def _by_examples(
-        self,
-        model: FusedModel,
-        constraints: Sequence[Constraint],
-        sample: Sample | None,
-        current: TaskBatch,
-        margins: tuple[float, float],
-    ) -> JointPass | None:
-        """One pass for all, and the projection, where it is of a kind that was compared and no comparison is due."""
+    def _known_sample(
+        self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None
+    ) -> tuple[cpu_mlp.SamplePlan, TaskBatch] | None:
+        """A sample whose pass by `cpu_mlp` is of a kind that was compared, and the plan of it; it counts as made.
+
+        None where it is of no such kind, or a comparison is due. Such a pass draws no random numbers and leaves no
+        trace in the model.
+        """
         if sample is None or not self._was_by_examples or self._cache is None:
             return None
         batch = self._cache.again(constraints, sample)
@@ -226,10 +225,11 @@ class Fused(RowEngine):
             if not self._keeps_no_rows(t) or any(len(batches) != 1 for batches in constraints):
                 return None
             [batch] = self._task_batches(model, constraints, sample, slice(0, t))
-        assert self._joint is not None
-        return self._joint.by_examples(
-            batch, [batches[0].task for batches in constraints], self._schedule, current, margins
-        )
+        plan, tasks = model.sample_plan(batch), [batches[0].task for batches in constraints]
+        if plan is None or self._schedule.due(tasks, is_new=False):
+            return None
+        self._schedule.passed(tasks, [])
+        return plan, batch
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
@@ -297,6 +297,10 @@ class Fused(RowEngine):
         may_be_slower = not is_layerwise and self._tasks_per_pass is None
         if self._reason is not None or (may_be_slower and model.is_faster_one_by_one()):
             return None
+        known = None if is_layerwise else self._known_sample(model, constraints, sample)
+        if known is not None:
+            with failures_as_reasons():
+                return cpu_mlp.ExampleGradients(*known)
         shortcuts = self._shortcuts and not is_layerwise
         tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():

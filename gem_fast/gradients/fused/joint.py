@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,6 @@ from gem_fast.gradients.fused.descriptors import repeated
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
-from gem_fast.gradients.fused.schedule import Schedule
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
 from gem_fast.gradients.fused.verifier import Verifier, failures_as_reasons, random_states
 from gem_fast.gradients.interface import Batch, Constraint, JointPass, Sample, is_captured, random_devices
@@ -85,30 +84,6 @@ class Joint:
                 self._verifier.verify_alone(current, lambda: run()[0])
             return run()
         return None
-
-    def by_examples(
-        self,
-        batch: TaskBatch,
-        tasks: Sequence[Hashable],
-        schedule: Schedule,
-        current: TaskBatch,
-        margins: tuple[float, float],
-    ) -> JointPass | None:
-        """One pass for a sample of these tasks and the mini-batch, and the projection; None where it is not to be.
-
-        Args:
-            batch: the sample.
-            tasks: whose examples it has.
-            schedule: says whether a comparison is due, which such a pass has none of.
-            current: the mini-batch, see `mlp_batch`.
-            margins: as for `Engine.with_current`.
-        """
-        model = self._model
-        plan = model.sample_plan(batch)
-        if plan is None or schedule.due(tasks, is_new=False):
-            return None
-        schedule.passed(tasks, [])
-        return cpu_mlp.step_pass(plan, batch, current, *margins)
 
     def batch(self, batches: Sequence[TaskBatch], current: Batch) -> TaskBatch | None:
         """The current mini-batch behind the others; None where that costs more than it saves."""
