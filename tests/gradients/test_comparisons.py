@@ -627,7 +627,8 @@ def test_a_comparison_of_long_rows_is_in_float64_by_blocks() -> None:
         got[0, 5000:] = 0.0  # a part of the weight and all of the bias
         with pytest.raises(comparison.RowsDiffer, match="weight"):
             comparison.compare(model, parameters, expected, got)
-    assert created and max(created) <= 64
+    assert created
+    assert max(created) <= 64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -637,4 +638,5 @@ def test_a_comparison_changes_no_row(dtype: torch.dtype) -> None:
     got = expected.clone()
     before = expected.clone()
     comparison.compare(model, list(model.parameters()), expected, got)
-    assert expected.equal(before) and got.equal(before)
+    assert expected.equal(before)
+    assert got.equal(before)

@@ -191,7 +191,8 @@ def test_a_step_whose_float32_products_are_not_enough_takes_them_in_float64() ->
         engine(objective, memory, parameters, sample)
     [last] = memory[-1]  # which pulls against the others
     joint = engine.with_current(objective, Batch(9, last.x, last.y), memory, parameters, sample, (0.0, 0.0))
-    assert joint is not None and joint.projection is not None
+    assert joint is not None
+    assert joint.projection is not None
     expected = loss_gradient(model, last.x, last.y, parameters)
     rows = Fused(form="rows")(objective, memory, parameters, sample).G
     right, mine = project_(expected, rows, 0.0), gem_fast.Projection(*joint.projection)
