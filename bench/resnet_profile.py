@@ -37,8 +37,8 @@ PARTS = {
     "convolutions, forward": ("conv",),
     "batch normalisation": ("batch_norm",),
     "projection": ("gem_fast::",),
-    "sums and copies of gradients": ("add", "copy_", "zero_", "fill_", "cat"),
     "ReLU and the like": ("relu", "threshold", "clamp", "pool", "softmax", "nll", "mm"),
+    "sums and copies of gradients": ("add", "copy_", "zero_", "fill_", "cat"),
 }
 
 

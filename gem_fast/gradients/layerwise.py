@@ -22,6 +22,7 @@ from torch.nn import Parameter
 from gem_fast import ops
 from gem_fast.gradients.fused.recorder import WHOLE, Contribution
 from gem_fast.gradients.fused.task_batch import TaskSizes
+from gem_fast.gradients.rows import by_parameter, rows_for
 
 # What a block of columns, or of inner products, may take: enough that most layers are one block for a few tasks.
 _BLOCK_BYTES = 2**24
@@ -63,6 +64,17 @@ class LayerwiseGradients:
         for grad, part in zip(grads, self._parts, strict=True):
             if part is not None:
                 part.combine_([grad], v)
+
+    @torch.no_grad()
+    def row(self, k: int, parameters: Sequence[Parameter]) -> Tensor:
+        """(1, p): row k of G."""
+        row = rows_for(1, parameters).zero_()
+        unit = torch.zeros(self._t, dtype=torch.float64, device=row.device)
+        unit[k] = 1.0
+        for block, parameter, part in zip(by_parameter(row, parameters), parameters, self._parts, strict=True):
+            if part is not None:
+                part.add_row_(block.view_as(parameter), k, unit)
+        return row
 
     def cancellation(self, P: Tensor) -> Tensor:
         """() float64: how much larger the rounding of P is than if it came from rows, because examples cancel out."""
@@ -132,6 +144,10 @@ class ColumnBlocks:
             # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.
             _at_least_1d(grad)[rows] += torch.where(v.any(), block[0], 0)
 
+    def add_row_(self, grad: Tensor, k: int, unit: Tensor) -> None:
+        """grad += row k, which is what v = `unit` adds."""
+        self.combine_([grad], unit)
+
     def in_float64(self) -> ColumnBlocks:
         """The same columns, with products and sums in float64."""
         return ColumnBlocks(self._parameter, self._contributions, self._t, in_float64=True)
@@ -185,7 +201,7 @@ class InnerProducts:
     def gram(self, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `TaskGradients.gram`, in blocks of rows of A and B."""
         A, B, is_of_task = self._A, self._B, self._is_of_task
-        [grad] = (grad.to(A.dtype) for grad in grads)
+        [grad] = grads
         P = is_of_task.new_zeros(is_of_task.shape[1], is_of_task.shape[1])
         step = max(1, _BLOCK_BYTES // (8 * len(A)))
         for start in range(0, len(A), step):
@@ -195,15 +211,38 @@ class InnerProducts:
         if P.device.type == "cpu" and not bool(P.isfinite().all()):
             row = int((A.isfinite().all(1) & B.isfinite().all(1)).int().argmin())
             raise _not_finite(int(is_of_task[row].argmax()))
-        return P, (A @ grad.mT).mul_(B).sum(1, dtype=torch.float64) @ is_of_task
+        q = is_of_task.new_zeros(len(A))
+        for outputs in self._blocks():
+            q += (A @ grad[outputs].to(A.dtype).mT).mul_(B[:, outputs]).sum(1, dtype=torch.float64)
+        return P, q @ is_of_task
 
     @torch.no_grad()
     def combine_(self, grads: Sequence[Tensor], v: Tensor) -> None:
         """As `TaskGradients.combine_`."""
         [grad] = grads
         weights = (self._is_of_task @ v).to(self._B.dtype)
-        step = (self._B * weights[:, None]).mT @ self._A
-        grad.copy_(torch.where(v.any(), grad + step, grad))
+        A, B = self._A, self._B * weights[:, None]
+        if v.device.type != "cpu":
+            # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.
+            A, B = (torch.where(v.any(), x, 0) for x in (A, B))
+        self._add_products_(grad, A, B)
+
+    @torch.no_grad()
+    def add_row_(self, grad: Tensor, k: int, unit: Tensor) -> None:
+        """grad += row k, which is what v = `unit` adds, from the examples of task k alone."""
+        mine = self._is_of_task[:, k].nonzero().flatten()
+        self._add_products_(grad, self._A[mine], self._B[mine])
+
+    def _add_products_(self, grad: Tensor, A: Tensor, B: Tensor) -> None:
+        """grad += B' A, in blocks: gradients are large."""
+        for outputs in self._blocks():
+            grad[outputs] += B[:, outputs].mT @ A
+
+    def _blocks(self) -> Iterator[slice]:
+        """Some of the weight's rows at a time."""
+        step = max(1, _BLOCK_BYTES // (self._A.shape[1] * self._A.element_size()))
+        for start in range(0, self._B.shape[1], step):
+            yield slice(start, start + step)
 
     @torch.no_grad()
     def squared_terms(self) -> Tensor:

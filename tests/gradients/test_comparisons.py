@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 from utils.engines import (
     Memory,
     assert_rows_close,
@@ -604,3 +605,38 @@ def test_attention_as_one_operator_drops_nothing_in_a_comparison() -> None:
             output.sum().backward()
         assert output.equal(expected)
         assert all(x.grad.equal(grad) for x, grad in zip((q, k, v), grads, strict=True))
+
+
+def test_a_comparison_of_long_rows_is_in_float64_by_blocks() -> None:
+    """Rows of 100 million numbers take 0.8 GB each in float64."""
+    created: list[int] = []
+
+    class Float64(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.dtype == torch.float64:
+                created.append(result.numel())
+            return result
+
+    model = nn.Linear(100, 100)
+    parameters = list(model.parameters())
+    expected = torch.randn(1, sum(x.numel() for x in parameters))
+    got = expected.clone()
+    with mock.patch.object(comparison, "_BLOCK", 64), Float64():
+        comparison.compare(model, parameters, expected, got)
+        got[0, 5000:] = 0.0  # a part of the weight and all of the bias
+        with pytest.raises(comparison.RowsDiffer, match="weight"):
+            comparison.compare(model, parameters, expected, got)
+    assert created
+    assert max(created) <= 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_comparison_changes_no_row(dtype: torch.dtype) -> None:
+    model = nn.Linear(9, 9).to(dtype)
+    expected = torch.randn(1, 90, dtype=dtype)
+    got = expected.clone()
+    before = expected.clone()
+    comparison.compare(model, list(model.parameters()), expected, got)
+    assert expected.equal(before)
+    assert got.equal(before)

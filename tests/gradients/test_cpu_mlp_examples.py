@@ -16,6 +16,7 @@ from gem_fast import Batch, Fused, Objective, Sample, Status, project_
 from gem_fast.gradients import cpu_mlp
 from gem_fast.gradients.cpu_mlp import ExampleGradients, examples
 from gem_fast.gradients.cpu_mlp import step_pass as cpu_mlp_step_pass
+from gem_fast.gradients.rows import by_parameter
 from gem_fast.sampling import sample_each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,35 +167,108 @@ def test_a_step_in_one_pass_is_as_from_rows(
     torch.testing.assert_close(projection.q, right.q, rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_whose_products_are_not_enough_is_left_to_rows() -> None:
+def in_float64(G: ExampleGradients) -> Tensor:
+    """(t, p): the rows that follow from what a pass through dense examples has left behind, without rounding."""
+    plan, n = G._plan, sum(G._plan.sizes)
+    planes = [
+        plane.view(-1, examples.padded(columns))[:n, :columns].double()
+        for plane, columns in zip(
+            G._kept.split([G._rows * examples.padded(columns) for columns in plan.shapes]), plan.shapes, strict=True
+        )
+    ]
+    x = G._input[0]
+    assert x is not None
+    layers = zip([planes[0], *planes[1::2]], [x.double(), *planes[2::2]], strict=True)
+    parts = [part for delta, x in layers for part in (torch.einsum("no,ni->noi", delta, x).flatten(1), delta)]
+    return torch.stack([rows.sum(0) for rows in torch.cat(parts, 1).split(plan.sizes)])
+
+
+def test_a_step_whose_float32_products_are_not_enough_takes_them_in_float64() -> None:
     model, memory, sample = near_copies()
     parameters = list(model.parameters())
     objective, engine = Objective(model, F.cross_entropy), Fused()
     for _ in range(2):
         engine(objective, memory, parameters, sample)
-    x, y = torch.randn(5, 30), torch.randint(CLASSES, (5,))
-    joint = engine.with_current(objective, Batch(9, x, y), memory, parameters, sample, (0.0, 0.0))
+    [last] = memory[-1]  # which pulls against the others
+    joint = engine.with_current(objective, Batch(9, last.x, last.y), memory, parameters, sample, (0.0, 0.0))
     assert joint is not None
-    expected = loss_gradient(model, x, y, parameters)
-    rows = Fused(form="rows")(objective, memory, parameters, sample).G
     assert joint.projection is not None
-    got, mine = [g for g in joint.grads if g is not None], gem_fast.Projection(*joint.projection)
-    right = project_(expected, rows, 0.0)
-    assert int(mine.status) == int(right.status)
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+    expected = loss_gradient(model, last.x, last.y, parameters)
+    rows = Fused(form="rows")(objective, memory, parameters, sample).G
+    right, mine = project_(expected, rows, 0.0), gem_fast.Projection(*joint.projection)
+    assert int(mine.status) == int(right.status) == Status.SOLVED
+    assert 0 < float(mine.residual) < 1e-9
+    assert bool(mine.v.any())
+    torch.testing.assert_close(joint.grads, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_what_the_products_are_not_enough_for_is_left_to_rows() -> None:
+def test_a_projection_that_float32_products_are_not_enough_for_takes_them_in_float64() -> None:
+    """Not from rows, which are rounded to float32: their q has eight digits."""
     model, memory, sample = near_copies()
     parameters = list(model.parameters())
     G, rows = both_forms(model, memory, sample, parameters)
-    expected = [torch.randn_like(p) for p in parameters]
+    expected = [
+        -part[:7].mean(0).view_as(p) for part, p in zip(by_parameter(rows, parameters), parameters, strict=True)
+    ]
     got = [g.clone() for g in expected]
-    before = torch.cat([g.flatten() for g in expected]).norm()
+    g = torch.cat([x.flatten() for x in expected]).double()
+    exact = in_float64(G)
     right, mine = project_(expected, rows, 0.0), project_(got, G, 0.0)
-    assert int(mine.status) == int(right.status)
+    assert int(mine.status) == int(right.status) == Status.SOLVED
+    assert 0 < float(mine.residual) < 1e-9
+    torch.testing.assert_close(mine.q, exact @ g, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
-    assert float(torch.cat([g.flatten() for g in got]).norm()) <= float(before) * (1 + 1e-5)
+    after = torch.cat([x.flatten() for x in got]).double()
+    torch.testing.assert_close(after, g + exact.mT @ mine.v, rtol=1e-6, atol=1e-7)
+    assert float(after.norm()) <= float(g.norm()) * (1 + 1e-5)
+
+
+@settings(max_examples=30)
+@given(
+    t=st.integers(2, 80),
+    widths=st.lists(st.integers(5, 30), min_size=2, max_size=3),
+    noise=st.sampled_from([0.0, 1e-3, 1.0]),
+    part=st.sampled_from([0.1, 1.0]),
+    frozen=st.integers(0, 9),
+    margin=st.sampled_from([0.0, 0.5]),
+    by_step=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_many_dependent_tasks(
+    t: int, widths: list[int], noise: float, part: float, frozen: int, margin: float, by_step: bool, seed: int
+) -> None:
+    """More tasks than G has rank, or tasks that are alike: no past task's loss rises, and the step is no longer."""
+    torch.manual_seed(seed)
+    model = model_of(widths, torch.float32)
+    parameters = list(model.parameters())
+    if frozen < len(parameters) - 1:
+        parameters.pop(frozen).requires_grad_(False)
+    [[first]] = memory_of([3], widths[0], torch.float32, part)
+    memory = [
+        [Batch(k, mine.x * noise + first.x, mine.y)]
+        for k, [mine] in enumerate(memory_of([3] * t, widths[0], torch.float32, part))
+    ]
+    sample = sample_each([3] * t, 2, torch.Generator().manual_seed(seed))
+    [[current]] = memory_of([4], widths[0], torch.float32, part)
+    objective, engine = Objective(model, F.cross_entropy), Fused()
+    for _ in range(2):  # passes 1 and 2 are compared, 3 is not
+        G = engine(objective, memory, parameters, sample)
+    rows = Fused(form="rows")(objective, memory, parameters, sample).G.double()
+    g = loss_gradient(model, current.x, current.y, parameters)
+    joint = engine.with_current(objective, current, memory, parameters, sample, (margin, 0.0)) if by_step else None
+    if joint is not None and joint.projection is not None:
+        got, projection = [x for x in joint.grads if x is not None], gem_fast.Projection(*joint.projection)
+    else:
+        got = [x.clone() for x in g]
+        projection = project_(got, G, margin)
+    assert projection.status == Status.SOLVED
+    before, after = (torch.cat([x.flatten() for x in some]).double() for some in (g, got))
+    at_margin = before + margin * rows.sum(0)
+    scale = max(float(before.norm()), float(at_margin.norm()))
+    bound = at_margin.norm() if bool(projection.v.any()) else before.norm()
+    assert after.norm() <= bound * (1 + 1e-5) + 1e-6 * scale
+    slopes = rows @ after / rows.norm(dim=1).clamp_min(1e-300)
+    assert slopes.min() >= -(float(projection.residual) + 3e-6) * scale
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

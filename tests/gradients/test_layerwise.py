@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from utils.asserts import assert_same_bits
 from utils.engines import assert_projects_as_rows, assert_untouched, fused, layerwise_by, log_lines, memory, trained
 from utils.forwards import LOOPED, Net
@@ -174,6 +175,47 @@ def test_no_tensor_grows_with_t_times_p(t: int, products: bool) -> None:
     with Largest() as largest:
         fused(model)(batches, parameters)
     assert largest.elements >= t * p  # so that the count is seen to count
+
+
+def large_layer() -> tuple[Any, list[nn.Parameter], Any, nn.Sequential]:
+    """(t = 6 batches, trained parameters, objective, model) where a weight is larger than the layers' inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 300), nn.Tanh(), nn.Linear(300, 3))
+    batches = memory((2,) * 6, lambda n: torch.randn(n, 200), classes, torch.float32)
+    return batches, trained(model), Objective(model, F.cross_entropy), model
+
+
+@pytest.mark.parametrize("in_float64", [False, True])
+def test_inner_products_make_no_tensor_of_a_weights_size(in_float64: bool) -> None:
+    batches, parameters, objective, model = large_layer()
+    with layerwise_by(products=True, block_bytes=2**15):
+        G = Fused(form="layerwise")(objective, batches, parameters)
+        G = G.in_float64() if in_float64 else G
+        grads = [torch.randn_like(x) for x in parameters]
+        expected = [x.clone() for x in grads]
+        rows = fused(model)(batches, parameters).G
+        v = torch.rand(6, dtype=torch.float64)
+        with Largest() as largest:
+            P, q = G.gram(grads)
+            G.combine_(grads, v)
+        assert largest.elements < model[0].weight.numel() / 4
+    right = project_(expected, rows, 0.0).q
+    torch.testing.assert_close(q, right, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(P, rows.double() @ rows.double().T, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_one_row(products: bool) -> None:
+    batches, parameters, objective, model = large_layer()
+    rows = fused(model)(batches, parameters).G
+    with layerwise_by(products, block_bytes=2**15):
+        G = Fused(form="layerwise")(objective, batches, parameters)
+        for k in range(6):
+            with FlopCounterMode(display=False) as counter:
+                row = G.row(k, parameters)
+            torch.testing.assert_close(row, rows[k : k + 1])
+            if products:  # the examples of task k alone
+                assert counter.get_total_flops() == 2 * 2 * (200 * 300 + 300 * 3)
 
 
 # ---- in the hook -----------------------------------------------------------------------------------------------------

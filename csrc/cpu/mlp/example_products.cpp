@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "cpu/mlp/buffer.h"
 #include "cpu/mlp/example_rows.h"
+#include "cpu/mlp/examples_in_float64.h"
 #include "cpu/mlp/gemm.h"
 #include "cpu/mlp/layer_gradient.h"
 #include "cpu/mlp/transpose.h"
@@ -427,6 +428,26 @@ bool solve(const Examples& of, const std::vector<LayerProducts>& layers, const S
   return answer.status == kSolved;
 }
 
+std::vector<LayerProducts> products_of_layers(const Examples& of) {
+  std::vector<LayerProducts> layers;
+  for (int64_t l = 0; l < of.count; ++l) layers.emplace_back(of, of.layers[l], l == 0);
+  return layers;
+}
+
+// q, and |g|^2; not finite where a value of g or q is not.
+SelfProducts products_with_g(const Examples& of, const std::vector<LayerProducts>& layers, const TensorList& g,
+                             double* q, const Executor& executor) {
+  SelfProducts of_g{0.0, 0.0};
+  if (of.current > 0) {
+    of_g = products_with_current(of, layers, q, executor);
+  } else {
+    products_with_given(of, layers, q, executor);
+    of_g.whole = squared_length(g, of.dtype);
+  }
+  for (int64_t k = 0; k < of.tasks.t; ++k) of_g.whole += 0.0 * q[k];
+  return of_g;
+}
+
 // g + G^T v to the layers' parts: of a g that is given, in place.
 void write_sum(const Examples& of, const std::vector<LayerProducts>& layers, const double* v,
                const Executor& executor) {
@@ -442,25 +463,37 @@ void write_sum(const Examples& of, const std::vector<LayerProducts>& layers, con
   for (const LayerProducts& layer : layers) layer.sum_gradients(some, weights.data(), executor);
 }
 
+// All of a projection of float32 examples in float64, rounded once; false, with v = 0 and g as it was, where that is
+// not enough, either.
+bool project_in_float64(const Examples& of, const TensorList& g, double margin, double ridge, double* v, double* q,
+                        double* residual, const Executor& executor) {
+  if (of.dtype != DType::kFloat32) return false;
+  const ExamplesInFloat64 exact(of, g, executor);
+  const std::vector<LayerProducts> layers = products_of_layers(exact.examples());
+  const SelfProducts of_g = products_with_g(exact.examples(), layers, exact.g(), q, executor);
+  if (!std::isfinite(of_g.whole)) return false;
+  if (solve(exact.examples(), layers, of_g, margin, ridge, v, q, residual, executor)) {
+    write_sum(exact.examples(), layers, v, executor);
+    if (exact.round_gradient()) return true;
+  }
+  std::fill_n(v, of.tasks.t, 0.0);
+  *residual = 0.0;
+  return false;
+}
+
 }  // namespace
 
 int32_t project_examples(const Examples& of, const TensorList& g, double margin, double ridge, bool forms_P, double* v,
                          double* q, double* residual, void* workspace, const Executor& executor) {
   const int64_t t = of.tasks.t;
-  std::vector<LayerProducts> layers;
-  for (int64_t l = 0; l < of.count; ++l) layers.emplace_back(of, of.layers[l], l == 0);
+  const std::vector<LayerProducts> layers = products_of_layers(of);
   std::fill_n(v, t, 0.0);
   *residual = 0.0;
-  SelfProducts of_g{0.0, 0.0};
-  if (of.current > 0) {
-    of_g = products_with_current(of, layers, q, executor);
-  } else {
-    products_with_given(of, layers, q, executor);
-    of_g.whole = squared_length(g, of.dtype);
-  }
-  bool finite = std::isfinite(of_g.whole) && std::all_of(q, q + t, [](double x) { return std::isfinite(x); });
+  const SelfProducts of_g = products_with_g(of, layers, g, q, executor);
+  bool finite = std::isfinite(of_g.whole);
   if (finite && std::any_of(q, q + t, [](double x) { return x < 0.0; }) &&
       !(forms_P && solve(of, layers, of_g, margin, ridge, v, q, residual, executor))) {
+    if (forms_P && project_in_float64(of, g, margin, ridge, v, q, residual, executor)) return kSolved;
     Buffer own;
     void* rows = workspace == nullptr ? own.of(example_rows_bytes(of)) : workspace;
     const int32_t status = project_by_rows(of, margin, ridge, v, q, residual, rows, executor);

@@ -18,6 +18,8 @@ from gem_fast.gradients.rows import rows_for
 
 # Two passes in one dtype may be as many times as far from each other as the loop is from float64.
 _ROUNDING = 10.0
+# Columns of a row that are in float64 at a time.
+_BLOCK = 2**20
 # Where that is measured: at the parameters as they are, and at others close by.
 _PLACES = 3
 
@@ -99,10 +101,20 @@ def _errors(parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> t
     # Rounding flips a ReLU now and then: of many, it changes less than this; of few, the caller tries again.
     tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
     sizes = [parameter.numel() for parameter in parameters]
-    right = [part.norm() for part in expected.double().split(sizes, 1)]
-    errors = [part.norm() for part in (got.double() - expected.double()).split(sizes, 1)]
-    lengths = torch.stack(right)
-    return torch.stack(errors), tolerance * torch.maximum(lengths, 0.01 * lengths.norm())
+    parts = list(zip(expected.split(sizes, 1), got.split(sizes, 1), strict=True))
+    lengths, errors = (torch.stack([_length(*some) for some in each]) for each in ([p[:1] for p in parts], parts))
+    return errors, tolerance * torch.maximum(lengths, 0.01 * lengths.norm())
+
+
+def _length(x: Tensor, minus: Tensor | None = None) -> Tensor:
+    """() float64: the length of x (1, n), or of x - minus, which are never in float64 as a whole."""
+    total = x.new_zeros((), dtype=torch.float64)
+    for start in range(0, x.shape[1], _BLOCK):
+        block = x[:, start : start + _BLOCK].double()
+        if minus is not None:
+            block = block - minus[:, start : start + _BLOCK].double()
+        total += block.square().sum()
+    return total.sqrt()
 
 
 def _doubled(value: Nest) -> Nest:
