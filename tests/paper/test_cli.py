@@ -19,7 +19,7 @@ from gem_fast.paper.cli.run import Kinds, Measuring, Resuming
 from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.experiments import training_run
 from gem_fast.paper.learners import LEARNERS, PRESETS, LearnerName
-from gem_fast.paper.learners.gem import GemConfig
+from gem_fast.paper.learners.gem import Gem
 from gem_fast.paper.streams import STREAMS, StreamName
 from gem_fast.paper.streams.config import STREAM_CONFIGS
 
@@ -141,7 +141,7 @@ def test_help_explains_every_option(capsys, stream, learner):
 def test_the_names_on_the_command_line_are_those_registered():
     assert get_args(StreamName) == tuple(STREAMS) == tuple(STREAM_CONFIGS)
     assert get_args(LearnerName) == tuple(LEARNERS)
-    assert get_args(get_type_hints(GemConfig)["memory_policy"]) == tuple(gem_fast.MEMORY_POLICIES)
+    assert get_args(get_type_hints(Gem.Config)["memory_policy"]) == tuple(gem_fast.MEMORY_POLICIES)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from gem_fast.paper.experiments.run_cache import run_name
 from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.learners import LEARNERS, TAKE_DESCRIPTORS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
-from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
+from gem_fast.paper.models import ModulatedMlp, NamedClasses
 from gem_fast.paper.streams import permutations, split
 from gem_fast.paper.streams.config import make_stream
 from gem_fast.paper.streams.descriptors import angle_descriptor, described

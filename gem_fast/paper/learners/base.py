@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gem_fast.distributed import replica
 from gem_fast.paper.config import Options, Rate
-from gem_fast.paper.learners.stream_info import MultiHeadModel, StreamInfo
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.models import MultiHeadModel
 from gem_fast.state import check_keys
 
 

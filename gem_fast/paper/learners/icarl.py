@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +24,6 @@ Class = tuple[int, int]  # a task and a label of it
 FAR_AWAY = 1e10
 
 
-@dataclass(frozen=True, kw_only=True)
-class IcarlConfig(SgdConfig):
-    """The options of icarl."""
-
-    lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=1.0, split=0.1)
-    memory: Whole = by_stream(rotations=5120, permutations=5120, cifar100=1280, split=1280)
-    """exemplars of all classes together"""
-    strength: Real = 1.0
-    """weight of distillation"""
-
-
 class Icarl(SgdLearner):
     """SGD on the loss plus strength times distillation from the network as it was at the end of the last task.
 
@@ -53,9 +42,17 @@ class Icarl(SgdLearner):
     once.
     """
 
-    Config: ClassVar[type[SgdConfig]] = IcarlConfig
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SgdConfig):
+        """The options of icarl."""
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, config: IcarlConfig) -> None:
+        lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=1.0, split=0.1)
+        memory: Whole = by_stream(rotations=5120, permutations=5120, cifar100=1280, split=1280)
+        """exemplars of all classes together"""
+        strength: Real = 1.0
+        """weight of distillation"""
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
         """Makes a new model; the seed of the draws comes from torch's global generator.
 
         Raises InputError if there would be less than one exemplar of each class.
