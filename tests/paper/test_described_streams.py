@@ -16,8 +16,7 @@ from utils.learning import CPU
 
 from gem_fast import metrics
 from gem_fast.paper.data import STAND_IN, ImageData
-from gem_fast.paper.data.cifar import CLASS_NAMES
-from gem_fast.paper.data.stand_in import make_stand_in
+from gem_fast.paper.data.cifar import CLASS_NAMES, make_stand_in
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments import training_run
 from gem_fast.paper.experiments.run_cache import run_name

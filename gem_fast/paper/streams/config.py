@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -82,13 +81,13 @@ STREAM_CONFIGS: dict[str, type[StreamConfig]] = {
 
 def load_data_of(config: dict[str, Any]) -> ImageData:
     """The data set that a configuration names."""
-    return load_data(config["data"], None if config["data_root"] is None else Path(config["data_root"]))
+    return load_data(config["data"], config["data_root"])
 
 
 def download_data(root: str | None, *names: str) -> None:
     """Lets torchvision download data sets into its folder; raises InputError where that fails."""
     for name in [name for name in names if name in NAMES and name != MNIST_5K] or names:
-        download(name, None if root is None else Path(root))
+        download(name, root)
 
 
 def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
