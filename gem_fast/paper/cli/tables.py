@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from gem_fast.paper.config import Whole
@@ -14,7 +13,7 @@ from gem_fast.paper.experiments.runner import CACHE, Experiment, TableOptions, r
 from gem_fast.paper.experiments.training_run import Config, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports import published
-from gem_fast.paper.reports.published import MEASURES, Numbers
+from gem_fast.paper.reports.published import MEASURES, MEMORIES, Numbers
 from gem_fast.paper.streams.config import DataOptions
 from gem_fast.paper.streams.descriptors import DESCRIPTORS
 
@@ -23,14 +22,10 @@ QUICK = {"tasks": 4, "samples_per_task": 200}
 QUICK_CIFAR = {"tasks": 4, "samples_per_task": 20}
 # The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
-# Table 2: the examples in memory, all tasks together.
-MEMORIES = (200, 1280, 2560, 5120)
-
 StreamName = Literal["permutations", "rotations", "cifar100"]
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
-PAPER = "Reproduces, beside the paper's numbers,"
 ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task of the stream but the last."
 CODE = "code: what the paper's code gives on these 5000 digits with seed 0."
 
@@ -45,10 +40,9 @@ class TableSpec(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable(TableOptions):
-    """A result table with a picture, most of them of the paper, and the command that makes it."""
+    """A result table with a picture, most of them of the paper; the class's docstring is the command's description."""
 
     name: ClassVar[str]
-    text: ClassVar[str]
     cache: ClassVar[str] = CACHE
 
     def spec(self) -> TableSpec:
@@ -59,17 +53,12 @@ class PaperTable(TableOptions):
     def description(cls) -> str:
         """For --help."""
         return (
-            f"{cls.text}. Writes {cls.name}.json, {cls.name}.md and {cls.name}.png. An interrupted command goes on "
+            f"{cls.__doc__} Writes {cls.name}.json, {cls.name}.md and {cls.name}.png. An interrupted command goes on "
             "where it was: finished runs are in OUT/run_cache."
         )
 
     def run(self) -> None:
-        """Runs what is missing, prints the table and writes its files.
-
-        Raises:
-            InputError: An option cannot be used.
-            KeyboardInterrupt: After SIGINT or SIGTERM.
-        """
+        """Runs what is missing, prints the table and writes its files; raises InputError for unusable options."""
         with extra("the picture"):
             from gem_fast.paper.reports.table_plots import draw
         title, experiments, notes = self.spec()
@@ -85,11 +74,6 @@ class PaperTable(TableOptions):
 @dataclass(frozen=True, kw_only=True)
 class DigitsTable(DataOptions, PaperTable):
     """What runs on MNIST."""
-
-    @property
-    def data_name(self) -> str:
-        """The name of the data set, or of its folder."""
-        return Path(self.data).resolve().name
 
     def digits(self, stream: str, learner: str, **more: Any) -> Config:
         """A configuration."""
@@ -132,10 +116,9 @@ class CifarTable(PaperTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Table1(DigitsTable):
-    """The options of table1."""
+    """Reproduces, beside the paper's numbers, Table 1, the training time of all learners."""
 
     name = "table1"
-    text = f"{PAPER} Table 1, the training time of all learners"
     # It compares times, which must be measured side by side: it does not take runs of other tables.
     cache = f"{CACHE}/table1"
 
@@ -158,10 +141,9 @@ class Table1(DigitsTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Table2(CifarTable):
-    """The options of table2."""
+    """Reproduces, beside the paper's numbers, Table 2, ACC on CIFAR-100 by the size of the memory."""
 
     name = "table2"
-    text = f"{PAPER} Table 2, ACC on CIFAR-100 by the size of the memory"
 
     def spec(self) -> TableSpec:
         """Both learners with a memory of a size, with all sizes."""
@@ -177,10 +159,9 @@ class Table2(CifarTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Table3(DigitsTable):
-    """The options of table3."""
+    """Reproduces, beside the paper's numbers, Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task."""
 
     name = "table3"
-    text = f"{PAPER} Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"
 
     def spec(self) -> TableSpec:
         """All learners of the paper with all numbers of epochs."""
@@ -200,10 +181,9 @@ class Table3(DigitsTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure1(DigitsTable, CifarTable):
-    """The options of figure1."""
+    """Reproduces, beside the paper's numbers, Figure 1, ACC, BWT and FWT of all learners on three streams."""
 
     name = "figure1"
-    text = f"{PAPER} Figure 1, ACC, BWT and FWT of all learners on three streams"
 
     streams: tuple[StreamName, ...] = ("permutations", "rotations", "cifar100")
     """panels of the figure"""
@@ -233,10 +213,9 @@ class Figure1(DigitsTable, CifarTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptors(DigitsTable, CifarTable):
-    """The options of descriptors."""
+    """Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen."""
 
     name = "descriptors"
-    text = "Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen"
 
     streams: tuple[StreamName, ...] = ("rotations", "permutations")
     """kinds of tasks"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,11 @@ class DataOptions(RootOptions):
 
     data: str = MNIST_5K
     """mnist-5k, 5000 digits; mnist, fashion-mnist, kmnist, cifar100 of torchvision; a folder or .tar.gz of such"""
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data set, or of its folder, for titles."""
+        return Path(self.data).resolve().name
 
 
 @dataclass(frozen=True, kw_only=True)
