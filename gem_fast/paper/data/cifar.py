@@ -54,26 +54,25 @@ tulip turtle wardrobe whale willow_tree wolf woman worm
 CLASS_NAMES = tuple(name.replace("_", " ") for name in NAMES.split())
 
 
-def format_of(folder: Path) -> str | None:
-    """Which of FORMATS the files of a folder are, whatever its name; None where it has neither."""
-    for format, files in FORMATS.items():
-        if all((folder / file).is_file() for file in files):
-            return format
-    return None
+def read_folder(folder: Path) -> ImageData | None:
+    """Reads the two files of a folder in one of FORMATS, whatever its name; None where it has neither.
 
-
-def read_folder(folder: Path, format: str) -> ImageData:
-    """Reads the two files of a folder in one of FORMATS; the data are on the CPU, with labels 0 ... 99.
+    Returns:
+        The data on the CPU, with labels 0 ... 99.
 
     Raises:
         InputError: A file cannot be read or is not what it should be. No other exception comes from its contents, and
             nothing in it is executed.
     """
-    contents = {}
-    for file in FORMATS[format]:
-        with readable(folder / file), (folder / file).open("rb") as opened:
-            contents[str(folder / file)] = read_bounded(opened, folder / file, MAX_BYTES)
-    return _image_data(str(folder), format, contents)
+    for format, files in FORMATS.items():
+        paths = [folder / file for file in files]
+        if all(map(Path.is_file, paths)):
+            contents = {}
+            for path in paths:
+                with readable(path), path.open("rb") as file:
+                    contents[str(path)] = read_bounded(file, path, MAX_BYTES)
+            return _image_data(str(folder), format, contents)
+    return None
 
 
 def read_archive(path: Path) -> ImageData:

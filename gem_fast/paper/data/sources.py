@@ -62,11 +62,9 @@ def load_data(source: str, root: str | Path | None = None) -> ImageData:
     path = _stored(source, Path(root or default_root())) if source in TORCHVISION else Path(source)
     if path.name.endswith((".tar.gz", ".tgz")):
         data = cifar.read_archive(path)
-    elif (format := cifar.format_of(path)) is not None:
-        data = cifar.read_folder(path, format)
     else:
         try:
-            data = read_idx_folder(path)
+            data = cifar.read_folder(path) or read_idx_folder(path)
         except OSError as error:
             raise InputError(
                 f"--data must be {', '.join(NAMES)}, a folder with IDX files or CIFAR-100, or a .tar.gz with "
@@ -75,25 +73,27 @@ def load_data(source: str, root: str | Path | None = None) -> ImageData:
     return replace(data, name=source)
 
 
-def download(name: str, root: str | Path | None = None) -> None:
-    """Lets torchvision download a data set into `root`, unless it is stored there. What it prints goes to stderr.
+def download(*names: str, root: str | Path | None = None) -> None:
+    """Lets torchvision download data sets into `root`, unless they are stored there. What it prints goes to stderr.
 
-    Raises InputError where torchvision is missing or failed, or the data set is not one of TORCHVISION.
+    Raises InputError where torchvision is missing or failed, or no data set is one of TORCHVISION.
     """
-    if name not in TORCHVISION:
-        raise InputError(f"--download needs --data {', '.join(TORCHVISION)}, got {name!r}")
+    wanted = [name for name in names if name in TORCHVISION]
+    if not wanted:
+        raise InputError(f"--download needs --data {', '.join(TORCHVISION)}, got {names[0]!r}")
     try:
         from torchvision import datasets
     except ImportError as error:
         raise InputError(f"--download needs torchvision, which cannot be imported here: {error}") from error
     root = Path(root or default_root())
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(sys.stderr):
-            getattr(datasets, TORCHVISION[name][0])(root, download=True)
-    except Exception as error:  # torchvision raises many kinds: of the network, of checksums, of the disk
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"--download of {name} into {str(root)!r} failed: {reason}") from error
+    for name in wanted:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(sys.stderr):
+                getattr(datasets, TORCHVISION[name][0])(root, download=True)
+        except Exception as error:  # torchvision raises many kinds: of the network, of checksums, of the disk
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"--download of {name} into {str(root)!r} failed: {reason}") from error
 
 
 def _stored(name: str, root: Path) -> Path:

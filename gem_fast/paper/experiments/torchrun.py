@@ -41,9 +41,8 @@ ALONE = Processes()
 
 def processes() -> Processes:
     """Those that torchrun has started, as it says in the environment; one where it has not."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
-    return Processes(int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return Processes(size, int(os.environ["RANK"])) if size > 1 else ALONE
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 
 from gem_fast.paper.config import Options, Seed, Whole
-from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, download, load_data
+from gem_fast.paper.data import MNIST_5K, ImageData, load_data
+from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams import STREAMS, Stream
-from gem_fast.paper.streams.descriptors import DescriptorName, check_descriptor, described
+from gem_fast.paper.streams.descriptors import DESCRIPTORS, DescriptorName, described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +91,18 @@ def load_data_of(config: dict[str, Any]) -> ImageData:
     return load_data(config["data"], config["data_root"])
 
 
-def download_data(root: str | None, *names: str) -> None:
-    """Lets torchvision download data sets into its folder; raises InputError where that fails."""
-    for name in [name for name in names if name in NAMES and name != MNIST_5K] or names:
-        download(name, root)
-
-
 def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
     """Makes the stream of a configuration and its data, on the CPU; the generator is the source of all that is random.
 
     Raises InputError where the data are not for this stream, a number is too large for them, or the tasks cannot have
     such descriptors.
     """
-    if descriptor := config.get("descriptor"):
-        check_descriptor(config["stream"], descriptor)
-    options = {name: config[name] for name in ("class_order", "head") if name in config}
-    stream = STREAMS[config["stream"]](data, config["tasks"], config["samples_per_task"], generator, **options)
+    name, descriptor = config["stream"], config.get("descriptor")
+    if descriptor and descriptor not in DESCRIPTORS[name]:
+        possible = " or ".join(DESCRIPTORS[name])
+        raise InputError(f"--descriptor must be {possible} for the stream {name}, got {descriptor}")
+    options = {option: config[option] for option in ("class_order", "head") if option in config}
+    stream = STREAMS[name](data, config["tasks"], config["samples_per_task"], generator, **options)
     if descriptor:
         stream = described(stream, descriptor)
     if config["shuffle_tasks"]:
