@@ -190,6 +190,12 @@ def test_bad_arguments(capsys, small, arguments, message):
     assert message in fails(capsys, [*small, *arguments.split()])
 
 
+@pytest.mark.parametrize("width", range(96, 106, 2))
+def test_a_sign_stays_where_a_line_of_the_error_begins_with_it(capsys, monkeypatch, small, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert "at least 0, got -1.0 (see" in fails(capsys, [*small, "--learner", "ewc", "--strength", "-1"])
+
+
 def test_a_learner_that_is_not_for_the_stream():
     with pytest.raises(InputError, match="--learner multimodal is not for the stream cifar100"):
         training_run.hyper_parameters("cifar100", "multimodal", {})
