@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
-from gem_fast.paper.learners.base import SgdConfig, SgdLearner
-from gem_fast.paper.learners.current_task import CurrentTaskBuffer
+from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_keys, check_plain_tensor
 
@@ -81,11 +80,7 @@ class Ewc(SgdLearner):
 
 
 class Penalty:
-    """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor.
-
-    Attributes:
-        terms: Pairs of the tensors of F and those of the anchor.
-    """
+    """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor."""
 
     def __init__(self, parameters: list[Parameter], consolidated: bool) -> None:
         """Begins without a term of the parameters theta.

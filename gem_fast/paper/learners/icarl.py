@@ -12,8 +12,7 @@ from torch import Tensor
 from gem_fast.memory.herding import herding_order
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.base import SgdConfig, SgdLearner
-from gem_fast.paper.learners.current_task import CurrentTaskBuffer
+from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.classes import TEST_BATCH
 from gem_fast.state import check_count, check_generator, check_keys, check_plain_tensor
@@ -154,15 +153,11 @@ class Icarl(SgdLearner):
 
 
 class Exemplars:
-    """The exemplars of each class and the outputs that distillation compares with.
-
-    Attributes:
-        by_class: For each class the exemplars, shape (m, ...), first selected first, and the outputs for all classes,
-            (m, outputs).
-    """
+    """The exemplars of each class and the outputs that distillation compares with."""
 
     def __init__(self, stream_info: StreamInfo) -> None:
         """Begins without any."""
+        # For each class the exemplars, shape (m, ...), first selected first, and their outputs for all classes.
         self.by_class: dict[Class, tuple[Tensor, Tensor]] = {}
         self._stream_info = stream_info
 
