@@ -18,24 +18,16 @@ ARCHITECTURES = ("mlp", "resnet18")
 class StreamInfo:
     """The shapes of a stream of T tasks, and the architecture that is trained on it.
 
-    Attributes:
-        n_tasks: T.
-        outputs: For each task the network's outputs that are its classes; a task's labels count from 0 within them.
-        n_outputs: The number of outputs of a network for all tasks.
-        input_shape: The shape of one example.
-        architecture: Which network of ARCHITECTURES is trained.
-        descriptors: What the network is told about each task, (d,), or (classes of the task, d); none: it is not told.
-
     Raises:
         ValueError: The outputs do not fit the number of tasks or of outputs, or there is no such architecture.
     """
 
-    n_tasks: int
-    outputs: tuple[range, ...]
-    n_outputs: int
-    input_shape: tuple[int, ...]
-    architecture: str
-    descriptors: tuple[Tensor, ...] = ()
+    n_tasks: int  # T
+    outputs: tuple[range, ...]  # of each task: the network's that are its classes; its labels count from 0 within them
+    n_outputs: int  # of a network for all tasks
+    input_shape: tuple[int, ...]  # of one example
+    architecture: str  # which network of ARCHITECTURES is trained
+    descriptors: tuple[Tensor, ...] = ()  # what is told about each task, (d,) or (classes of the task, d)
 
     def __post_init__(self) -> None:
         if len(self.outputs) != self.n_tasks:

@@ -21,17 +21,11 @@ TEST_BATCH = 125
 
 @dataclass(frozen=True)
 class ClassTask(Task):
-    """A task with its part of the test set.
+    """A task with its part of the test set."""
 
-    Attributes:
-        test_images: Shape (m, ...), uint8.
-        test_labels: Shape (m,), int64, counted like `labels`.
-        classes: The labels in the data set of the task's classes, in the order of their outputs.
-    """
-
-    test_images: Tensor
-    test_labels: Tensor
-    classes: tuple[int, ...]
+    test_images: Tensor  # (m, ...), uint8
+    test_labels: Tensor  # (m,), int64, counted like `labels`
+    classes: tuple[int, ...]  # their labels in the data set, in the order of the task's outputs
 
 
 @dataclass(frozen=True)

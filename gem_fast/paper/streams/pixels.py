@@ -83,31 +83,23 @@ class ShownImages(Tensor):
 
 @dataclass(frozen=True)
 class PixelTask(Task):
-    """A task with its map.
+    """A task with its map of pixels, through which `images` are already seen.
 
-    Attributes:
-        pixel_map: Shape (pixels,), int64: which pixel of the original each pixel of this task shows; the number
-            `pixels`, one past the last, stands for a blank pixel. `images` are already seen through it.
-        angle: The degrees by which the map turns images; 0 where it does something else.
+    The map, shape (pixels,), int64, tells which pixel of the original each pixel of this task shows; the number
+    `pixels`, one past the last, stands for a blank pixel.
     """
 
     pixel_map: Tensor
-    angle: float = 0.0
+    angle: float = 0.0  # the degrees by which the map turns images; 0 where it does something else
 
 
 @dataclass(frozen=True)
 class PixelStream(Stream):
-    """Tasks that share a test set and all outputs.
-
-    Attributes:
-        test_images: Shape (pixels + 1, m), float32 in [0, 1]: the original test images and one blank pixel, pixel by
-            pixel.
-        test_labels: Shape (m,), int64.
-    """
+    """Tasks that share a test set and all outputs."""
 
     tasks: Sequence[PixelTask]
-    test_images: Tensor
-    test_labels: Tensor
+    test_images: Tensor  # (pixels + 1, m), float32 in [0, 1]: the originals and one blank pixel, pixel by pixel
+    test_labels: Tensor  # (m,), int64
 
     def test_batches(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole test set as the task shows it, in a fixed order; x, as `ShownImages`, and y as in `batches`."""
