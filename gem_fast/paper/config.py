@@ -3,8 +3,6 @@
 The command line is made of these classes, and a configuration made in Python is checked by the same bounds.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints

@@ -1,7 +1,5 @@
 """The networks of the paper's experiments, and those that are told what a task is about."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch

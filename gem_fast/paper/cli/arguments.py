@@ -1,7 +1,5 @@
 """From arguments to options: tyro makes the command line of the options' classes."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

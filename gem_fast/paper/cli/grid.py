@@ -1,7 +1,5 @@
 """The subcommand grid: a search over hyper-parameters, as in Appendix A of the paper."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """The subcommand run: one learner on one stream, the table of R at the end, files on request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple

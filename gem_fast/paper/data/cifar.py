@@ -7,8 +7,6 @@ loaded, so only those with the checksums that torchvision publishes are. An arch
 For tests there is a stand-in: made-up images of the same shape. Results on them say nothing about CIFAR-100.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

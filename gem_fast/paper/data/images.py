@@ -1,7 +1,5 @@
 """A data set of labelled images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

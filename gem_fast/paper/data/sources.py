@@ -1,7 +1,5 @@
 """What --data may be: the name of a data set, a folder with its files, or an archive."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

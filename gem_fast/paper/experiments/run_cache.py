@@ -5,8 +5,6 @@ goes on with the runs that are missing; the one that it was busy with goes on fr
 by name: other data under an old name need a folder of their own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Runs the experiments of a result table: the commands' common options, from experiments to rows, and the files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The subcommand run under torchrun: processes train replicas of one model, each on its part of every mini-batch."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """A training run: from a configuration, a dictionary of plain values, to a stream, a learner and what was measured."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Learners, registered here under the name the command line uses."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

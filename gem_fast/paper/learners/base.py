@@ -1,7 +1,5 @@
 """What learners have in common: SGD on one model, a state that a file can hold, a buffer of the current task."""
 
-from __future__ import annotations
-
 import abc
 import copy
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The paper's baselines: one network for all tasks, one for each, one with an input layer for each, and the oracle."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017): parameters that mattered for past tasks are held in place."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Gradient Episodic Memory, Algorithm 1 of the paper, the same in Python alone, and Averaged GEM."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

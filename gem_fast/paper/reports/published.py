@@ -4,8 +4,6 @@ PAPER_*: the paper's, on all of MNIST and CIFAR-100. PUBLISHED_CODE: what the pa
 of mnist-5k with seed 0, run on two cores of the machine whose results are in bench/results.
 """
 
-from __future__ import annotations
-
 Numbers = dict[str, float]
 
 MEASURES = ("acc", "bwt", "fwt")

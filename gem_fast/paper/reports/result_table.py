@@ -1,7 +1,5 @@
 """Result tables: what a table or figure of the paper comes to here, for the terminal, as Markdown and as JSON."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

@@ -1,7 +1,5 @@
 """The three pictures of a run. Tasks count from 1, as in the paper."""
 
-from __future__ import annotations
-
 import io
 from typing import Any, Literal
 

@@ -3,8 +3,6 @@
 Colours are Okabe and Ito's, which readers of every colour vision can tell apart; each learner has its own marker, too.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import Any

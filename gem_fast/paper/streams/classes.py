@@ -1,7 +1,5 @@
 """Streams that deal out the classes of one data set: each task has a set of classes to itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """The options of the streams: which tasks, and in which order and pieces they are learned."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What a model is told about each task beside its number: an angle, names, or nothing but which one it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal

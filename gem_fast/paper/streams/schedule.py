@@ -1,7 +1,5 @@
 """In which order a stream's tasks are learned, and in how many mini-batches."""
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Iterator
