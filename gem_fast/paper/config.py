@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from typing_extensions import dataclass_transform
+
 from gem_fast.paper.errors import InputError, flag
 
 
@@ -43,13 +45,17 @@ def by_stream(**defaults: Any) -> Any:
     return field(metadata={"by_stream": defaults})
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of all options.
+    """The base of all options; its subclasses become dataclasses by themselves, frozen and with keywords only.
 
     Raises:
         InputError: A value is out of its bounds.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(self.__class__, include_extras=True).items():

@@ -1,7 +1,6 @@
 """The subcommand grid: a search over hyper-parameters, as in Appendix A of the paper."""
 
 import itertools
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gem_fast.paper.config import Rate, Real, Whole
@@ -25,7 +24,6 @@ QUICK_SIZE = {"tasks": 4, "samples_per_task": 100}
 SEARCHED = ("lr", "memory_per_task", "memory", "margin", "strength")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Grid(DataOptions, TableOptions):
     """What is tried, and on what."""
 

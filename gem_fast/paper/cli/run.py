@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 
 import torch.distributed as dist
@@ -27,7 +27,6 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Kinds(Options):
     """What is run; the other options and their defaults depend on it."""
 
@@ -37,7 +36,6 @@ class Kinds(Options):
     """method"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Measuring(Options):
     """Running and measuring."""
 
@@ -51,7 +49,6 @@ class Measuring(Options):
     """let torchvision download the data set into --data-root, unless it is there"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Resuming(Options):
     """Going on after an interruption, with the same R to the last bit."""
 
@@ -63,7 +60,6 @@ class Resuming(Options):
     """go on from the newest sound checkpoint, with the same options; where there is none yet, begin"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
     """The options of run, in groups."""
 

@@ -1,7 +1,6 @@
 """The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from gem_fast.paper.config import Whole
@@ -36,7 +35,6 @@ class TableSpec(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class PaperTable(TableOptions):
     """A result table with a picture, most of them of the paper; the class's docstring is the command's description."""
 
@@ -69,7 +67,6 @@ class PaperTable(TableOptions):
         write_table(self.name, title, notes, rows, experiments, self, draw)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DigitsTable(DataOptions, PaperTable):
     """What runs on MNIST."""
 
@@ -85,7 +82,6 @@ class DigitsTable(DataOptions, PaperTable):
         return {name: value for name, value in numbers.items() if name in measures}
 
 
-@dataclass(frozen=True, kw_only=True)
 class CifarTable(PaperTable):
     """What runs on CIFAR-100."""
 
@@ -112,7 +108,6 @@ class CifarTable(PaperTable):
         return configuration("cifar100", learner, **self.size | more)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table1(DigitsTable):
     """Reproduces, beside the paper's numbers, Table 1, the training time of all learners."""
 
@@ -137,7 +132,6 @@ class Table1(DigitsTable):
         return TableSpec(title, experiments, ("Seconds of training without evaluation; the code's are with it.",))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table2(CifarTable):
     """Reproduces, beside the paper's numbers, Table 2, ACC on CIFAR-100 by the size of the memory."""
 
@@ -155,7 +149,6 @@ class Table2(CifarTable):
         return TableSpec(f"Table 2: ACC on {self.cifar_name} by the examples in memory", experiments)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table3(DigitsTable):
     """Reproduces, beside the paper's numbers, Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task."""
 
@@ -177,7 +170,6 @@ class Table3(DigitsTable):
         return TableSpec(title, experiments, (note, DIVIDED))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Figure1(DigitsTable, CifarTable):
     """Reproduces, beside the paper's numbers, Figure 1, ACC, BWT and FWT of all learners on three streams."""
 
@@ -209,7 +201,6 @@ class Figure1(DigitsTable, CifarTable):
         return TableSpec(title, experiments, (DIVIDED, note))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Descriptors(DigitsTable, CifarTable):
     """Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen."""
 

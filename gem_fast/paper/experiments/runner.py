@@ -39,7 +39,6 @@ class Experiment:
     published_code: Numbers = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TableOptions(RootOptions):
     """What all commands with a result table have."""
 

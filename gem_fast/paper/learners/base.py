@@ -4,7 +4,6 @@ import abc
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,6 @@ from gem_fast.paper.models import MultiHeadModel
 from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 
-@dataclass(frozen=True, kw_only=True)
 class SgdConfig(Options):
     """The hyper-parameter of all learners; the published runs' values are the defaults, by stream.
 

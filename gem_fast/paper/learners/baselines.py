@@ -1,6 +1,6 @@
 """The paper's baselines: one network for all tasks, one for each, one with an input layer for each, and the oracle."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -18,7 +18,6 @@ from gem_fast.paper.models import mlp
 class Single(SgdLearner):
     """Plain SGD on the current mini-batch, as if the stream were one task."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(SgdConfig):
         """The options of single."""
 
@@ -38,7 +37,6 @@ class Independent(Single):
     is 5 points on rotations and 8 to 10 on permutations, here and in the published code alike.
     """
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(Single.Config):
         """The options of independent."""
 
@@ -83,7 +81,6 @@ class Multimodal(Single):
     .748 instead of .779 on rotations, .755 instead of .786 on permutations.
     """
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(Single.Config):
         """The options of multimodal."""
 
@@ -116,7 +113,6 @@ class Joint(SgdLearner):
     compare rows, only show how learning went on.
     """
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(SgdConfig):
         """The options of joint."""
 

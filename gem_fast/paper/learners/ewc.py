@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ class Ewc(SgdLearner):
     squares.
     """
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(SgdConfig):
         """The options of ewc."""
 

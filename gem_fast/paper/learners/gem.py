@@ -1,6 +1,5 @@
 """Gradient Episodic Memory, Algorithm 1 of the paper, the same in Python alone, and Averaged GEM."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,6 @@ class GemPurePython(SgdLearner):
     It is `gem_fast.reference`, and needs quadprog, which fails at a ridge of 0.
     """
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(SgdConfig):
         """The options of gem_pure_python."""
 
@@ -53,7 +51,6 @@ class GemPurePython(SgdLearner):
 class Gem(SgdLearner):
     """SGD whose steps may not raise the loss on the memory of any past task (Eq. 7 and 8)."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(GemPurePython.Config):
         """The options of gem."""
 
@@ -90,7 +87,6 @@ class Gem(SgdLearner):
 class Agem(SgdLearner):
     """Averaged GEM (Chaudhry et al. 2019): steps may not raise the mean loss on a random batch of the whole memory."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(SgdConfig):
         """The options of agem."""
 

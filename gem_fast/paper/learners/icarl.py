@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +40,6 @@ class Icarl(SgdLearner):
     once.
     """
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(SgdConfig):
         """The options of icarl."""
 

@@ -1,6 +1,5 @@
 """The options of the streams: which tasks, and in which order and pieces they are learned."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ from gem_fast.paper.streams import STREAMS, Stream
 from gem_fast.paper.streams.descriptors import DESCRIPTORS, DescriptorName, described
 
 
-@dataclass(frozen=True, kw_only=True)
 class RootOptions(Options):
     """Where torchvision keeps its data sets."""
 
@@ -21,7 +19,6 @@ class RootOptions(Options):
     """torchvision's folder of data sets; None: the one where torchvision puts them"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataOptions(RootOptions):
     """The data set."""
 
@@ -34,7 +31,6 @@ class DataOptions(RootOptions):
         return Path(self.data).resolve().name
 
 
-@dataclass(frozen=True, kw_only=True)
 class StreamConfig(DataOptions):
     """Tasks that come one after another: the options of rotations and permutations."""
 
@@ -56,7 +52,6 @@ class StreamConfig(DataOptions):
     """seed of the stream, of the order of the examples and of the initial weights"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cifar100Config(StreamConfig):
     """The options of cifar100."""
 
@@ -66,7 +61,6 @@ class Cifar100Config(StreamConfig):
     """whether classes are given to the tasks in the order of their numbers or in a random order"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SplitConfig(Cifar100Config):
     """The options of split."""
 
