@@ -38,7 +38,7 @@ class SgdLearner(nn.Module, abc.ABC):
     """A model and its optimizer.
 
     state_dict() holds all that decides how training goes on, as torch.load(weights_only=True) reads it back: the
-    model's tensors by name, and the states of the other `parts` as `_extra_state`.
+    model's tensors by name, and as `_extra_state` the states of its `parts`, all attributes that have one.
 
     Attributes:
         trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
@@ -108,8 +108,8 @@ class SgdLearner(nn.Module, abc.ABC):
             self.train(before)
 
     def parts(self) -> dict[str, Any]:
-        """What has a state_dict and a load_state_dict, by name."""
-        return {"optimizer": self.optimizer}
+        """What has a state of its own beside the model, by the name of its attribute: the optimizer, a memory, ..."""
+        return {name: part for name, part in vars(self).items() if hasattr(part, "load_state_dict")}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The states of all parts; torch calls it from state_dict."""

@@ -70,10 +70,6 @@ class Ewc(SgdLearner):
                     total.addcmul_(grad, grad, value=size / len(y))
         return fisher
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, the current task's examples and the past tasks' terms."""
-        return {**super().parts(), "current_task": self.current_task, "penalty": self.penalty}
-
 
 class Penalty:
     """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor."""

@@ -1,6 +1,6 @@
 """Gradient Episodic Memory, Algorithm 1 of the paper, the same in Python alone, and Averaged GEM."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,10 +43,6 @@ class GemPurePython(SgdLearner):
         """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
         self.gem.observe(x, y, task)
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer and the memory."""
-        return {**super().parts(), "memory": self.memory}
-
 
 class Gem(SgdLearner):
     """SGD whose steps may not raise the loss on the memory of any past task (Eq. 7 and 8)."""
@@ -79,10 +75,6 @@ class Gem(SgdLearner):
         """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
         self.gem.step(x, y, task)
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, and the hook with its memory."""
-        return {**super().parts(), "gem": self.gem}
-
 
 class Agem(SgdLearner):
     """Averaged GEM (Chaudhry et al. 2019): steps may not raise the mean loss on a random batch of the whole memory."""
@@ -113,7 +105,3 @@ class Agem(SgdLearner):
         self.loss(x, y, task).backward()
         self.agem.observe(x, y, task)
         self.optimizer.step()
-
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, and the hook with its memory and its generator."""
-        return {**super().parts(), "agem": self.agem}

@@ -144,11 +144,6 @@ class Icarl(SgdLearner):
         self._means = None
         self._past = None if self.current_task.task is None else self._past_exemplars(self.current_task.task)
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, the current task's examples, the exemplars, and the generator that draws from them."""
-        mine = {"current_task": self.current_task, "exemplars": self.exemplars, "sampler": self.sampler}
-        return {**super().parts(), **mine}
-
 
 class Exemplars:
     """The exemplars of each class and the outputs that distillation compares with."""

@@ -23,8 +23,8 @@ class StreamInfo:
     """
 
     n_tasks: int  # T
-    outputs: tuple[range, ...]  # of each task: the network's that are its classes; its labels count from 0 within them
-    n_outputs: int  # of a network for all tasks
+    outputs: tuple[range, ...]  # for each task those that are its classes; its labels count from 0 within them
+    n_outputs: int  # outputs of a network for all tasks
     input_shape: tuple[int, ...]  # of one example
     architecture: str  # which network of ARCHITECTURES is trained
     descriptors: tuple[Tensor, ...] = ()  # what is told about each task, (d,) or (classes of the task, d)
