@@ -92,6 +92,7 @@ def run_options(arguments: Sequence[str]) -> RunOptions:
         for group, configs in all_configs.items():
             if argument.startswith("--") and name not in mine and any(name in config.names() for config in configs):
                 raise InputError(f"{flag(name)} is not an option of the {group} {getattr(main, group)}")
+    # tyro takes the options of each group from the class of its default.
     return RunOptions(main=main, stream=stream, learner=learner)
 
 

@@ -130,8 +130,8 @@ class Checkpointer:
     """Saves checkpoints of a run into a folder of its own, and restores them.
 
     It is the context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that they
-    came in. During the first one, and for a second signal, `Stopped` is raised at once. Outside of the main thread
-    Python handles no signals, and the context does nothing.
+    came in. Until the first mini-batch is learned, and for a second signal, `Stopped` is raised at once. Outside of the
+    main thread Python handles no signals, and the context does nothing.
 
     Attributes:
         saved: Mini-batches learned at the last checkpoint; None before there is one.

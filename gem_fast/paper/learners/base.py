@@ -177,7 +177,9 @@ class CurrentTaskBuffer:
         check_keys("current_task", state, ("task", "examples"))
         task, examples = state["task"], state["examples"]
         if not isinstance(examples, list) or len(examples) != (0 if task is None else 2):
-            raise ValueError("the current task's examples must be inputs and labels, or none without a task")
+            raise ValueError(
+                "the current task's examples must be inputs and labels, or none without a task, got others"
+            )
         batches = []
         if task is not None:
             check_count("the current task", task, 0, self._n_tasks - 1)
