@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gem_fast
 from gem_fast.gradients import sharded
-from gem_fast.paper.models import mlp, resnet18
+from gem_fast.paper.models import ResNet18, mlp
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 RESULT = Path(__file__).parent / "results" / "distributed.json"
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
 CASES = {
     "mlp": Case(lambda: mlp(784, 10), lambda n: torch.rand(n, 784) * (torch.rand(n, 784) < 0.2), 19, 256, 30),
-    "resnet18": Case(lambda: resnet18(10), lambda n: torch.rand(n, 3, 32, 32), 4, 32, 2),
+    "resnet18": Case(lambda: ResNet18(10), lambda n: torch.rand(n, 3, 32, 32), 4, 32, 2),
     "transformer": Case(Transformer, lambda n: torch.randint(1000, (n, 32)), 4, 32, 2),
 }
 

@@ -15,7 +15,7 @@ from training import BATCH, DEVICE, MARGIN, MEMORY
 from gem_fast import Batch, Constraint, Engine, Fused, Loop, Objective, project_
 from gem_fast.gradients.rows import rows_for
 from gem_fast.paper.data import MNIST_5K, load_data
-from gem_fast.paper.models import mlp, resnet18
+from gem_fast.paper.models import ResNet18, mlp
 from gem_fast.paper.streams import rotations
 
 
@@ -37,7 +37,7 @@ def bench_mlp(benchmark: BenchmarkFixture, t: int, size: int) -> None:
 def bench_resnet18(benchmark: BenchmarkFixture, t: int, size: int) -> None:
     """On a CPU the default leaves convolutions to the loop: here it is made to fuse, to see what that would cost."""
     torch.manual_seed(0)
-    model = resnet18(100).to(DEVICE)
+    model = ResNet18(100).to(DEVICE)
     constraints = [
         [Batch(k, torch.randn(size, 3, 32, 32, device=DEVICE), torch.randint(100, (size,), device=DEVICE))]
         for k in range(t)

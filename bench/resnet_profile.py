@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from training import seconds_of
 
 import gem_fast
-from gem_fast.paper.models import resnet18
+from gem_fast.paper.models import ResNet18
 
 RESULT = Path(__file__).parent / "results" / "resnet_profile.json"
 T, MEMORY, MEMORY_BATCH, BATCH, CLASSES, ROUNDS = 19, 64, 8, 10, 100, 7
@@ -45,7 +45,7 @@ PARTS = {
 def step_of(way: str, memory_format: torch.memory_format) -> Callable[[], object]:
     """One step with full memories of random images."""
     torch.manual_seed(0)
-    model = resnet18(CLASSES).to(memory_format=memory_format)
+    model = ResNet18(CLASSES).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def batch(n: int) -> tuple[torch.Tensor, torch.Tensor]:

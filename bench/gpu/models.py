@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gem_fast.paper.models import mlp, resnet18
+from gem_fast.paper.models import ResNet18, mlp
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def workloads(dry: bool) -> list[Workload]:
     def tasks(t: int) -> int:
         return min(t, 2) if dry else t
 
-    resnet = (lambda: resnet18(100, 4)) if dry else (lambda: resnet18(100))
+    resnet = (lambda: ResNet18(100, 4)) if dry else (lambda: ResNet18(100))
     return [
         Workload("MLP, MNIST", lambda: mlp(784, 10), digits, 10, few(256), tasks(19)),
         Workload("ResNet18", resnet, images, 10, few(64), tasks(19)),

@@ -3,40 +3,39 @@
 The command line is made of these classes, and a configuration made in Python is checked by the same bounds.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from typing_extensions import dataclass_transform
 
 from gem_fast.paper.errors import InputError, flag
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Both ends of what an option may be, included; `above` leaves the lower one out."""
+    """Both ends of what an option may be, included; `above` leaves the lower one out, `whole` asks for an integer."""
 
     minimum: int
     maximum: float
+    whole: bool = False
     above: bool = False
 
-    def check(self, name: str, value: float, whole: bool) -> None:
+    def check(self, name: str, value: float) -> None:
         """Raises InputError, with the option's name, for a value outside."""
-        if whole:
-            low, kind, least = not value >= self.minimum, "a whole number ", f"of at least {self.minimum}"
-        else:
-            low = not (math.isfinite(value) and (value > self.minimum if self.above else value >= self.minimum))
-            kind, least = "a finite number ", f"{'above' if self.above else 'of at least'} {self.minimum}"
-        if low:
-            raise InputError(f"{flag(name)} must be {kind}{least}, got {value}")
+        is_low = value <= self.minimum if self.above else value < self.minimum
+        if is_low or not (self.whole or math.isfinite(value)):
+            kind = "whole" if self.whole else "finite"
+            least = "above" if self.above else "of at least"
+            raise InputError(f"{flag(name)} must be a {kind} number {least} {self.minimum}, got {value}")
         if value > self.maximum:
-            most = f"a whole number of at most {self.maximum}" if whole else f"at most {self.maximum:g}"
+            most = f"a whole number of at most {self.maximum}" if self.whole else f"at most {self.maximum:g}"
             raise InputError(f"{flag(name)} must be {most}, got {shortened(str(value))}")
 
 
 # The largest numbers that torch and the compiled code can compute with, and some more than anybody needs.
-Whole = Annotated[int, Bounds(1, 2**31 - 1)]
-Seed = Annotated[int, Bounds(0, 2**63 - 1)]
+Whole = Annotated[int, Bounds(1, 2**31 - 1, whole=True)]
+Seed = Annotated[int, Bounds(0, 2**63 - 1, whole=True)]
 Real = Annotated[float, Bounds(0, 1e30)]
 Rate = Annotated[float, Bounds(0, 1e30, above=True)]
 
@@ -46,20 +45,25 @@ def by_stream(**defaults: Any) -> Any:
     return field(metadata={"by_stream": defaults})
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of all options.
+    """The base of all options; its subclasses become dataclasses by themselves, frozen and with keywords only.
 
     Raises:
         InputError: A value is out of its bounds.
     """
 
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
     def __post_init__(self) -> None:
-        for name, (bounds, whole) in _bounds_of(self.__class__).items():
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if value is not None:
-                    bounds.check(name, value, whole)
+        for name, hint in get_type_hints(self.__class__, include_extras=True).items():
+            if (bounds := _bounds_in(hint)) is not None:
+                values = getattr(self, name)
+                for value in values if isinstance(values, tuple) else (values,):
+                    if value is not None:
+                        bounds.check(name, value)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -75,17 +79,11 @@ class Options:
         return asdict(cls(**{name: values[stream] for name, values in given.items()}))
 
 
-def _bounds_of(options: Any) -> dict[str, tuple[Bounds, bool]]:
-    """For each bounded option its bounds, and whether it is a whole number."""
-    found = {name: _find(hint) for name, hint in get_type_hints(options, include_extras=True).items()}
-    return {name: each for name, each in found.items() if each is not None}
-
-
-def _find(hint: Any) -> tuple[Bounds, bool] | None:
+def _bounds_in(hint: Any) -> Bounds | None:
     """The first bounds within a type: of `Whole | None`, of `tuple[Real, ...]`."""
     if get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Bounds):
-        return hint.__metadata__[0], hint.__origin__ is int
-    return next((found for part in get_args(hint) if (found := _find(part)) is not None), None)
+        return hint.__metadata__[0]
+    return next(filter(None, map(_bounds_in, get_args(hint))), None)
 
 
 def shortened(text: str) -> str:

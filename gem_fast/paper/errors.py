@@ -1,7 +1,5 @@
 """What the command line tells its user: errors that the user can put right, and notes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Writes files whole or not at all, even if the machine stops in the middle; says why a file cannot be read."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import itertools

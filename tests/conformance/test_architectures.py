@@ -14,7 +14,7 @@ from utils.forwards import WAYS, Net
 from utils.models import CASES, case, classes, mlp, rows, sequences
 
 from gem_fast import Sample
-from gem_fast.paper.models import resnet18
+from gem_fast.paper.models import ResNet18
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +34,7 @@ def test_equals_the_loop(name: str, training: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_the_loop_on_the_resnet18_of_the_paper(training: bool, dtype: torch.dtype) -> None:
-    model = resnet18(100, maps=20).to(dtype).train(training)
+    model = ResNet18(100, maps=20).to(dtype).train(training)
     batches = memory((2, 3, 2), lambda n: torch.randn(n, 3, 32, 32), lambda n: torch.randint(100, (n,)), dtype)
     # 20 layers of batch normalisation over few examples make more of float32's rounding than one layer does.
     assert_as_the_loop(model, batches, tolerance=1e-10 if dtype == torch.float64 else 1e-3)

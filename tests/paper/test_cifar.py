@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from utils.cifar_files import archive, cifar_arrays, cifar_files
 
 from gem_fast.paper.data import cifar, load_data
-from gem_fast.paper.data.stand_in import make_stand_in
+from gem_fast.paper.data.cifar import make_stand_in
 from gem_fast.paper.errors import InputError
 
 IMAGE = bytes(3072)

@@ -19,7 +19,7 @@ from gem_fast.paper.cli.run import Kinds, Measuring, Resuming
 from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.experiments import training_run
 from gem_fast.paper.learners import LEARNERS, PRESETS, LearnerName
-from gem_fast.paper.learners.gem import GemConfig
+from gem_fast.paper.learners.gem import Gem
 from gem_fast.paper.streams import STREAMS, StreamName
 from gem_fast.paper.streams.config import STREAM_CONFIGS
 
@@ -141,7 +141,7 @@ def test_help_explains_every_option(capsys, stream, learner):
 def test_the_names_on_the_command_line_are_those_registered():
     assert get_args(StreamName) == tuple(STREAMS) == tuple(STREAM_CONFIGS)
     assert get_args(LearnerName) == tuple(LEARNERS)
-    assert get_args(get_type_hints(GemConfig)["memory_policy"]) == tuple(gem_fast.MEMORY_POLICIES)
+    assert get_args(get_type_hints(Gem.Config)["memory_policy"]) == tuple(gem_fast.MEMORY_POLICIES)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,12 @@ def test_the_names_on_the_command_line_are_those_registered():
 )
 def test_bad_arguments(capsys, small, arguments, message):
     assert message in fails(capsys, [*small, *arguments.split()])
+
+
+@pytest.mark.parametrize("width", range(96, 106, 2))
+def test_a_sign_stays_where_a_line_of_the_error_begins_with_it(capsys, monkeypatch, small, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert "at least 0, got -1.0 (see" in fails(capsys, [*small, "--learner", "ewc", "--strength", "-1"])
 
 
 def test_a_learner_that_is_not_for_the_stream():

@@ -16,15 +16,14 @@ from utils.learning import CPU
 
 from gem_fast import metrics
 from gem_fast.paper.data import STAND_IN, ImageData
-from gem_fast.paper.data.cifar import CLASS_NAMES
-from gem_fast.paper.data.stand_in import make_stand_in
+from gem_fast.paper.data.cifar import CLASS_NAMES, make_stand_in
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments import training_run
 from gem_fast.paper.experiments.run_cache import run_name
 from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.learners import LEARNERS, TAKE_DESCRIPTORS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
-from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
+from gem_fast.paper.models import ModulatedMlp, NamedClasses
 from gem_fast.paper.streams import permutations, split
 from gem_fast.paper.streams.config import make_stream
 from gem_fast.paper.streams.descriptors import angle_descriptor, described

@@ -12,9 +12,8 @@ from utils.idx_files import write_folder
 
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.experiments import footprint
-from gem_fast.paper.experiments.footprint import check_footprint
-from gem_fast.paper.experiments.training_run import configuration
+from gem_fast.paper.experiments import training_run
+from gem_fast.paper.experiments.training_run import check_footprint, configuration
 from gem_fast.paper.learners import PRESETS
 
 DIGITS = ImageData("digits", *(torch.zeros(shape, dtype=torch.uint8) for shape in ((100, 28, 28), (100,)) * 2))
@@ -47,7 +46,7 @@ def test_too_large_for_any_machine(capsys, data, options, message):
 
 
 def test_a_grid_is_refused_before_its_first_run(capsys, monkeypatch, tmp_path, data):
-    monkeypatch.setattr(footprint, "_available", lambda device: 15000)
+    monkeypatch.setattr(training_run, "_available", lambda device: 15000)
     monkeypatch.setattr("gem_fast.paper.cli.grid.QUICK_SIZE", {"tasks": 3, "samples_per_task": 60})
     out = tmp_path / "out"
     message = fails(capsys, ["grid", "--quick", "--memory-per-task", "5", "60000", *data, "--out", str(out)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gem_fast.paper.models import mlp, resnet18
+from gem_fast.paper.models import ResNet18, mlp
 
 
 def test_the_network_of_the_mnist_experiments():
@@ -22,11 +22,11 @@ def test_the_network_of_the_mnist_experiments():
     ("n_outputs", "maps", "parameters"), [(100, 20, 1_109_240), (5, 20, 1_109_240 - 95 * 161), (1000, 64, 11_681_832)]
 )
 def test_parameters_of_resnet18(n_outputs: int, maps: int, parameters: int):
-    assert sum(p.numel() for p in resnet18(n_outputs, maps).parameters()) == parameters
+    assert sum(p.numel() for p in ResNet18(n_outputs, maps).parameters()) == parameters
 
 
 def test_resnet18_has_four_stages_of_two_blocks():
-    model = resnet18(7)
+    model = ResNet18(7)
     shapes = []
     for stage in model.stages:
         stage.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
@@ -38,6 +38,6 @@ def test_resnet18_has_four_stages_of_two_blocks():
 
 
 def test_every_parameter_of_resnet18_has_a_gradient():
-    model = resnet18(4, maps=3)
+    model = ResNet18(4, maps=3)
     nn.functional.cross_entropy(model(torch.rand(5, 3, 32, 32)), torch.arange(5) % 4).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())

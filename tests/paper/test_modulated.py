@@ -10,8 +10,7 @@ from torch import nn
 from utils.engines import assert_as_the_loop, memory, trained
 
 from gem_fast import Fused, Objective
-from gem_fast.paper.models import mlp
-from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
+from gem_fast.paper.models import ModulatedMlp, NamedClasses, mlp
 from gem_fast.paper.streams.descriptors import angle_descriptor
 
 

@@ -16,7 +16,7 @@ from utils.idx_files import write_folder
 
 from gem_fast.paper.cli import main, tables
 from gem_fast.paper.data import sources
-from gem_fast.paper.data.stand_in import make_stand_in
+from gem_fast.paper.data.cifar import make_stand_in
 from gem_fast.paper.experiments import run_cache
 from gem_fast.paper.experiments.runner import parse_seeds
 from gem_fast.paper.experiments.training_run import TrainingRun

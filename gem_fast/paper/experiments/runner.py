@@ -1,7 +1,5 @@
 """Runs the experiments of a result table: the commands' common options, from experiments to rows, and the files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem_fast.metrics import zero_shot
-from gem_fast.paper.data import STAND_IN
+from gem_fast.paper.data import STAND_IN, download
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.run_cache import run_cached
@@ -20,7 +18,7 @@ from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.reports.published import MEASURES, Numbers
 from gem_fast.paper.reports.result import to_json
 from gem_fast.paper.reports.result_table import Curve, MeanStd, ResultTable, Row
-from gem_fast.paper.streams.config import RootOptions, download_data
+from gem_fast.paper.streams.config import RootOptions
 
 # The folder of the run cache, within --out.
 CACHE = "run_cache"
@@ -31,24 +29,16 @@ SAMPLED_LABEL = "SAMPLED: gem on cifar100 draws {} examples of each past task fo
 
 @dataclass(frozen=True)
 class Experiment:
-    """A configuration that is run with several seeds: a row of a result table.
+    """A configuration that is run with several seeds: a `Row` of a result table."""
 
-    Attributes:
-        condition: As in Row, like `paper` and `published_code`.
-        config: The configuration, but for the seed.
-        measures: Which of acc, bwt, fwt, zero_shot and seconds the row has.
-        curve: Which of CURVES the row has, if any.
-    """
-
-    condition: dict[str, Any]
-    config: Config
-    measures: Sequence[str] = MEASURES
-    curve: str | None = None
+    condition: dict[str, Any]  # as in Row, like `paper` and `published_code`
+    config: Config  # but for the seed
+    measures: Sequence[str] = MEASURES  # which of acc, bwt, fwt, zero_shot and seconds the row has
+    curve: str | None = None  # which of CURVES the row has, if any
     paper: Numbers = field(default_factory=dict)
     published_code: Numbers = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TableOptions(RootOptions):
     """What all commands with a result table have."""
 
@@ -83,7 +73,7 @@ class TableOptions(RootOptions):
         _ = self.seed_numbers
         prepare_folder("--out", self.folder)
         if self.download:
-            download_data(self.data_root, *data)
+            download(*data, root=self.data_root)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -135,11 +125,9 @@ def write_table(
     """
     configs = [each.config for each in experiments]
     flags = {"quick": options.quick, "stand_in": any(config["data"] == STAND_IN for config in configs)}
-    labels = [label for label, holds in zip((QUICK_LABEL, STAND_IN_LABEL), flags.values(), strict=True) if holds]
-    drawn = [
-        config["memory_batch"] for config in configs if (config["stream"], config["learner"]) == ("cifar100", "gem")
-    ]
-    labels += [SAMPLED_LABEL.format(size) for size in dict.fromkeys(drawn) if size]
+    labels = [QUICK_LABEL] * flags["quick"] + [STAND_IN_LABEL] * flags["stand_in"]
+    gems = [config for config in configs if (config["stream"], config["learner"]) == ("cifar100", "gem")]
+    labels += [SAMPLED_LABEL.format(size) for size in dict.fromkeys(gem["memory_batch"] for gem in gems) if size]
     table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), flags)
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:

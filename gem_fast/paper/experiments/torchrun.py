@@ -1,7 +1,5 @@
 """The subcommand run under torchrun: processes train replicas of one model, each on its part of every mini-batch."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,9 +39,8 @@ ALONE = Processes()
 
 def processes() -> Processes:
     """Those that torchrun has started, as it says in the environment; one where it has not."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
-    return Processes(int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return Processes(size, int(os.environ["RANK"])) if size > 1 else ALONE
 
 
 @contextmanager

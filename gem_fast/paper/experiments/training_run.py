@@ -1,16 +1,17 @@
 """A training run: from a configuration, a dictionary of plain values, to a stream, a learner and what was measured."""
 
-from __future__ import annotations
-
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import Diverged, InputError, flag
-from gem_fast.paper.experiments.footprint import check_footprint
 from gem_fast.paper.experiments.protocol import Record, learn_stream
 from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Learner, Processes, Shareable, check_options, share
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
@@ -24,6 +25,10 @@ Config = dict[str, Any]
 EVALUATIONS_PER_EXPERIENCE = {"mlp": 2, "resnet18": 1}
 # What every configuration has beside the options of its stream and of its learner.
 COMMON: Config = {"device": "cpu", "eval_every": None}
+
+FLOAT, INT64 = 4, 8  # bytes
+# Limits of containers, version 2 and 1.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def configuration(stream: str, learner: str, **options: Any) -> Config:
@@ -71,6 +76,53 @@ def check_device(name: str) -> None:
     except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
+
+
+def check_footprint(config: Config, data: ImageData) -> None:
+    """Raises InputError, before anything is allocated, unless a run on its data fits into the memory of its device.
+
+    The estimate counts what grows with an option: the examples, the networks, the episodic memory and the accuracies.
+    """
+    tasks, learner = config["tasks"], config["learner"]
+    example, n_train = data.train_images[0].numel(), len(data.train_labels)
+    per_task = min(config["samples_per_task"] or n_train // tasks, n_train)
+    # Images as bytes and their labels; a stream of pixels has a map of them for each task.
+    pixel_map = INT64 * example if config["stream"] in ("rotations", "permutations") else 0
+    stream = tasks * (per_task * (example + INT64) + pixel_map)
+    # An input layer of 100 units, or a gradient of its size, for each task; those of `independent` are T times smaller.
+    layers = FLOAT * tasks * example * {"multimodal": 100, "gem_pure_python": 100, "independent": 1}.get(learner, 0)
+    one_hot = FLOAT * tasks**2 if config.get("descriptor") == "one-hot" else 0
+    # A row of accuracies after each task and within it.
+    needed = {"tasks": stream + layers + one_hot + 2 * INT64 * config["rounds"] * tasks**2}
+    if (per_memory := config.get("memory_per_task")) is not None:
+        owners = 1 if learner == "ewc" else tasks
+        # A memory never holds more than the examples that came.
+        kept = owners * min(per_memory, per_task * config["epochs"])
+        needed["memory_per_task"] = kept * (FLOAT * example + INT64)
+    available = _available(torch.device(config["device"]))
+    if sum(needed.values()) > available:
+        option = max(needed, key=needed.__getitem__)
+        raise InputError(
+            f"{flag(option)} {config[option]} needs about {_bytes(needed[option])} of memory, "
+            f"and {config['device']} has {_bytes(available)}"
+        )
+
+
+def _available(device: torch.device) -> int:
+    """The bytes of memory that a device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def _bytes(size: int) -> str:
+    """A number of bytes with three digits and a unit."""
+    power = min(5, int(math.log10(max(size, 1))) // 3)
+    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 class TrainingRun:

@@ -1,18 +1,15 @@
 """Learners, registered here under the name the command line uses."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
 
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
-from gem_fast.paper.learners.baselines import Independent, Multimodal, Single
+from gem_fast.paper.learners.baselines import Independent, Joint, Multimodal, Single
 from gem_fast.paper.learners.ewc import Ewc
 from gem_fast.paper.learners.gem import Agem, Gem, GemPurePython
 from gem_fast.paper.learners.icarl import Icarl
-from gem_fast.paper.learners.joint import Joint
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams import STREAMS
 

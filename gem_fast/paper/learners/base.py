@@ -1,12 +1,9 @@
-"""What learners that train with SGD have in common: one model, predictions, and a state that a file can hold."""
-
-from __future__ import annotations
+"""What learners have in common: SGD on one model, a state that a file can hold, a buffer of the current task."""
 
 import abc
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gem_fast.distributed import replica
+from gem_fast.memory import check_examples
 from gem_fast.paper.config import Options, Rate
-from gem_fast.paper.learners.stream_info import MultiHeadModel, StreamInfo
-from gem_fast.state import check_keys
+from gem_fast.paper.learners.stream_info import StreamInfo
+from gem_fast.paper.models import MultiHeadModel
+from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 
-@dataclass(frozen=True, kw_only=True)
 class SgdConfig(Options):
     """The hyper-parameter of all learners; the published runs' values are the defaults, by stream.
 
@@ -40,7 +38,7 @@ class SgdLearner(nn.Module, abc.ABC):
     """A model and its optimizer.
 
     state_dict() holds all that decides how training goes on, as torch.load(weights_only=True) reads it back: the
-    model's tensors by name, and the states of the other `parts` as `_extra_state`.
+    model's tensors by name, and as `_extra_state` the states of its `parts`, all attributes that have one.
 
     Attributes:
         trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
@@ -110,8 +108,8 @@ class SgdLearner(nn.Module, abc.ABC):
             self.train(before)
 
     def parts(self) -> dict[str, Any]:
-        """What has a state_dict and a load_state_dict, by name."""
-        return {"optimizer": self.optimizer}
+        """What has a state of its own beside the model, by the name of its attribute: the optimizer, a memory, ..."""
+        return {name: part for name, part in vars(self).items() if hasattr(part, "load_state_dict")}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The states of all parts; torch calls it from state_dict."""
@@ -139,6 +137,62 @@ class SgdLearner(nn.Module, abc.ABC):
             super().load_state_dict(before)
             like = f"a {type(self).__name__} learner like this one"
             raise ValueError(f"state_dict must be of {like}: {' '.join(str(error).split())}") from error
+
+
+class CurrentTaskBuffer:
+    """Keeps the first examples of the current task; they are evicted when another task begins."""
+
+    def __init__(self, n_tasks: int, capacity: int | None = None) -> None:
+        """Begins without a task; at most `capacity` examples are kept, None keeps all of them."""
+        self.task: int | None = None  # the current one; None before the first example
+        self._n_tasks = n_tasks
+        self._capacity = capacity
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._count = 0
+
+    def ends_with(self, task: int) -> bool:
+        """Whether an example of `task` ends the current task."""
+        return self.task is not None and task != self.task
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Sees one mini-batch of a task, the current one or a new one."""
+        if task != self.task:
+            self.task, self._batches, self._count = task, [], 0
+        free = len(y) if self._capacity is None else min(len(y), self._capacity - self._count)
+        if free:
+            self._batches.append((x[:free].clone(), y[:free].clone()))
+            self._count += free
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """The examples kept, x (n, ...) and y (n,), in the order in which they came; there is a current task."""
+        x, y = zip(*self._batches, strict=True)
+        return torch.cat(x), torch.cat(y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current task and its examples."""
+        return {"task": self.task, "examples": list(self.examples()) if self._batches else []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
+        check_keys("current_task", state, ("task", "examples"))
+        task, examples = state["task"], state["examples"]
+        if not isinstance(examples, list) or len(examples) != (0 if task is None else 2):
+            raise ValueError(
+                "the current task's examples must be inputs and labels, or none without a task, got others"
+            )
+        batches = []
+        if task is not None:
+            check_count("the current task", task, 0, self._n_tasks - 1)
+            x, y = examples
+            check_plain_tensor("x", x)
+            check_plain_tensor("y", y)
+            check_examples(x, y)
+            if y.dtype != torch.int64 or y.dim() != 1:
+                raise ValueError(f"y must have shape (n,), int64, got {tuple(y.shape)}, {y.dtype}")
+            if self._capacity is not None and len(y) > self._capacity:
+                raise ValueError(f"the current task must have at most {self._capacity} examples, got {len(y)}")
+            batches.append((x.clone(), y.clone()))
+        self.task, self._batches, self._count = task, batches, sum(len(y) for _, y in batches)
 
 
 def _is_safe_channels_last(convolution: nn.Conv2d) -> bool:

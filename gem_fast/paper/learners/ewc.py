@@ -1,35 +1,17 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017): parameters that mattered for past tasks are held in place."""
 
-from __future__ import annotations
-
 import contextlib
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
-from gem_fast.paper.learners.base import SgdConfig, SgdLearner
-from gem_fast.paper.learners.current_task import CurrentTaskBuffer
+from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.state import check_keys, check_plain_tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class EwcConfig(SgdConfig):
-    """The options of ewc."""
-
-    lr: Rate = by_stream(rotations=0.01, permutations=0.1, cifar100=1.0, split=0.1)
-    memory_per_task: Whole = by_stream(rotations=1000, permutations=10, cifar100=10, split=10)
-    """examples of a task, its first ones, that the Fisher information is computed from"""
-    strength: Real = by_stream(rotations=1000.0, permutations=3.0, cifar100=1.0, split=3.0)
-    """weight of the penalty"""
-    consolidated: bool = True
-    """whether all past tasks have one penalty together, of the same gradient; time and memory then do not grow"""
-    per_example: bool = False
-    """whether F is the mean of single examples' squared gradients; published is the square of their mean gradient"""
 
 
 class Ewc(SgdLearner):
@@ -44,9 +26,20 @@ class Ewc(SgdLearner):
     squares.
     """
 
-    Config: ClassVar[type[SgdConfig]] = EwcConfig
+    class Config(SgdConfig):
+        """The options of ewc."""
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, config: EwcConfig) -> None:
+        lr: Rate = by_stream(rotations=0.01, permutations=0.1, cifar100=1.0, split=0.1)
+        memory_per_task: Whole = by_stream(rotations=1000, permutations=10, cifar100=10, split=10)
+        """examples of a task, its first ones, that the Fisher information is computed from"""
+        strength: Real = by_stream(rotations=1000.0, permutations=3.0, cifar100=1.0, split=3.0)
+        """weight of the penalty"""
+        consolidated: bool = True
+        """whether all past tasks have one penalty together, of the same gradient; time and memory then do not grow"""
+        per_example: bool = False
+        """whether F is the mean of single examples' squared gradients; published: the square of their mean gradient"""
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
         super().__init__(stream_info, device, config)
         self.strength = config.strength
         self.per_example = config.per_example
@@ -77,17 +70,9 @@ class Ewc(SgdLearner):
                     total.addcmul_(grad, grad, value=size / len(y))
         return fisher
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, the current task's examples and the past tasks' terms."""
-        return {**super().parts(), "current_task": self.current_task, "penalty": self.penalty}
-
 
 class Penalty:
-    """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor.
-
-    Attributes:
-        terms: Pairs of the tensors of F and those of the anchor.
-    """
+    """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor."""
 
     def __init__(self, parameters: list[Parameter], consolidated: bool) -> None:
         """Begins without a term of the parameters theta.
@@ -120,14 +105,13 @@ class Penalty:
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all terms."""
-        return {"terms": [([f.clone() for f in fisher], [a.clone() for a in anchor]) for fisher, anchor in self.terms]}
+        return {"terms": copy.deepcopy(self.terms)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
         check_keys("penalty", state, ("terms",))
         if not isinstance(state["terms"], list) or (self._consolidated and len(state["terms"]) > 1):
             raise ValueError("the terms of the penalty must be a list, of at most one if they are consolidated")
-        terms = []
         for term in state["terms"]:
             if not isinstance(term, tuple) or len(term) != 2 or not all(isinstance(part, list) for part in term):
                 raise ValueError("a term of the penalty must be a pair of lists of tensors, got another value")
@@ -137,5 +121,4 @@ class Penalty:
                 expected, got = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
                 if expected != got:
                     raise ValueError("a term of the penalty must have the shapes of the parameters, got others")
-            terms.append(([f.clone() for f in term[0]], [a.clone() for a in term[1]]))
-        self.terms = terms
+        self.terms = copy.deepcopy(state["terms"])

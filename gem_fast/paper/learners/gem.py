@@ -1,9 +1,6 @@
 """Gradient Episodic Memory, Algorithm 1 of the paper, the same in Python alone, and Averaged GEM."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,37 +13,51 @@ from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.reference import PurePythonGEM
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedGemConfig(SgdConfig):
-    """The options of gem_pure_python."""
+class GemPurePython(SgdLearner):
+    """The method as public versions write it, which Table 1 compares with the compiled one.
 
-    lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=0.1, split=0.1)
-    memory_per_task: Whole = 256
-    """examples of each task kept in the episodic memory"""
-    margin: Real = 0.5
-    """lower bound of the dual variables v (Eq. 11); larger favours backward transfer"""
-    ridge: Real = 1e-3
-    """added to the diagonal of the Gramian; 0 is exact"""
+    It is `gem_fast.reference`, and needs quadprog, which fails at a ridge of 0.
+    """
 
+    class Config(SgdConfig):
+        """The options of gem_pure_python."""
 
-@dataclass(frozen=True, kw_only=True)
-class GemConfig(PublishedGemConfig):
-    """The options of gem."""
+        lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=0.1, split=0.1)
+        memory_per_task: Whole = 256
+        """examples of each task kept in the episodic memory"""
+        margin: Real = 0.5
+        """lower bound of the dual variables v (Eq. 11); larger favours backward transfer"""
+        ridge: Real = 1e-3
+        """added to the diagonal of the Gramian; 0 is exact"""
 
-    memory_policy: Literal["last", "reservoir", "class-balanced", "herding"] = "last"
-    """which examples of each task are kept"""
-    memory_batch: Whole | None = None
-    """examples of each past task drawn anew for each step; None: all that are kept"""
-    refresh_every: Whole = 1
-    """steps in which each past task's gradient is computed once, in turns"""
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
+        with extra("the learner gem_pure_python"):
+            import quadprog  # noqa: F401
+        super().__init__(stream_info, device, config)
+        self.memory = gem_fast.EpisodicMemory(per_task=config.memory_per_task)
+        self.gem = PurePythonGEM(
+            self.model, self.optimizer, self.memory, forward=self.logits, margin=config.margin, ridge=config.ridge
+        )
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
+        self.gem.observe(x, y, task)
 
 
 class Gem(SgdLearner):
     """SGD whose steps may not raise the loss on the memory of any past task (Eq. 7 and 8)."""
 
-    Config: ClassVar[type[SgdConfig]] = GemConfig
+    class Config(GemPurePython.Config):
+        """The options of gem."""
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, config: GemConfig) -> None:
+        memory_policy: Literal["last", "reservoir", "class-balanced", "herding"] = "last"
+        """which examples of each task are kept"""
+        memory_batch: Whole | None = None
+        """examples of each past task drawn anew for each step; None: all that are kept"""
+        refresh_every: Whole = 1
+        """steps in which each past task's gradient is computed once, in turns"""
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
         super().__init__(stream_info, device, config)
         self.gem = gem_fast.GEM(
             self.model,
@@ -64,56 +75,22 @@ class Gem(SgdLearner):
         """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
         self.gem.step(x, y, task)
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, and the hook with its memory."""
-        return {**super().parts(), "gem": self.gem}
-
-
-class GemPurePython(SgdLearner):
-    """The same method as public versions write it, which Table 1 compares with the compiled one.
-
-    It is `gem_fast.reference`, and needs quadprog, which fails at a ridge of 0.
-    """
-
-    Config: ClassVar[type[SgdConfig]] = PublishedGemConfig
-
-    def __init__(self, stream_info: StreamInfo, device: torch.device, config: PublishedGemConfig) -> None:
-        with extra("the learner gem_pure_python"):
-            import quadprog  # noqa: F401
-        super().__init__(stream_info, device, config)
-        self.memory = gem_fast.EpisodicMemory(per_task=config.memory_per_task)
-        self.gem = PurePythonGEM(
-            self.model, self.optimizer, self.memory, forward=self.logits, margin=config.margin, ridge=config.ridge
-        )
-
-    def observe(self, x: Tensor, y: Tensor, task: int) -> None:
-        """Takes one projected step on the mini-batch (x, y), and remembers the mini-batch."""
-        self.gem.observe(x, y, task)
-
-    def parts(self) -> dict[str, Any]:
-        """The optimizer and the memory."""
-        return {**super().parts(), "memory": self.memory}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgemConfig(SgdConfig):
-    """The options of agem."""
-
-    lr: Rate = by_stream(rotations=0.01, permutations=0.03, cifar100=0.1, split=0.1)
-    memory_per_task: Whole = 256
-    """examples of each task kept in the episodic memory"""
-    memory_batch: Whole = 256
-    """examples drawn anew from the memory of all past tasks together for each step"""
-    margin: Real = 0.0
-    """lower bound of the one dual variable where the constraint is violated; 0 is the published method"""
-
 
 class Agem(SgdLearner):
     """Averaged GEM (Chaudhry et al. 2019): steps may not raise the mean loss on a random batch of the whole memory."""
 
-    Config: ClassVar[type[SgdConfig]] = AgemConfig
+    class Config(SgdConfig):
+        """The options of agem."""
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, config: AgemConfig) -> None:
+        lr: Rate = by_stream(rotations=0.01, permutations=0.03, cifar100=0.1, split=0.1)
+        memory_per_task: Whole = 256
+        """examples of each task kept in the episodic memory"""
+        memory_batch: Whole = 256
+        """examples drawn anew from the memory of all past tasks together for each step"""
+        margin: Real = 0.0
+        """lower bound of the one dual variable where the constraint is violated; 0 is the published method"""
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
         """Makes a new model and hooks its optimizer; the hook's seed comes from torch's global generator."""
         super().__init__(stream_info, device, config)
         memory = gem_fast.EpisodicMemory(per_task=config.memory_per_task)
@@ -128,7 +105,3 @@ class Agem(SgdLearner):
         self.loss(x, y, task).backward()
         self.agem.observe(x, y, task)
         self.optimizer.step()
-
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, and the hook with its memory and its generator."""
-        return {**super().parts(), "agem": self.agem}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,7 @@ from torch import Tensor
 from gem_fast.memory.herding import herding_order
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.base import SgdConfig, SgdLearner
-from gem_fast.paper.learners.current_task import CurrentTaskBuffer
+from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.classes import TEST_BATCH
 from gem_fast.state import check_count, check_generator, check_keys, check_plain_tensor
@@ -22,17 +20,6 @@ Class = tuple[int, int]  # a task and a label of it
 
 # How far away a class without an example is: finite, because logits that are not finite mean divergence.
 FAR_AWAY = 1e10
-
-
-@dataclass(frozen=True, kw_only=True)
-class IcarlConfig(SgdConfig):
-    """The options of icarl."""
-
-    lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=1.0, split=0.1)
-    memory: Whole = by_stream(rotations=5120, permutations=5120, cifar100=1280, split=1280)
-    """exemplars of all classes together"""
-    strength: Real = 1.0
-    """weight of distillation"""
 
 
 class Icarl(SgdLearner):
@@ -53,9 +40,16 @@ class Icarl(SgdLearner):
     once.
     """
 
-    Config: ClassVar[type[SgdConfig]] = IcarlConfig
+    class Config(SgdConfig):
+        """The options of icarl."""
 
-    def __init__(self, stream_info: StreamInfo, device: torch.device, config: IcarlConfig) -> None:
+        lr: Rate = by_stream(rotations=0.1, permutations=0.1, cifar100=1.0, split=0.1)
+        memory: Whole = by_stream(rotations=5120, permutations=5120, cifar100=1280, split=1280)
+        """exemplars of all classes together"""
+        strength: Real = 1.0
+        """weight of distillation"""
+
+    def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
         """Makes a new model; the seed of the draws comes from torch's global generator.
 
         Raises InputError if there would be less than one exemplar of each class.
@@ -150,22 +144,13 @@ class Icarl(SgdLearner):
         self._means = None
         self._past = None if self.current_task.task is None else self._past_exemplars(self.current_task.task)
 
-    def parts(self) -> dict[str, Any]:
-        """The optimizer, the current task's examples, the exemplars, and the generator that draws from them."""
-        mine = {"current_task": self.current_task, "exemplars": self.exemplars, "sampler": self.sampler}
-        return {**super().parts(), **mine}
-
 
 class Exemplars:
-    """The exemplars of each class and the outputs that distillation compares with.
-
-    Attributes:
-        by_class: For each class the exemplars, shape (m, ...), first selected first, and the outputs for all classes,
-            (m, outputs).
-    """
+    """The exemplars of each class and the outputs that distillation compares with."""
 
     def __init__(self, stream_info: StreamInfo) -> None:
         """Begins without any."""
+        # For each class the exemplars, shape (m, ...), first selected first, and their outputs for all classes.
         self.by_class: dict[Class, tuple[Tensor, Tensor]] = {}
         self._stream_info = stream_info
 

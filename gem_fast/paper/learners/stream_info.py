@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gem_fast.paper.models import mlp, resnet18
-from gem_fast.paper.models.modulated import ModulatedMlp, NamedClasses
+from gem_fast.paper.models import ModulatedMlp, MultiHeadModel, NamedClasses, ResNet18, mlp
 from gem_fast.paper.streams import Stream
+
+ARCHITECTURES = ("mlp", "resnet18")
 
 
 @dataclass(frozen=True)
 class StreamInfo:
     """The shapes of a stream of T tasks, and the architecture that is trained on it.
 
-    Attributes:
-        n_tasks: T.
-        outputs: For each task the network's outputs that are its classes; a task's labels count from 0 within them.
-        n_outputs: The number of outputs of a network for all tasks.
-        input_shape: The shape of one example.
-        architecture: Which network of ARCHITECTURES is trained.
-        descriptors: What the network is told about each task, (d,), or (classes of the task, d); none: it is not told.
-
     Raises:
         ValueError: The outputs do not fit the number of tasks or of outputs, or there is no such architecture.
     """
 
-    n_tasks: int
-    outputs: tuple[range, ...]
-    n_outputs: int
-    input_shape: tuple[int, ...]
-    architecture: str
-    descriptors: tuple[Tensor, ...] = ()
+    n_tasks: int  # T
+    outputs: tuple[range, ...]  # for each task those that are its classes; its labels count from 0 within them
+    n_outputs: int  # outputs of a network for all tasks
+    input_shape: tuple[int, ...]  # of one example
+    architecture: str  # which network of ARCHITECTURES is trained
+    descriptors: tuple[Tensor, ...] = ()  # what is told about each task, (d,) or (classes of the task, d)
 
     def __post_init__(self) -> None:
         if len(self.outputs) != self.n_tasks:
@@ -74,18 +66,17 @@ class StreamInfo:
         The paper's numbers of hidden units or feature maps are divided by `width_divisor`; the weights come from
         torch's global generator.
         """
-        return ARCHITECTURES[self.architecture](self, n_outputs, width_divisor)
+        if self.architecture == "resnet18":
+            return ResNet18(n_outputs, maps=max(1, 20 // width_divisor))
+        network = mlp(self.n_inputs, n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
+        return network if len(self.input_shape) == 1 else nn.Sequential(nn.Flatten(), network)
 
     def new_model(self, width_divisor: int = 1) -> nn.Module:
-        """One network for all tasks.
+        """One network for all tasks, of a width as `new_network`'s.
 
-        Args:
-            width_divisor: As for `new_network`.
-
-        Returns:
-            Where all tasks share all outputs the network itself, called as model(x); otherwise a `MultiHeadModel`,
-            called as model(x, task). With descriptors a `ModulatedMlp`, or `NamedClasses` where a task's descriptor has
-            a row for each of its classes, called as model(x, descriptor).
+        Where all tasks share all outputs it is called as model(x), otherwise, a `MultiHeadModel`, as model(x, task).
+        With descriptors it is a `ModulatedMlp`, or `NamedClasses` where a task's descriptor has a row for each of its
+        classes, called as model(x, descriptor).
         """
         if self.descriptors:
             size = self.descriptors[0].shape[-1]
@@ -94,32 +85,3 @@ class StreamInfo:
             return ModulatedMlp(self.n_inputs, self.n_outputs, size)
         network = self.new_network(self.n_outputs, width_divisor)
         return MultiHeadModel(network, self.outputs) if self.multi_head else network
-
-
-class MultiHeadModel(nn.Module):
-    """A network in which each task has a head of its own: a slice of the outputs."""
-
-    def __init__(self, network: nn.Module, outputs: tuple[range, ...]) -> None:
-        """Wraps a network, from inputs to the outputs of all tasks; `outputs` are those of each task."""
-        super().__init__()
-        self.network = network
-        self.outputs = outputs
-
-    def forward(self, x: Tensor, task: int) -> Tensor:
-        """Logits (batch, classes of the task) for inputs x of task number `task`."""
-        outputs = self.outputs[task]
-        logits: Tensor = self.network(x)
-        return logits[:, outputs.start : outputs.stop]
-
-
-def _mlp(stream_info: StreamInfo, n_outputs: int, width_divisor: int) -> nn.Module:
-    network = mlp(stream_info.n_inputs, n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
-    return network if len(stream_info.input_shape) == 1 else nn.Sequential(nn.Flatten(), network)
-
-
-def _resnet18(stream_info: StreamInfo, n_outputs: int, width_divisor: int) -> nn.Module:
-    return resnet18(n_outputs, maps=max(1, 20 // width_divisor))
-
-
-# name -> function of the stream's info, the number of outputs and width_divisor that makes a network
-ARCHITECTURES: dict[str, Callable[[StreamInfo, int, int], nn.Module]] = {"mlp": _mlp, "resnet18": _resnet18}

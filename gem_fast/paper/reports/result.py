@@ -1,7 +1,5 @@
 """What a run leaves behind: the table for the terminal, and result.json."""
 
-from __future__ import annotations
-
 import json
 import platform
 from typing import Any

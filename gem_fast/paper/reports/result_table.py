@@ -1,7 +1,5 @@
 """Result tables: what a table or figure of the paper comes to here, for the terminal, as Markdown and as JSON."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics
@@ -41,62 +39,43 @@ class MeanStd:
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
 
 
+# Positions along the stream, in tasks learned, and the accuracies there.
 Curve = tuple[tuple[float, ...], tuple[MeanStd, ...]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a result table.
+    """One row of a result table."""
 
-    Attributes:
-        condition: What tells it from the other rows, by name: the stream, the learner, ...
-        ours: Our measures by name: acc, bwt, fwt, zero_shot, seconds; empty if training diverged.
-        paper: The paper's numbers by the same names, where it has any.
-        published_code: What its code gives on the same data, where that is known.
-        curves: By name, such as first_task, positions along the stream, in tasks learned, and the accuracies there.
-    """
-
-    condition: dict[str, Any]
-    ours: dict[str, MeanStd]
-    paper: Numbers = field(default_factory=dict)
-    published_code: Numbers = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    condition: dict[str, Any]  # what tells it from the other rows, by name: the stream, the learner, ...
+    ours: dict[str, MeanStd]  # our measures by name: acc, bwt, fwt, zero_shot, seconds; empty if training diverged
+    paper: Numbers = field(default_factory=dict)  # the paper's numbers by the same names, where it has any
+    published_code: Numbers = field(default_factory=dict)  # what its code gives on the same data, where that is known
+    curves: dict[str, Curve] = field(default_factory=dict)  # by name, such as first_task
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         ours = {name: measure.to_dict() for name, measure in self.ours.items()}
-        result: dict[str, Any] = {
-            **self.condition,
-            "ours": ours,
-            "paper": self.paper,
-            "published_code": self.published_code,
+        curves = {
+            name: {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
+            for name, (x, accuracy) in self.curves.items()
         }
-        for name, (x, accuracy) in self.curves.items():
-            result[name] = {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
-        return result
+        return self.condition | {"ours": ours, "paper": self.paper, "published_code": self.published_code} | curves
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A result table.
+    """A result table."""
 
-    Attributes:
-        name: Of its files: table3.
-        title: What it shows, on what data.
-        labels: Sentences that every output of it carries: that data are made up, that a run was cut short.
-        notes: Sentences below it.
-        seeds: What the means are over.
-        rows: Its rows.
-        flags: Further entries of the JSON, by name.
-    """
-
-    name: str
-    title: str
-    labels: tuple[str, ...]
-    notes: tuple[str, ...]
-    seeds: tuple[int, ...]
+    name: str  # of its files: table3
+    title: str  # what it shows, on what data
+    labels: tuple[
+        str, ...
+    ]  # sentences that every output of it carries: that data are made up, that a run was cut short
+    notes: tuple[str, ...]  # sentences below it
+    seeds: tuple[int, ...]  # what the means are over
     rows: tuple[Row, ...]
-    flags: dict[str, bool]
+    flags: dict[str, bool]  # further entries of the JSON, by name
 
     def to_text(self) -> str:
         """Aligned columns, for the terminal."""
@@ -128,22 +107,19 @@ class ResultTable:
 
     def _text_rows(self) -> list[list[str]]:
         """The head and the rows, as texts."""
-        condition, ours, paper, code = (
-            list(dict.fromkeys(name for row in self.rows for name in getattr(row, part)))
-            for part in ("condition", "ours", "paper", "published_code")
-        )
-        head = [_title(name) for name in [*condition, *ours]]
-        head += [f"paper: {_title(name)}" for name in paper] + [f"code: {_title(name)}" for name in code]
-        body = [
-            [
-                *(_condition_text(row.condition.get(name)) for name in condition),
-                *(_mean_std_text(name, row.ours.get(name), diverged=not row.ours) for name in ours),
-                *(_published_text(name, row.paper.get(name)) for name in paper),
-                *(_published_text(name, row.published_code.get(name)) for name in code),
-            ]
-            for row in self.rows
-        ]
-        return [head, *body]
+
+        def names(part: str) -> list[str]:
+            return list(dict.fromkeys(name for row in self.rows for name in getattr(row, part)))
+
+        rows = self.rows
+        columns = {_title(name): [_text(row.condition.get(name)) for row in rows] for name in names("condition")}
+        columns |= {_title(name): [_measured_text(name, row) for row in rows] for name in names("ours")}
+        for label, part in (("paper", "paper"), ("code", "published_code")):
+            for name in names(part):
+                columns[f"{label}: {_title(name)}"] = [
+                    _published_text(name, getattr(row, part).get(name)) for row in rows
+                ]
+        return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
 def machine() -> dict[str, Any]:
@@ -174,13 +150,13 @@ def _title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def _condition_text(value: Any) -> str:
+def _text(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _mean_std_text(name: str, measure: MeanStd | None, diverged: bool) -> str:
-    if measure is None:
-        return "diverged" if diverged else "-"
+def _measured_text(name: str, row: Row) -> str:
+    if (measure := row.ours.get(name)) is None:
+        return "-" if row.ours else "diverged"
     mean = _number_text(name, measure.mean)
     return mean if measure.std is None else f"{mean} ± {_number_text(name, measure.std).removeprefix('+')}"
 

@@ -1,22 +1,19 @@
 """The three pictures of a run. Tasks count from 1, as in the paper."""
 
-from __future__ import annotations
-
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from gem_fast.paper.experiments.protocol import Record
+from gem_fast.paper.experiments.protocol import FloatArray, Record
 
 INK = "#222222"
 DOTS_PER_INCH = 150
@@ -39,8 +36,8 @@ def _r_matrix(record: Record, title: str) -> Figure:
     rows = 100 * np.vstack([record.baseline, record.R])
     with_numbers = n_tasks <= 30
     cell = 0.4 if with_numbers else 0.12  # inches
-    figure = figure_of_size(width=2.4 + max(3.0, cell * n_tasks), height=1.5 + max(2.0, cell * (n_tasks + 1)))
-    axes = figure.add_subplot()
+    figure = figure_of_size(2.4 + max(3.0, cell * n_tasks), 1.5 + max(2.0, cell * (n_tasks + 1)))
+    axes = figure.add_subplot(xlabel="tested on task", ylabel="after learning task")
     image = axes.imshow(rows, cmap=COLORS, vmin=0, vmax=100, aspect="auto")
     if with_numbers:
         for (row, column), value in np.ndenumerate(rows):
@@ -55,10 +52,7 @@ def _r_matrix(record: Record, title: str) -> Figure:
     axes.set_yticks([0, *(task + 1 for task in ticks)], ["untrained", *numbers])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("tested on task")
-    axes.set_ylabel("after learning task")
-    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", aspect=30)
-    bar.outline.set_visible(False)
+    figure.colorbar(image, ax=axes, label="test accuracy (%)", aspect=30).outline.set_visible(False)
     measures = f"ACC {100 * record.acc:.1f} %   BWT {100 * record.bwt:+.1f}   FWT {100 * record.fwt:+.1f} points"
     figure.suptitle(f"{title}\n{measures}", fontsize=11)
     return figure
@@ -66,16 +60,13 @@ def _r_matrix(record: Record, title: str) -> Figure:
 
 def _first_task(record: Record, title: str) -> Figure:
     """Accuracy of the first task along the stream, as in Figure 1 of the paper."""
-    figure = figure_of_size(width=8, height=4)
-    axes = figure.add_subplot()
-    x, accuracy = _along_stream(record)
-    ends = np.append(True, _ends(record))
-    _stream_axes(axes, int(ends.sum()) - 1)
+    x, accuracy, ends = _along_stream(record)
+    figure = figure_of_size(8, 4)
+    axes = _stream_axes(figure, int(x[-1]))
     axes.plot(x, accuracy[:, 0], color=COLORS(0.25), linewidth=1.8)
     axes.plot(x[ends], accuracy[ends, 0], "o", color=COLORS(0.25), markersize=5, clip_on=False)
-    axes.annotate(
-        f"{accuracy[-1, 0]:.1f} %", (x[-1], accuracy[-1, 0]), xytext=(6, 0), textcoords="offset points", va="center"
-    )
+    last = x[-1], accuracy[-1, 0]
+    axes.annotate(f"{last[1]:.1f} %", last, xytext=(6, 0), textcoords="offset points", va="center")
     figure.suptitle(f"Accuracy of the first task along the stream\n{title}", fontsize=11)
     return figure
 
@@ -83,24 +74,22 @@ def _first_task(record: Record, title: str) -> Figure:
 def _curves(record: Record, title: str) -> Figure:
     """The accuracy of every task along the stream: a faint line before it is learned, a strong one from there on."""
     n_tasks = len(record.baseline)
-    figure = figure_of_size(width=11, height=5.5)
-    axes = figure.add_subplot()
-    x, accuracy = _along_stream(record)
-    _stream_axes(axes, int(_ends(record).sum()))
+    x, accuracy, _ = _along_stream(record)
+    figure = figure_of_size(11, 5.5)
+    axes = _stream_axes(figure, int(x[-1]))
     palette = ListedColormap(COLORS(np.linspace(0, 0.92, n_tasks)))  # the yellow end of the colours fades on white
-    last_begun = np.maximum.accumulate(np.append(0, record.task))
     for task in range(n_tasks):
         before, after = x <= task, x >= task
         axes.plot(x[before], accuracy[before, task], color=palette(task), linewidth=0.8, alpha=0.4)
         axes.plot(x[after], accuracy[after, task], color=palette(task), linewidth=1.5)
-    mean = [row[: task + 1].mean() for row, task in zip(accuracy, last_begun, strict=True)]
     begun = np.append(0, np.maximum.accumulate(record.task) + 1)
-    to_come = [(at, row[n:].mean()) for at, row, n in zip(x, accuracy, begun, strict=True) if n < n_tasks]
+    # Before the first task has begun, its accuracy stands for the mean.
+    mean = [row[: max(1, n)].mean() for row, n in zip(accuracy, begun, strict=True)]
+    to_come = [row[n:].mean() for row, n in zip(accuracy, begun, strict=True) if n < n_tasks]
+    dotted: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (1, 1))}
     legend = [
         *axes.plot(x, mean, color=INK, linewidth=2.6, linestyle=(0, (3, 1)), label="mean over the tasks begun"),
-        *axes.plot(
-            *zip(*to_come, strict=True), color=INK, linewidth=2, linestyle=(0, (1, 1)), label="mean over those to come"
-        ),
+        *axes.plot(x[: len(to_come)], to_come, **dotted, label="mean over those to come"),
         Line2D([], [], color=palette(0), linewidth=1.5, label="a task from when it is learned"),
         Line2D([], [], color=palette(0), linewidth=0.8, alpha=0.4, label="the same task before"),
     ]
@@ -112,28 +101,24 @@ def _curves(record: Record, title: str) -> Figure:
     return figure
 
 
-def _along_stream(record: Record) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Positions in the stream, in tasks learned, and accuracies in %, the untrained model first."""
-    ends = np.append(0, record.batch[_ends(record)])  # of tasks with different numbers of mini-batches
-    x = np.interp(np.append(0, record.batch), ends, np.arange(len(ends)))
-    return x, 100 * np.vstack([record.baseline, record.accuracy])
+def _along_stream(record: Record) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    """The untrained model and each evaluation: its place, in tasks learned, accuracies in %, whether a task ends there.
+
+    A task that comes back counts again.
+    """
+    ends = np.append(True, record.task != np.append(record.task[1:], -1))
+    batch = np.append(0, record.batch)
+    x = np.interp(batch, batch[ends], np.arange(ends.sum()))  # tasks have different numbers of mini-batches
+    return x, 100 * np.vstack([record.baseline, record.accuracy]), ends
 
 
-def _ends(record: Record) -> npt.NDArray[np.bool_]:
-    """Whether an evaluation is the last one of an experience."""
-    ends: npt.NDArray[np.bool_] = record.task != np.append(record.task[1:], -1)
-    return ends
-
-
-def _stream_axes(axes: Axes, n_tasks: int) -> None:
-    axes.set_xlim(0, n_tasks)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("tasks learned")
-    axes.set_ylabel("test accuracy (%)")
+def _stream_axes(figure: Figure, n_tasks: int) -> Axes:
+    axes = figure.add_subplot(xlim=(0, n_tasks), ylim=(0, 100), xlabel="tasks learned", ylabel="test accuracy (%)")
     axes.set_xticks(range(0, n_tasks + 1, _tick_step(n_tasks)))
     for boundary in range(1, n_tasks):
         axes.axvline(boundary, color=INK, alpha=0.12, linewidth=0.8)
     light_axes(axes, "y")
+    return axes
 
 
 def light_axes(axes: Axes, axis: Literal["x", "y"]) -> None:
@@ -149,13 +134,11 @@ def _tick_step(n_tasks: int) -> int:
 
 def figure_of_size(width: float, height: float) -> Figure:
     """An empty figure; the sizes are in inches."""
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def png(figure: Figure) -> bytes:
     """A figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()

@@ -3,8 +3,6 @@
 Colours are Okabe and Ito's, which readers of every colour vision can tell apart; each learner has its own marker, too.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gem_fast.paper.reports.published import MEASURES
 from gem_fast.paper.reports.result_table import TITLES, MeanStd, ResultTable, Row
@@ -52,12 +50,9 @@ def _table1(table: ResultTable) -> Figure:
         names = [f"{name}\n{_duration(ours.mean)}" for (*_, name), ours in zip(styles, seconds, strict=True)]
         axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
         ends = [ours.mean for ours in seconds] + [row.paper.get("seconds", 1) for row in rows]
-        axes.set_xlim(min(ends) / 2, max(ends) * 2)
-        axes.set_xlabel("training time (s)")
-        axes.set_title(stream)
+        axes.set(xscale="log", xlim=(min(ends) / 2, max(ends) * 2), xlabel="training time (s)", title=stream)
+        axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
         light_axes(axes, "x")
     _legend(figure, [], paper=True)
     return figure
@@ -72,12 +67,10 @@ def _table2(table: ResultTable) -> Figure:
         _line(axes, learner, x, [row.ours["acc"] for row in rows])
         paper = [row.paper.get("acc", np.nan) for row in rows]
         axes.plot(x, paper, "--o", color=STYLES[learner][0], markerfacecolor="white", linewidth=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(_by(table, "memory"))))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xscale="log", xlabel="examples in memory, all tasks together", ylabel="ACC")
+    axes.set_xticks(list(_by(table, "memory")))
+    axes.minorticks_off()
     axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
-    axes.set_xlabel("examples in memory, all tasks together")
-    axes.set_ylabel("ACC")
     light_axes(axes, "y")
     _legend(figure, learners, paper=not table.flags["stand_in"])
     return figure
@@ -96,11 +89,9 @@ def _table3(table: ResultTable) -> Figure:
             paper = [row.paper[measure] for row in rows]
             axes.plot(x, paper, marker, color=color, markerfacecolor="white", markersize=6, alpha=0.9)
         axes.set_xticks(range(len(epochs)), [str(number) for number in epochs])
-        axes.set_xlim(-0.5, len(epochs) - 0.5)
+        axes.set(xlim=(-0.5, len(epochs) - 0.5), xlabel="epochs per task", ylabel=TITLES[measure])
         for boundary in range(1, len(epochs)):
             axes.axvline(boundary - 0.5, color=INK, alpha=0.12, linewidth=0.8)
-        axes.set_xlabel("epochs per task")
-        axes.set_ylabel(TITLES[measure])
         light_axes(axes, "y")
     grid[1].axhline(0, color=INK, linewidth=0.8)
     _legend(figure, learners, paper=True)
@@ -138,10 +129,8 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     for i, row in enumerate(rows):
         color = STYLES[row.condition["learner"]][0]
         x = np.arange(len(MEASURES)) + (i - (len(rows) - 1) / 2) * width
-        ours = [row.ours[measure] for measure in MEASURES]
-        errors = [measure.std or 0 for measure in ours] if ours[0].std is not None else None
-        error_style = {"ecolor": INK, "lw": 1}
-        axes.bar(x, [each.mean for each in ours], width * 0.92, color=color, yerr=errors, error_kw=error_style)
+        means, errors = _means_and_errors([row.ours[measure] for measure in MEASURES])
+        axes.bar(x, means, width * 0.92, color=color, yerr=errors, error_kw={"ecolor": INK, "lw": 1})
         axes.plot(x, [row.paper.get(measure, np.nan) for measure in MEASURES], **HOLLOW, markersize=4)
     axes.set_xticks(range(len(MEASURES)), [TITLES[measure] for measure in MEASURES])
     axes.axhline(0, color=INK, linewidth=0.8)
@@ -156,19 +145,22 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str, style: str) -> None:
         color, marker, _ = STYLES[row.condition[style]]
         axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=color, marker=marker, markersize=4, markevery=max(1, len(x) // 10), linewidth=1.5)
-    axes.set_xlim(0, max(row.curves[name][0][-1] for row in rows))
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("tasks learned")
+    axes.set(xlim=(0, max(row.curves[name][0][-1] for row in rows)), ylim=(0, 1), xlabel="tasks learned")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     light_axes(axes, "y")
 
 
 def _line(axes: Axes, learner: str, x: Sequence[float], measures: Sequence[MeanStd]) -> None:
     color, marker, _ = STYLES[learner]
-    error = [measure.std or 0 for measure in measures] if any(measure.std for measure in measures) else None
-    means = [measure.mean for measure in measures]
     size = 11 if marker == "*" else 7
-    axes.errorbar(x, means, error, color=color, marker=marker, markersize=size, linewidth=1.5, capsize=3, capthick=1)
+    style: dict[str, Any] = {"color": color, "marker": marker, "markersize": size, "linewidth": 1.5}
+    axes.errorbar(x, *_means_and_errors(measures), **style, capsize=3, capthick=1)
+
+
+def _means_and_errors(measures: Sequence[MeanStd]) -> tuple[list[float], list[float] | None]:
+    """Means, and standard deviations where there are several seeds."""
+    is_of_several = any(measure.std is not None for measure in measures)
+    return [each.mean for each in measures], [each.std or 0 for each in measures] if is_of_several else None
 
 
 def _panels(

@@ -1,7 +1,5 @@
 """Streams of tasks (section 5 of the paper), registered here under the name the command line uses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

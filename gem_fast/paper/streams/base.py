@@ -14,36 +14,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stream.
+    """One task of a stream."""
 
-    Attributes:
-        images: Shape (n, ...), uint8: the training examples as the task shows them, in a random order.
-        labels: Shape (n,), int64, counted from 0 within `outputs`.
-        outputs: The outputs of the model that are the task's classes.
-        descriptor: What the model is told about the task, float32; None: nothing.
-    """
-
-    images: Tensor
-    labels: Tensor
-    outputs: range
-    descriptor: Tensor | None = field(default=None, kw_only=True)
+    images: Tensor  # (n, ...), uint8: the training examples as the task shows them, in a random order
+    labels: Tensor  # (n,), int64, counted from 0 within `outputs`
+    outputs: range  # the outputs of the model that are the task's classes
+    descriptor: Tensor | None = field(default=None, kw_only=True)  # what the model is told about the task, float32
 
 
 @dataclass(frozen=True)
 class Stream(abc.ABC):
-    """Tasks, numbered in the order in which they are learned.
-
-    Attributes:
-        tasks: The T tasks.
-        n_outputs: Outputs of a model for all tasks.
-        data: The name of the data set.
-        architecture: The network of the paper for such inputs.
-    """
+    """Tasks, numbered in the order in which they are learned."""
 
     tasks: Sequence[Task]
-    n_outputs: int
-    data: str
-    architecture: Literal["mlp", "resnet18"]
+    n_outputs: int  # of a model for all tasks
+    data: str  # the name of the data set
+    architecture: Literal["mlp", "resnet18"]  # the network of the paper for such inputs
 
     @property
     def n_tasks(self) -> int:

@@ -1,7 +1,5 @@
 """Streams that deal out the classes of one data set: each task has a set of classes to itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,17 +19,11 @@ TEST_BATCH = 125
 
 @dataclass(frozen=True)
 class ClassTask(Task):
-    """A task with its part of the test set.
+    """A task with its part of the test set."""
 
-    Attributes:
-        test_images: Shape (m, ...), uint8.
-        test_labels: Shape (m,), int64, counted like `labels`.
-        classes: The labels in the data set of the task's classes, in the order of their outputs.
-    """
-
-    test_images: Tensor
-    test_labels: Tensor
-    classes: tuple[int, ...]
+    test_images: Tensor  # (m, ...), uint8
+    test_labels: Tensor  # (m,), int64, counted like `labels`
+    classes: tuple[int, ...]  # their labels in the data set, in the order of the task's outputs
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
 """The options of the streams: which tasks, and in which order and pieces they are learned."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from gem_fast.paper.config import Options, Seed, Whole
-from gem_fast.paper.data import MNIST_5K, NAMES, ImageData, download, load_data
+from gem_fast.paper.data import MNIST_5K, ImageData, load_data
+from gem_fast.paper.errors import InputError
 from gem_fast.paper.streams import STREAMS, Stream
-from gem_fast.paper.streams.descriptors import DescriptorName, check_descriptor, described
+from gem_fast.paper.streams.descriptors import DESCRIPTORS, DescriptorName, described
 
 
-@dataclass(frozen=True, kw_only=True)
 class RootOptions(Options):
     """Where torchvision keeps its data sets."""
 
@@ -22,15 +19,18 @@ class RootOptions(Options):
     """torchvision's folder of data sets; None: the one where torchvision puts them"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataOptions(RootOptions):
     """The data set."""
 
     data: str = MNIST_5K
     """mnist-5k, 5000 digits; mnist, fashion-mnist, kmnist, cifar100 of torchvision; a folder or .tar.gz of such"""
 
+    @property
+    def data_name(self) -> str:
+        """The name of the data set, or of its folder, for titles."""
+        return Path(self.data).resolve().name
 
-@dataclass(frozen=True, kw_only=True)
+
 class StreamConfig(DataOptions):
     """Tasks that come one after another: the options of rotations and permutations."""
 
@@ -52,7 +52,6 @@ class StreamConfig(DataOptions):
     """seed of the stream, of the order of the examples and of the initial weights"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cifar100Config(StreamConfig):
     """The options of cifar100."""
 
@@ -62,7 +61,6 @@ class Cifar100Config(StreamConfig):
     """whether classes are given to the tasks in the order of their numbers or in a random order"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SplitConfig(Cifar100Config):
     """The options of split."""
 
@@ -82,13 +80,7 @@ STREAM_CONFIGS: dict[str, type[StreamConfig]] = {
 
 def load_data_of(config: dict[str, Any]) -> ImageData:
     """The data set that a configuration names."""
-    return load_data(config["data"], None if config["data_root"] is None else Path(config["data_root"]))
-
-
-def download_data(root: str | None, *names: str) -> None:
-    """Lets torchvision download data sets into its folder; raises InputError where that fails."""
-    for name in [name for name in names if name in NAMES and name != MNIST_5K] or names:
-        download(name, None if root is None else Path(root))
+    return load_data(config["data"], config["data_root"])
 
 
 def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Generator) -> Stream:
@@ -97,10 +89,12 @@ def make_stream(config: dict[str, Any], data: ImageData, generator: torch.Genera
     Raises InputError where the data are not for this stream, a number is too large for them, or the tasks cannot have
     such descriptors.
     """
-    if descriptor := config.get("descriptor"):
-        check_descriptor(config["stream"], descriptor)
-    options = {name: config[name] for name in ("class_order", "head") if name in config}
-    stream = STREAMS[config["stream"]](data, config["tasks"], config["samples_per_task"], generator, **options)
+    name, descriptor = config["stream"], config.get("descriptor")
+    if descriptor and descriptor not in DESCRIPTORS[name]:
+        possible = " or ".join(DESCRIPTORS[name])
+        raise InputError(f"--descriptor must be {possible} for the stream {name}, got {descriptor}")
+    options = {option: config[option] for option in ("class_order", "head") if option in config}
+    stream = STREAMS[name](data, config["tasks"], config["samples_per_task"], generator, **options)
     if descriptor:
         stream = described(stream, descriptor)
     if config["shuffle_tasks"]:

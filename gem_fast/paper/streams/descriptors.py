@@ -1,7 +1,5 @@
 """What a model is told about each task beside its number: an angle, names, or nothing but which one it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gem_fast.paper.data.cifar import CLASS_NAMES
-from gem_fast.paper.errors import InputError, extra
+from gem_fast.paper.errors import extra
 from gem_fast.paper.streams import Stream
 from gem_fast.paper.streams.classes import ClassStream
 from gem_fast.paper.streams.pixels import PixelStream
@@ -25,12 +23,6 @@ DESCRIPTORS: dict[str, tuple[DescriptorName, ...]] = {
 }
 # Multiples of an angle that a descriptor tells: enough to tell apart the 20 tasks of a stream, and neighbours close.
 HARMONICS = 4
-
-
-def check_descriptor(stream: str, kind: str) -> None:
-    """Raises InputError unless the tasks of a stream can have such descriptors."""
-    if kind not in DESCRIPTORS[stream]:
-        raise InputError(f"--descriptor must be {' or '.join(DESCRIPTORS[stream])} for the stream {stream}, got {kind}")
 
 
 def described(stream: Stream, kind: DescriptorName) -> Stream:

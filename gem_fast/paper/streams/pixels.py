@@ -6,50 +6,100 @@ are both such maps. So a task keeps its map and its own training examples, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from gem_fast.gradients.fused.entries import TaskEntries
 from gem_fast.paper.data import ImageData, check_grey
 from gem_fast.paper.errors import InputError, extra
 from gem_fast.paper.streams.base import Stream, Task, to_unit
-from gem_fast.paper.streams.shown import Originals, ShownImages
 
 # Test images that are answered at once: moving the weights is once for all of them.
 TEST_BATCH = 10_000
 
 
-@dataclass(frozen=True)
-class PixelTask(Task):
-    """A task with its map.
+class Originals:
+    """Images that many tasks show, each through its own map of pixels.
 
     Attributes:
-        pixel_map: Shape (pixels,), int64: which pixel of the original each pixel of this task shows; the number
-            `pixels`, one past the last, stands for a blank pixel. `images` are already seen through it.
-        angle: The degrees by which the map turns images; 0 where it does something else.
+        images: Shape (pixels, m), float32: pixel by pixel, so that a task's pixels are copied as rows.
+        entries: Those that are not zero, image by image; None where there are many, or not on the CPU.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.entries = TaskEntries.of(images.T)
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The images times weight' plus bias, shape (m, outputs), for a weight of shape (outputs, pixels)."""
+        if self.entries is None:
+            return F.linear(self.images.T, weight, bias)
+        output: Tensor = torch.ops.gem_fast._sparse_linear(*self.entries.by_rows, None, weight, bias)
+        return output
+
+
+class ShownImages(Tensor):
+    """Images through a map of pixels, shape (m, shown pixels), for inference.
+
+    F.linear does not look at them: it moves the columns of its weight to where the originals have the pixels. Any other
+    function of torch gets the images.
+    """
+
+    _originals: Originals
+    _pixel_map: Tensor
+
+    @staticmethod
+    def of(originals: Originals, pixel_map: Tensor) -> ShownImages:
+        """Shows images; the map, shape (shown pixels,), int64, tells which pixel of the original each pixel is."""
+        # Its own contents take no memory, and are never read: nan would tell.
+        nothing = originals.images.new_full((), torch.nan).expand(originals.images.shape[1], len(pixel_map))
+        shown = nothing.as_subclass(ShownImages)
+        shown._originals, shown._pixel_map = originals, pixel_map
+        return shown
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs a function of torch that is given such images."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.linear and isinstance(args[0], cls):
+                return args[0]._linear(*args[1:], **(kwargs or {}))
+            return func(*tree_map_only(cls, cls._images, args), **tree_map_only(cls, cls._images, kwargs or {}))
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        moved = weight.new_zeros(len(self._originals.images), len(weight))
+        return self._originals.linear(moved.index_add_(0, self._pixel_map, weight.T).T, bias)
+
+    def _images(self) -> Tensor:
+        return self._originals.images.index_select(0, self._pixel_map).T
+
+
+@dataclass(frozen=True)
+class PixelTask(Task):
+    """A task with its map of pixels, through which `images` are already seen.
+
+    The map, shape (pixels,), int64, tells which pixel of the original each pixel of this task shows; the number
+    `pixels`, one past the last, stands for a blank pixel.
     """
 
     pixel_map: Tensor
-    angle: float = 0.0
+    angle: float = 0.0  # the degrees by which the map turns images; 0 where it does something else
 
 
 @dataclass(frozen=True)
 class PixelStream(Stream):
-    """Tasks that share a test set and all outputs.
-
-    Attributes:
-        test_images: Shape (pixels + 1, m), float32 in [0, 1]: the original test images and one blank pixel, pixel by
-            pixel.
-        test_labels: Shape (m,), int64.
-    """
+    """Tasks that share a test set and all outputs."""
 
     tasks: Sequence[PixelTask]
-    test_images: Tensor
-    test_labels: Tensor
+    test_images: Tensor  # (pixels + 1, m), float32 in [0, 1]: the originals and one blank pixel, pixel by pixel
+    test_labels: Tensor  # (m,), int64
 
     def test_batches(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole test set as the task shows it, in a fixed order; x, as `ShownImages`, and y as in `batches`."""
@@ -82,23 +132,17 @@ def rotations(data: ImageData, n_tasks: int, samples_per_task: int, generator: t
     """
     check_grey(data, "rotations")
     height, width = data.test_images.shape[1:]
-
-    def turned(task: int) -> tuple[Tensor, float]:
-        angle = (task + torch.rand((), generator=generator, dtype=torch.float64).item()) * 180 / n_tasks
-        return rotation_map(height, width, angle), angle
-
-    return _show(data, n_tasks, samples_per_task, generator, turned)
+    shares = (task + torch.rand((), generator=generator, dtype=torch.float64).item() for task in range(n_tasks))
+    angles = (share * 180 / n_tasks for share in shares)
+    return _show(data, samples_per_task, generator, ((rotation_map(height, width, angle), angle) for angle in angles))
 
 
 def permutations(data: ImageData, n_tasks: int, samples_per_task: int, generator: torch.Generator) -> PixelStream:
     """Each task permutes the pixels by a random permutation of its own; arguments, result and errors as `rotations`."""
     check_grey(data, "permutations")
     n_pixels = data.test_images[0].numel()
-
-    def shuffled(task: int) -> tuple[Tensor, float]:
-        return torch.randperm(n_pixels, generator=generator), 0.0
-
-    return _show(data, n_tasks, samples_per_task, generator, shuffled)
+    maps = ((torch.randperm(n_pixels, generator=generator), 0.0) for _ in range(n_tasks))
+    return _show(data, samples_per_task, generator, maps)
 
 
 def rotation_map(height: int, width: int, angle: float) -> Tensor:
@@ -116,20 +160,15 @@ def rotation_map(height: int, width: int, angle: float) -> Tensor:
 
 
 def _show(
-    data: ImageData,
-    n_tasks: int,
-    samples_per_task: int,
-    generator: torch.Generator,
-    pixel_map: Callable[[int], tuple[Tensor, float]],
+    data: ImageData, samples_per_task: int, generator: torch.Generator, maps: Iterator[tuple[Tensor, float]]
 ) -> PixelStream:
-    """Makes a stream; `pixel_map` makes the map and the angle of each task in turn."""
+    """Makes a stream of the maps and angles, each of which is drawn just before the examples of its task."""
     n_train = len(data.train_labels)
     if samples_per_task > n_train:
         most = f"at most {n_train}, the training examples of {data.name}"
         raise InputError(f"--samples-per-task must be {most}, got {samples_per_task}")
     tasks = []
-    for task in range(n_tasks):
-        pixels, angle = pixel_map(task)
+    for pixels, angle in maps:
         sample = torch.randperm(n_train, generator=generator)[:samples_per_task]
         images = _with_blank(data.train_images[sample])[:, pixels]
         tasks.append(PixelTask(images, data.train_labels[sample], range(data.n_outputs), pixels, angle))
@@ -138,4 +177,4 @@ def _show(
 
 
 def _with_blank(images: Tensor) -> Tensor:
-    return torch.nn.functional.pad(images.flatten(1), (0, 1))
+    return F.pad(images.flatten(1), (0, 1))

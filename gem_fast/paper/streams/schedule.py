@@ -1,7 +1,5 @@
 """In which order a stream's tasks are learned, and in how many mini-batches."""
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Iterator
@@ -16,32 +14,20 @@ from gem_fast.paper.streams import Stream
 
 @dataclass(frozen=True)
 class Experience:
-    """What a learner gets of one task at a time: all of its examples, or in several rounds a part of them.
+    """What a learner gets of one task at a time: all of its examples, or in several rounds a part of them."""
 
-    Attributes:
-        task: Number of the task, 0 ... T - 1.
-        examples: The numbers of its training examples.
-        batches: The number of mini-batches, all epochs together.
-    """
-
-    task: int
-    examples: range
-    batches: int
+    task: int  # its number, 0 ... T - 1
+    examples: range  # the numbers of its training examples
+    batches: int  # the number of mini-batches, all epochs together
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The experiences of a run, in the order of time.
+    """The experiences of a run, in the order of time."""
 
-    Attributes:
-        experiences: Each task has at least one.
-        batch_size: Examples per mini-batch.
-        epochs: Passes over the examples of an experience before the next one begins.
-    """
-
-    experiences: tuple[Experience, ...]
-    batch_size: int
-    epochs: int
+    experiences: tuple[Experience, ...]  # each task has at least one
+    batch_size: int  # examples per mini-batch
+    epochs: int  # passes over the examples of an experience before the next one begins
 
     @property
     def ends(self) -> list[int]:
