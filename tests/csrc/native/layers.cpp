@@ -6,6 +6,7 @@
 
 #include "cpu/mlp/cross_entropy.h"
 #include "cpu/mlp/example_products.h"
+#include "cpu/mlp/example_rows.h"
 #include "cpu/mlp/layer_gradient.h"
 #include "cpu/mlp/mlp.h"
 #include "cpu/mlp/pairing.h"
@@ -319,8 +320,11 @@ void run_examples(Random& random, DType dtype) {
   double residual = -1.0;
   const cpu::Examples examples{dtype, {start.data(), t}, layers.data(), net.count, current, own};
   const double margin = random() % 2 == 0 ? 0.0 : 0.5;
-  cpu::project_examples(examples, {g.data(), static_cast<int64_t>(g.size())}, margin, 0.0, v.data(), q.data(),
-                        &residual, kPlainThreads);
+  // By products where they are enough, with rows in memory of its own where they are not; or by rows in ours.
+  const bool forms_P = random() % 2 == 0;
+  Buffer<T> workspace(cpu::example_rows_bytes(examples) / static_cast<int64_t>(sizeof(T)), 0);
+  cpu::project_examples(examples, {g.data(), static_cast<int64_t>(g.size())}, margin, 0.0, forms_P, v.data(), q.data(),
+                        &residual, forms_P ? nullptr : workspace.data(), kPlainThreads);
   const auto dot = [](const std::vector<double>& a, const std::vector<double>& b) {
     double sum = 0.0;
     for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
