@@ -37,12 +37,11 @@ class Result(NamedTuple):
 def joint() -> Iterator[list[str]]:
     """What each mini-batch went through the model with: "alone", by a shortcut, or "together" with the memory."""
     taken: list[str] = []
-    by_shortcut, run, by_examples = Joint.by_shortcut, Joint.run, Fused._by_examples
+    by_shortcut, run, step_pass = Joint.by_shortcut, Joint.run, cpu_mlp.step_pass
 
-    def noted_by_examples(self: Fused, *args: Any) -> Any:
-        found = by_examples(self, *args)
-        taken.extend(["together"] * (found is not None))
-        return found
+    def noted_step_pass(*args: Any) -> JointPass:
+        taken.append("together")
+        return step_pass(*args)
 
     def noted_alone(self: Joint, *args: Any) -> Any:
         found = by_shortcut(self, *args)
@@ -57,7 +56,7 @@ def joint() -> Iterator[list[str]]:
     with (
         mock.patch.object(Joint, "by_shortcut", noted_alone),
         mock.patch.object(Joint, "run", noted),
-        mock.patch.object(Fused, "_by_examples", noted_by_examples),
+        mock.patch.object(cpu_mlp, "step_pass", noted_step_pass),
     ):
         yield taken
 
