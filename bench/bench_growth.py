@@ -36,12 +36,8 @@ P_WHILE_T_GROWS, T_WHILE_P_GROWS = 100_000, 20
 TASKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 PARAMETERS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 EXAMPLES, BATCH, CLASSES = 32, 10, 10  # examples kept of each past task, and in the mini-batch
-WARM_UP, SECONDS, MIN_CALLS, MAX_CALLS = (
-    2,
-    0.5,
-    3,
-    200,
-)  # per way and size; the first call compares each task's gradient
+# Per way and size; the first call compares each task's gradient.
+WARM_UP, SECONDS, MIN_CALLS, MAX_CALLS = 2, 0.5, 3, 200
 MOST_SECONDS = 900.0  # that a way may take at one size, with all that comes before
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -256,8 +252,8 @@ def reference(
     y = times * seconds * (x / last) ** power
     axes.plot(x, y, color="#777777", linestyle="--", linewidth=1)
     label = f"∝ {size}{'²' if power == 2 else ''}"
-    place, above = ((-4, 4), "right") if times > 1 else ((6, -10), "left")
-    axes.annotate(label, (x[1], y[1]), xytext=place, textcoords="offset points", ha=above, color="#555555")
+    place, side = ((-4, 4), "right") if times > 1 else ((6, -10), "left")
+    axes.annotate(label, (x[1], y[1]), xytext=place, textcoords="offset points", ha=side, color="#555555")
 
 
 def main() -> None:

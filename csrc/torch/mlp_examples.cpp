@@ -171,13 +171,14 @@ struct Answer {
              const Tensor& rows) const {
     check_not_negative(margin, "margin");
     check_not_negative(ridge, "ridge");
-    const bool forms_P = rows.numel() == 0;
+    const bool by_products = rows.numel() == 0;
     const int64_t size = cpu::example_rows_bytes(examples) / cpu::size_of(examples.dtype);
-    check(forms_P || (rows.is_contiguous() && rows.numel() >= size && float_or_double(rows, "rows") == examples.dtype),
+    check(by_products ||
+              (rows.is_contiguous() && rows.numel() >= size && float_or_double(rows, "rows") == examples.dtype),
           "rows must be contiguous with ", size, " elements of the weights' dtype, or empty, got ", shape_of(rows));
     *ints(status) = cpu::project_examples(examples, {grads.all.data(), static_cast<int64_t>(grads.all.size())}, margin,
-                                          ridge, forms_P, doubles(v), doubles(q), doubles(residual),
-                                          forms_P ? nullptr : rows.mutable_data_ptr(), kTorchThreads);
+                                          ridge, doubles(v), doubles(q), doubles(residual),
+                                          by_products ? nullptr : rows.mutable_data_ptr(), kTorchThreads);
   }
 };
 

@@ -22,7 +22,6 @@ from torch.nn import Parameter
 from gem_fast import ops
 from gem_fast.gradients.fused.recorder import WHOLE, Contribution
 from gem_fast.gradients.fused.task_batch import TaskSizes
-from gem_fast.gradients.rows import by_parameter, rows_for
 
 # What a block of columns, or of inner products, may take: enough that most layers are one block for a few tasks.
 _BLOCK_BYTES = 2**24
@@ -64,17 +63,6 @@ class LayerwiseGradients:
         for grad, part in zip(grads, self._parts, strict=True):
             if part is not None:
                 part.combine_([grad], v)
-
-    @torch.no_grad()
-    def row(self, k: int, parameters: Sequence[Parameter]) -> Tensor:
-        """(1, p): row k of G."""
-        row = rows_for(1, parameters).zero_()
-        unit = torch.zeros(self._t, dtype=torch.float64, device=row.device)
-        unit[k] = 1.0
-        for block, parameter, part in zip(by_parameter(row, parameters), parameters, self._parts, strict=True):
-            if part is not None:
-                part.add_row_(block.view_as(parameter), k, unit)
-        return row
 
     def cancellation(self, P: Tensor) -> Tensor:
         """() float64: how much larger the rounding of P is than if it came from rows, because examples cancel out."""
@@ -143,10 +131,6 @@ class ColumnBlocks:
         for rows, block in self._blocks(as_one_task, 1):
             # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.
             _at_least_1d(grad)[rows] += torch.where(v.any(), block[0], 0)
-
-    def add_row_(self, grad: Tensor, k: int, unit: Tensor) -> None:
-        """grad += row k, which is what v = `unit` adds."""
-        self.combine_([grad], unit)
 
     def in_float64(self) -> ColumnBlocks:
         """The same columns, with products and sums in float64."""
@@ -221,21 +205,15 @@ class InnerProducts:
         """As `TaskGradients.combine_`."""
         [grad] = grads
         weights = (self._is_of_task @ v).to(self._B.dtype)
-        A, B = self._A, self._B * weights[:, None]
+        A, B = self._A, self._B
         if v.device.type != "cpu":
             # A GPU does not know before whether v is zero: a NaN times zero must not get into the gradient.
             A, B = (torch.where(v.any(), x, 0) for x in (A, B))
-        self._add_products_(grad, A, B)
-
-    @torch.no_grad()
-    def add_row_(self, grad: Tensor, k: int, unit: Tensor) -> None:
-        """grad += row k, which is what v = `unit` adds, from the examples of task k alone."""
-        mine = self._is_of_task[:, k].nonzero().flatten()
-        self._add_products_(grad, self._A[mine], self._B[mine])
-
-    def _add_products_(self, grad: Tensor, A: Tensor, B: Tensor) -> None:
-        """grad += B' A, in blocks: gradients are large."""
-        for outputs in self._blocks():
+        elif not bool(weights.all()):  # the examples of tasks whose multipliers are zero are left out
+            active = weights.nonzero().flatten()
+            A, B, weights = A[active], B[active], weights[active]
+        B = B * weights[:, None]
+        for outputs in self._blocks():  # gradients are large
             grad[outputs] += B[:, outputs].mT @ A
 
     def _blocks(self) -> Iterator[slice]:

@@ -483,19 +483,20 @@ bool project_in_float64(const Examples& of, const TensorList& g, double margin, 
 
 }  // namespace
 
-int32_t project_examples(const Examples& of, const TensorList& g, double margin, double ridge, bool forms_P, double* v,
-                         double* q, double* residual, void* workspace, const Executor& executor) {
+int32_t project_examples(const Examples& of, const TensorList& g, double margin, double ridge, double* v, double* q,
+                         double* residual, void* rows, const Executor& executor) {
   const int64_t t = of.tasks.t;
   const std::vector<LayerProducts> layers = products_of_layers(of);
   std::fill_n(v, t, 0.0);
   *residual = 0.0;
   const SelfProducts of_g = products_with_g(of, layers, g, q, executor);
   bool finite = std::isfinite(of_g.whole);
+  const bool by_products = rows == nullptr;
   if (finite && std::any_of(q, q + t, [](double x) { return x < 0.0; }) &&
-      !(forms_P && solve(of, layers, of_g, margin, ridge, v, q, residual, executor))) {
-    if (forms_P && project_in_float64(of, g, margin, ridge, v, q, residual, executor)) return kSolved;
+      !(by_products && solve(of, layers, of_g, margin, ridge, v, q, residual, executor))) {
+    if (by_products && project_in_float64(of, g, margin, ridge, v, q, residual, executor)) return kSolved;
     Buffer own;
-    void* rows = workspace == nullptr ? own.of(example_rows_bytes(of)) : workspace;
+    if (by_products) rows = own.of(example_rows_bytes(of));
     const int32_t status = project_by_rows(of, margin, ridge, v, q, residual, rows, executor);
     if (status != kNonFinite) return status;
     finite = false;

@@ -41,14 +41,14 @@ struct Examples {
 // projected in place. Else it is what the current mini-batch's gradients add up to: g~ is written to the layers' parts,
 // and `g` is not read.
 //
-// q always comes from products of examples, P where forms_P is set, of float32 ones where those are accurate enough and
+// q always comes from products of examples, P where `rows` is null, of float32 ones where those are accurate enough and
 // else of float64 ones. It takes as many of them as there are pairs of examples; where that is more than rows of G
-// take, or float64 is not enough, either, the answer comes from rows (example_rows.h), in `workspace`, of
-// example_rows_bytes, or in memory of its own for null.
+// take, `rows` is memory for these (example_rows_bytes), and the answer comes from there (example_rows.h). Where
+// float64 is not enough, either, it comes from rows in memory of their own.
 //
 // Returns the status. If it is kNonFinite, v = 0 and the layers' parts have g itself. Results: v (t,), q (t,) = G g of
 // the gradient before the projection, and the residual of g~.
-int32_t project_examples(const Examples& examples, const TensorList& g, double margin, double ridge, bool forms_P,
-                         double* v, double* q, double* residual, void* workspace, const Executor& executor);
+int32_t project_examples(const Examples& examples, const TensorList& g, double margin, double ridge, double* v,
+                         double* q, double* residual, void* rows, const Executor& executor);
 
 }  // namespace gem_fast::cpu

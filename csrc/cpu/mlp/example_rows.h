@@ -1,4 +1,4 @@
-// The projection of examples.h's problem by way of rows of G. A row has the transpose of each layer's gradient,
+// The projection of example_products.h by way of rows of G. A row has the transpose of each layer's gradient,
 // (inputs, padded(outputs)), and its bias's, padded: as the examples' sums come, so that g alone changes its layout.
 #pragma once
 

@@ -35,18 +35,26 @@ void add_block(const LayerGradients& of, int64_t k, int64_t block, int64_t first
   }
 }
 
-// Writes one block of columns of the sum of the parts' gradients of task k to out (outputs, inputs), or adds it.
-void write_block(std::span<const LayerGradients> parts, int64_t k, int64_t block, bool add, void* out) {
+// Writes one block of columns of the sum of the parts' gradients of task k as its transpose, (columns,
+// padded(outputs)), and returns the number of columns.
+int64_t write_transposed(std::span<const LayerGradients> parts, int64_t k, int64_t block, void* out) {
   const LayerGradients& layer = parts[0];
   const int64_t first = block * kColumnBlock;
   const int64_t last = std::min(layer.inputs, first + kColumnBlock);
+  memset(out, 0, (last - first) * padded(layer.outputs) * size_of(layer.dtype));
+  for (const LayerGradients& part : parts) add_block(part, k, block, first, last, out);
+  return last - first;
+}
+
+// Writes one block of columns of the sum of the parts' gradients of task k to out (outputs, inputs), or adds it.
+void write_block(std::span<const LayerGradients> parts, int64_t k, int64_t block, bool add, void* out) {
+  const LayerGradients& layer = parts[0];
   const int64_t width = padded(layer.outputs);
-  const int64_t bytes = kColumnBlock * width * size_of(layer.dtype);
   thread_local Buffer buffer;
-  void* transposed = memset(buffer.of(bytes), 0, bytes);
-  for (const LayerGradients& part : parts) add_block(part, k, block, first, last, transposed);
-  transpose(layer.dtype, {transposed, width}, last - first, layer.outputs, {at(out, first, layer.dtype), layer.inputs},
-            add);
+  void* transposed = buffer.of(kColumnBlock * width * size_of(layer.dtype));
+  const int64_t columns = write_transposed(parts, k, block, transposed);
+  transpose(layer.dtype, {transposed, width}, columns, layer.outputs,
+            {at(out, block * kColumnBlock, layer.dtype), layer.inputs}, add);
 }
 
 template <class T>
@@ -75,13 +83,11 @@ void layer_gradients(const LayerGradients& of, const Matrix& out, const Executor
 
 void layer_gradients_transposed(const LayerGradients& of, const Matrix& out, const Executor& executor) {
   const int64_t blocks = column_blocks(of.inputs);
-  const int64_t width = padded(of.outputs);
+  const int64_t block_size = kColumnBlock * padded(of.outputs);
   executor.each(of.tasks.t * blocks, 2, [&](int64_t item) {
-    const int64_t first = item % blocks * kColumnBlock;
-    const int64_t last = std::min(of.inputs, first + kColumnBlock);
-    void* to = at(out.data, item / blocks * out.stride + first * width, of.dtype);
-    memset(to, 0, (last - first) * width * size_of(of.dtype));
-    add_block(of, item / blocks, item % blocks, first, last, to);
+    const int64_t k = item / blocks;
+    const int64_t block = item % blocks;
+    write_transposed({&of, 1}, k, block, at(out.data, k * out.stride + block * block_size, of.dtype));
   });
 }
 

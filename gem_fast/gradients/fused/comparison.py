@@ -101,8 +101,9 @@ def _errors(parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> t
     # Rounding flips a ReLU now and then: of many, it changes less than this; of few, the caller tries again.
     tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
     sizes = [parameter.numel() for parameter in parameters]
-    parts = list(zip(expected.split(sizes, 1), got.split(sizes, 1), strict=True))
-    lengths, errors = (torch.stack([_length(*some) for some in each]) for each in ([p[:1] for p in parts], parts))
+    right, found = expected.split(sizes, 1), got.split(sizes, 1)
+    lengths = torch.stack(list(map(_length, right)))
+    errors = torch.stack(list(map(_length, right, found)))
     return errors, tolerance * torch.maximum(lengths, 0.01 * lengths.norm())
 
 

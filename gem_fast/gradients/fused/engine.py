@@ -178,8 +178,7 @@ class Fused(RowEngine):
         if self._shortcuts:
             batch = self._joint.mlp_batch(current)
             if batch is not None:
-                known = None if margins is None else self._known_sample(model, constraints, sample)
-                if known is not None and margins is not None:
+                if margins is not None and (known := self._known_sample(model, constraints, sample)) is not None:
                     return cpu_mlp.step_pass(*known, batch, *margins)
                 alone = self._joint.by_shortcut(current, batch)
                 if alone is not None:

@@ -20,7 +20,6 @@ from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
 from gem_fast.gradients.interface import Batch, Constraint, Sample, TaskGradients, random_devices
-from gem_fast.gradients.layerwise import LayerwiseGradients
 from gem_fast.gradients.loop import fill_rows
 from gem_fast.gradients.restore import Buffers, buffers_restored, parameters_moved
 from gem_fast.gradients.rows import RowGradients, by_parameter, rows_for
@@ -301,8 +300,6 @@ def _row(G: TaskGradients | Tensor, k: int, t: int, parameters: Sequence[Paramet
     """(1, p): row k of G (t, p), which need not be kept as rows."""
     if isinstance(G, RowGradients | Tensor):
         return (G if isinstance(G, Tensor) else G.G)[k : k + 1]
-    if isinstance(G, LayerwiseGradients):
-        return G.row(k, parameters)
     row = rows_for(1, parameters).zero_()
     unit = torch.zeros(t, dtype=torch.float64, device=row.device)
     unit[k] = 1.0

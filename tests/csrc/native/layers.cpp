@@ -321,10 +321,10 @@ void run_examples(Random& random, DType dtype) {
   const cpu::Examples examples{dtype, {start.data(), t}, layers.data(), net.count, current, own};
   const double margin = random() % 2 == 0 ? 0.0 : 0.5;
   // By products where they are enough, with rows in memory of its own where they are not; or by rows in ours.
-  const bool forms_P = random() % 2 == 0;
+  const bool by_products = random() % 2 == 0;
   Buffer<T> workspace(cpu::example_rows_bytes(examples) / static_cast<int64_t>(sizeof(T)), 0);
-  cpu::project_examples(examples, {g.data(), static_cast<int64_t>(g.size())}, margin, 0.0, forms_P, v.data(), q.data(),
-                        &residual, forms_P ? nullptr : workspace.data(), kPlainThreads);
+  cpu::project_examples(examples, {g.data(), static_cast<int64_t>(g.size())}, margin, 0.0, v.data(), q.data(),
+                        &residual, by_products ? nullptr : workspace.data(), kPlainThreads);
   const auto dot = [](const std::vector<double>& a, const std::vector<double>& b) {
     double sum = 0.0;
     for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
