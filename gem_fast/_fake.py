@@ -130,3 +130,11 @@ def _answer(like: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @register_fake("gem_fast::_distinct")
 def _(numbers: Tensor, counts: list[int], size: int) -> Tensor:
     return torch.empty_like(numbers)
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+
+# What is called with parameters in every step is not to be recorded, and needs no torch.no_grad() around it.
+_NEVER_RECORDED = torch.library.Library("gem_fast", "IMPL")
+for _name in ("_distinct", "_layer_gradient_", "_mlp_examples_", "_mlp_project_", "_mlp_step_"):
+    _NEVER_RECORDED.impl(_name, torch.library.fallthrough_kernel, "Autograd")

@@ -115,11 +115,12 @@ def select(value: Nest, index: slice | Tensor) -> Nest:
 
 def write(value: Nest, index: slice | Tensor, new: Nest) -> None:
     """Overwrites some of the examples with copies of others, which are as many and of the same shape."""
-
-    def write_one(x: Any, theirs: Any) -> None:
-        x[_beside(index, x) if isinstance(index, Tensor) and isinstance(x, Tensor) else index] = theirs
-
-    map_tensors(write_one, value, new)
+    if isinstance(value, Tensor):
+        value[_beside(index, value) if isinstance(index, Tensor) else index] = new
+    elif isinstance(value, Objects):
+        value[index] = new
+    else:
+        map_tensors(lambda x, theirs: write(x, index, theirs), value, new)
 
 
 def _beside(index: Tensor, x: Tensor) -> Tensor:

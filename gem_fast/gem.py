@@ -350,7 +350,7 @@ class GEM(Attached):
 
     def _stored_batches(self) -> list[Batch]:
         """The examples of the past tasks; on several processes another one may have all of a task."""
-        return self._stored(self.memory, self.past_tasks, self._descriptors.of)
+        return self._stored(self.memory, self.past_tasks, self._descriptors.of_each)
 
     @property
     def _sharded(self) -> ShardedEngine | None:
@@ -386,12 +386,15 @@ class GEM(Attached):
         if self._graphed is not None and not self._step.is_graphed:  # the memory pass has a graph of its own
             return None
         parameters = trained_parameters(optimizer)
-        if not parameters or not self.past_tasks or amp.is_on(self._step.model, parameters[0].device):
+        if not parameters or amp.is_on(self._step.model, parameters[0].device):
             return None  # autocast holds for the mini-batch alone
+        constraints, sample = self.constraints()
+        if not constraints:
+            return None
         check_parameters(parameters)
         is_unseen = self._attachment.is_first and all(p.grad is None for p in parameters)
         margins = (self.margin, self.ridge) if is_unseen and self._first_memory.is_done else None
-        return Prepared(parameters, *self.constraints(), margins)
+        return Prepared(parameters, constraints, sample, margins)
 
     def _kind(self, parameters: Sequence[Parameter]) -> tuple[Hashable, str | None]:
         """What a CUDA graph stands for, and why there can be none."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from gem_fast.gradients import Sample
 from gem_fast.state import check_generator
 
+_CPU = torch.device("cpu")
+
 
 class Generators:
     """The generators that draw subsets, one for each device that a memory has been on: to draw takes no copy.
@@ -66,7 +68,7 @@ def new_generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device)
 
 
-def sample_each(counts: list[int], size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Sample:
+def sample_each(counts: list[int], size: int, generator: torch.Generator, device: torch.device = _CPU) -> Sample:
     """A random subset of every task's examples, without replacement.
 
     Args:
@@ -78,12 +80,12 @@ def sample_each(counts: list[int], size: int, generator: torch.Generator, device
     Returns:
         The positions of the examples drawn, among those of all tasks one after another, and how many each task has.
     """
-    sizes = [min(count, size) for count in counts]
-    if torch.device(device).type == "cpu":
-        numbers = torch.empty(sum(sizes), dtype=torch.int64).random_(generator=generator)
+    sizes, total = _sizes(tuple(counts), size)
+    if device.type == "cpu":
+        numbers = torch.empty(total, dtype=torch.int64).random_(generator=generator)
         return Sample(torch.ops.gem_fast._distinct(numbers, counts, size), sizes)
     longest = max(counts)
-    first, beyond = _layout(tuple(counts), torch.device(device))
+    first, beyond = _layout(tuple(counts), device)
     # One row of random keys per task: the columns of its `size` smallest keys are a random subset. Where a task has
     # fewer examples than the row has columns, the rest gets a key that no example has, and comes last.
     keys = torch.rand((len(counts), longest), generator=generator, device=device)
@@ -95,6 +97,13 @@ def sample_each(counts: list[int], size: int, generator: torch.Generator, device
     if equal:
         return Sample(positions.flatten(), sizes)
     return Sample(torch.cat([row[:count] for row, count in zip(positions, sizes, strict=True)]), sizes)
+
+
+@lru_cache(maxsize=8)
+def _sizes(counts: tuple[int, ...], size: int) -> tuple[list[int], int]:
+    """How many are drawn of each task, and of all together."""
+    sizes = [min(count, size) for count in counts]
+    return sizes, sum(sizes)
 
 
 @lru_cache(maxsize=8)

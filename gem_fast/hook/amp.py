@@ -68,7 +68,7 @@ def _is_enabled(device: torch.device) -> bool:
 
 def _prepared(model: nn.Module) -> nn.Module | None:
     """The model, or the one inside of a compiled one, where Accelerate has replaced its forward."""
-    model = getattr(model, "_orig_mod", model)
+    model = model._modules.get("_orig_mod") or model
     return model if {"_original_forward", "forward"} <= vars(model).keys() else None
 
 

@@ -55,7 +55,7 @@ def check_parameters(parameters: Sequence[Parameter]) -> None:
     """Raises unless the parameters are real and share a dtype and device, as G's rows do, with dense gradients."""
     first = parameters[0]
     for p in parameters:
-        if p.is_complex():
+        if p.dtype.is_complex:
             raise ValueError(
                 f"the optimizer's parameters must be real numbers, got {p.dtype} for shape {tuple(p.shape)}; keep real "
                 "and imaginary parts as two parameters"

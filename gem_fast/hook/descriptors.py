@@ -86,6 +86,10 @@ class Descriptors:
                 self._moved[task] = moved(self._kept[task], *self._place)
         return self._moved[task]
 
+    def of_each(self, tasks: Sequence[Hashable]) -> list[Nest]:
+        """`of` for each of some tasks."""
+        return [self.of(task) for task in tasks] if self._kept else [None] * len(tasks)
+
     def on_cpu(self) -> dict[Hashable, Nest]:
         """All of them by task, to be sent to other processes."""
         return {task: moved(descriptor, "cpu", None) for task, descriptor in self._kept.items()}

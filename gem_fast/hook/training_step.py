@@ -108,7 +108,7 @@ class TrainingStep:
         if joint is None:
             return None
         projection = None if joint.projection is None else Projection(*joint.projection)
-        self.prepared = prepared._replace(G=joint.G, projection=projection)
+        self.prepared = Prepared(parameters, constraints, sample, margins, joint.G, projection)
         for p, grad in zip(parameters, joint.grads, strict=True):
             if grad is not None:
                 p.grad = grad if p.grad is None else p.grad.add_(grad)

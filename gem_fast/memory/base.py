@@ -96,9 +96,6 @@ class PolicyMemory(abc.ABC):
         size = f"per_task={self.per_task!r}" if self.total is None else f"total={self.total}"
         return f"{type(self).__name__}({size}): {len(self)} examples of {len(self._buffers)} tasks"
 
-    # Copies made in inference mode could not be written to outside of it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def observe(self, x: Nest, y: Nest, task: Hashable) -> None:
         """Sees a mini-batch, and keeps copies of those examples that the policy wants.
 
@@ -115,6 +112,11 @@ class PolicyMemory(abc.ABC):
             ValueError: x and y differ in length, are empty, do not fit what the task has kept or are not what the
                 policy needs, or `total` is too small for another task. The memory is then as it was.
         """
+        if torch.is_inference_mode_enabled():
+            # Copies made in it could not be written to outside of it.
+            with torch.inference_mode(False):
+                self.observe(x, y, task)
+            return
         x, y = self._stored(x, y)
         task = plain_task(task)
         buffer = self._buffers.get(task)

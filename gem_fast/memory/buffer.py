@@ -108,7 +108,10 @@ class ExampleBuffer(abc.ABC):
             x, y = batches.padded_to("x", x, [self.x], self._pad), batches.padded_to("y", y, [self.y], self._pad)
             self.x = batches.padded_to("x", self.x, [x], self._pad)
             self.y = batches.padded_to("y", self.y, [y], self._pad)
-        batches.write(self.x, slots, batches.clone(x) if isinstance(x, Objects) else x)
+        if isinstance(x, Objects):
+            with torch.no_grad():
+                x = batches.clone(x)
+        batches.write(self.x, slots, x)
         batches.write(self.y, slots, y)
 
     def resize(self, capacity: int, keep: Tensor) -> None:

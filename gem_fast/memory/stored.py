@@ -33,13 +33,13 @@ class StoredBatches:
         self.device = torch.device("cpu")
 
     def __call__(
-        self, memory: Memory, tasks: Sequence[Hashable], descriptor_of: Callable[[Hashable], Nest]
+        self, memory: Memory, tasks: Sequence[Hashable], descriptors_of: Callable[[Sequence[Hashable]], list[Nest]]
     ) -> list[Batch]:
         """A batch for each of these tasks that the memory has; with a `PolicyMemory` the same list until it changes."""
         held = set(memory.tasks)
         mine = [task for task in tasks if task in held]
         stamps = memory.stamps(mine) if isinstance(memory, PolicyMemory) else []
-        descriptors = [descriptor_of(task) for task in mine]
+        descriptors = descriptors_of(mine)
         is_same = memory is self._memory and tasks == self._asked and mine == self._tasks
         if not (stamps and is_same and stamps == self._stamps and all(map(is_, descriptors, self._descriptors))):
             pad = getattr(memory, "pad", None)

@@ -176,7 +176,7 @@ def in_float64(G: ExampleGradients) -> Tensor:
             G._kept.split([G._rows * examples.padded(columns) for columns in plan.shapes]), plan.shapes, strict=True
         )
     ]
-    x = G._input[0]
+    x = plan.input(G._batch)[0]
     assert x is not None
     layers = zip([planes[0], *planes[1::2]], [x.double(), *planes[2::2]], strict=True)
     parts = [part for delta, x in layers for part in (torch.einsum("no,ni->noi", delta, x).flatten(1), delta)]

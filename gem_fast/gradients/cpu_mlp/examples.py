@@ -78,8 +78,12 @@ class SamplePlan:
 
     def split(self, grads: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of the weights, of the biases, empty ones where they are not wanted, and of other parameters."""
-        weights, biases = ([self._nothing if i < 0 else grads[i] for i in places] for places in self._places)
-        return weights, biases, [grads[i] for i in self._others]
+        nothing, (weights, biases) = self._nothing, self._places
+        return (
+            [nothing if i < 0 else grads[i] for i in weights],
+            [nothing if i < 0 else grads[i] for i in biases],
+            [grads[i] for i in self._others],
+        )
 
 
 class ExampleGradients:
@@ -91,26 +95,31 @@ class ExampleGradients:
         of_step: the number of examples of the mini-batch that took part in the pass, where `step_pass` has made it.
     """
 
-    @torch.no_grad()
     def __init__(self, plan: SamplePlan, batch: TaskBatch, *, of_step: int = 0) -> None:
         self.depends = plan.depends
         self._plan = plan
-        self._input = plan.input(batch)
+        self._batch = batch
         self._rows = batch.tasks.total + of_step
         self._kept = plan.kept(self._rows)
         self._is_of_step = of_step > 0
         if not self._is_of_step:
             torch.ops.gem_fast._mlp_examples_(
-                self._kept, *self._input, plan.targets(batch), plan.weights, plan.biases, plan.sizes
+                self._kept, *plan.input(batch), plan.targets(batch), plan.weights, plan.biases, plan.sizes
             )
 
-    @torch.no_grad()
     def project_(self, grads: Sequence[Tensor], margin: float, ridge: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The projection (v, q, status, residual) of g, in place; `grads` are the parameters' gradients."""
         plan = self._plan
         if not self._is_of_step and all(grad.is_contiguous() for grad in grads):
             projected: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.gem_fast._mlp_project_(
-                *plan.split(grads), self._kept, *self._input, plan.weights, plan.sizes, margin, ridge, plan.rows
+                *plan.split(grads),
+                self._kept,
+                *plan.input(self._batch),
+                plan.weights,
+                plan.sizes,
+                margin,
+                ridge,
+                plan.rows,
             )
             if projected[2].item() != Status.NON_FINITE:  # of which rows say where
                 return projected
@@ -127,7 +136,6 @@ class ExampleGradients:
         torch.ops.gem_fast.combine_(list(grads), self.G, v)
 
     @cached_property
-    @torch.no_grad()
     def G(self) -> Tensor:
         """(t, p): the rows."""
         plan, sizes = self._plan, TaskSizes(self._plan.sizes)
@@ -140,7 +148,7 @@ class ExampleGradients:
         deltas, inputs = [planes[0], *planes[1::2]], planes[2::2]
         for k, (weight, bias, delta) in enumerate(zip(plan.weights, plan.biases, deltas, strict=True)):
             if weight in blocks:
-                x = self._input if k == 0 else (inputs[k - 1][:, : weight.shape[1]], [], None)
+                x = plan.input(self._batch) if k == 0 else (inputs[k - 1][:, : weight.shape[1]], [], None)
                 torch.ops.gem_fast._layer_gradient_(blocks[weight], delta, *x, plan.sizes)
             if bias in blocks:
                 sizes.sum(delta[:, : len(weight)], blocks[bias])
@@ -149,7 +157,6 @@ class ExampleGradients:
         return G
 
 
-@torch.no_grad()
 def step_pass(plan: SamplePlan, batch: TaskBatch, current: TaskBatch, margin: float, ridge: float) -> JointPass:
     """One pass through a sample and the current mini-batch, whose gradient it projects where it can.
 
@@ -173,8 +180,8 @@ def step_pass(plan: SamplePlan, batch: TaskBatch, current: TaskBatch, margin: fl
         plan.weights,
         plan.biases,
         plan.sizes,
-        current.x.flatten(1).contiguous(),
-        current.y,
+        current.memory.flatten(1).contiguous(),
+        current.targets,
         weight_grads,
         bias_grads,
         margin,

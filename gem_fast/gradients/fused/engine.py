@@ -365,10 +365,12 @@ class Fused(RowEngine):
     def _current(
         self, objective: Objective, constraints: Sequence[Constraint], parameters: Sequence[Parameter]
     ) -> tuple[FusedModel, Verifier]:
-        batches = [batch for batches in constraints for batch in batches]
-        call_per_task = objective.takes_id(batches) or (self._call_per_task and has_descriptors(batches))
+        call_per_task = False
+        if objective.pass_task or self._call_per_task:
+            batches = [batch for batches in constraints for batch in batches]
+            call_per_task = objective.takes_id(batches) or (self._call_per_task and has_descriptors(batches))
         # A compiled model is run as it was: compiled code has no layers to look into.
-        original = getattr(objective.model, "_orig_mod", None)
+        original = objective.model._modules.get("_orig_mod")
         objective = objective if original is None else replace(objective, model=original)
         serves = self._model is not None and self._model.serves(objective, parameters)
         if self._model is None or self._verifier is None or not serves or call_per_task != self._model.call_per_task:

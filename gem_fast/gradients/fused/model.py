@@ -79,7 +79,7 @@ class FusedModel:
     def serves(self, objective: Objective, parameters: Sequence[Parameter]) -> bool:
         """Whether what is known here still holds; asked in each step, so it goes through the modules only once."""
         return (
-            objective == self.objective
+            (objective is self.objective or objective == self.objective)
             and len(parameters) == len(self.parameters)
             and all(map(is_, parameters, self.parameters))
             and self._present_states() == self._states

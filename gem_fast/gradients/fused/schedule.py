@@ -42,7 +42,8 @@ class Schedule:
         """Counts a pass, which stood the comparisons that were due."""
         self._passes += 1
         self.unchecked = 0 if due else self.unchecked + 1
-        self._known.update(dict.fromkeys(tasks[k] for k in due))
+        for k in due:
+            self._known[tasks[k]] = None
 
     def state_dict(self) -> dict[str, Any]:
         """How many passes there were, and which tasks were compared."""
