@@ -21,7 +21,7 @@ from gem_fast.hook.checks import check_attachable, check_options, check_paramete
 from gem_fast.hook.created import keep_created
 from gem_fast.hook.cuda_graph import Graphed, kind_of, obstacle_of
 from gem_fast.hook.descriptors import Descriptors
-from gem_fast.hook.explain import pass_explained, values_explained
+from gem_fast.hook.explain import explain_pass, explain_values
 from gem_fast.hook.first_memory import FirstMemoryCheck
 from gem_fast.hook.membership import Membership
 from gem_fast.hook.one_projection import OneProjection
@@ -426,12 +426,18 @@ class GEM(Attached):
             _, constraints, sample, _, G, _ = prepared or Prepared(parameters, *self.constraints())
             with amp.disabled(self.objective.model, parameters[0].device):
                 if G is None:
-                    with pass_explained(self.objective.model, self.memory, constraints, sample, parameters[0]):
+                    try:
                         G = self._autocast.run(  # rows g_k (Eq. 5)
                             self._task_gradients, self.objective, constraints, parameters, sample
                         )
-                with values_explained(self.memory, grads):
+                    except (ValueError, RuntimeError) as error:
+                        explain_pass(error, self.objective.model, self.memory, constraints, sample, parameters[0])
+                        raise
+                try:
                     projection = project_(grads, G, self.margin, self.ridge)  # g~ (Eq. 8 and 11)
+                except RuntimeError as error:
+                    explain_values(error, self.memory, grads)
+                    raise
                 if not self._first_memory.is_done:
                     with self._autocast.context(constraints, parameters[0]):
                         self._first_memory.check(self.objective, constraints, parameters, sample, projection.q)
@@ -451,6 +457,9 @@ class GEM(Attached):
         self.last, depends = project(grads) if done is None else done
         self._accuracy.projected(self.last)
         if self.check:
-            with values_explained(self.memory, grads):
+            try:
                 check_solved(self.last)
+            except RuntimeError as error:
+                explain_values(error, self.memory, grads)
+                raise
         keep_created(parameters, grads, depends, self.last)

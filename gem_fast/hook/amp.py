@@ -41,12 +41,16 @@ def unscale_(optimizer: Optimizer) -> None:
     optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
+def disabled(model: nn.Module, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """A block outside of autocast: in float16 without a loss scale small gradients, and their constraints, are lost.
 
     Accelerate enters autocast in the forward of the model that it prepares: the model's own forward takes its place.
     """
+    return _disabled(model, device) if is_on(model, device) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _disabled(model: nn.Module, device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if _is_enabled(device):
             stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -100,7 +104,9 @@ class PassAutocast:
         sample: Sample | None,
     ) -> TaskGradients:
         """What the engine makes of these arguments."""
-        if self._is_needed or not _half_meets_another(constraints, parameters[0]):
+        if not _half_meets_another(constraints, parameters[0]):
+            return engine(objective, constraints, parameters, sample)
+        if self._is_needed:
             with self.context(constraints, parameters[0]):
                 return engine(objective, constraints, parameters, sample)
         modules = objective.model.modules()

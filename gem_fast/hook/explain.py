@@ -1,7 +1,6 @@
 """Why a pass over the memory failed, in the memory's own words: which task, which example, which dtype."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -12,46 +11,43 @@ from gem_fast.gradients import Constraint, Sample
 from gem_fast.memory import Memory
 
 
-@contextmanager
-def pass_explained(
-    model: nn.Module, memory: Memory, constraints: Sequence[Constraint], sample: Sample | None, parameter: Parameter
-) -> Iterator[None]:
-    """Names the cause of an error from a pass through the model, where it is too few examples or their dtype or device.
+def explain_pass(
+    error: ValueError | RuntimeError,
+    model: nn.Module,
+    memory: Memory,
+    constraints: Sequence[Constraint],
+    sample: Sample | None,
+    parameter: Parameter,
+) -> None:
+    """Raises another error from one of a pass through the model, where the cause is too few examples or their dtype.
 
     Args:
+        error: of the pass.
         model: what the examples go through.
         memory: where they are from.
         constraints: t of them; see `GEM.constraints`.
         sample: which of their examples count.
         parameter: any of the model's.
     """
-    try:
-        yield
-    except ValueError as error:
+    if isinstance(error, RuntimeError):
+        cause = _misfit(memory, parameter)
+    else:
         is_torchs = "more than 1 value per channel" in str(error)
-        if not is_torchs or (cause := _one_example(model, constraints, sample)) is None:
-            raise
-        raise ValueError(cause) from error
-    except RuntimeError as error:
-        if (cause := _misfit(memory, parameter)) is None:
-            raise
-        raise RuntimeError(cause) from error
+        cause = _one_example(model, constraints, sample) if is_torchs else None
+    if cause is not None:
+        raise (RuntimeError if isinstance(error, RuntimeError) else ValueError)(cause) from error
 
 
-@contextmanager
-def values_explained(memory: Memory, grads: Sequence[Tensor]) -> Iterator[None]:
-    """Names the example behind an error from the projection, where the memory holds a NaN or an infinity and g none.
+def explain_values(error: RuntimeError, memory: Memory, grads: Sequence[Tensor]) -> None:
+    """Raises another error from one of the projection, where the memory holds a NaN or an infinity and g none.
 
     Args:
+        error: of the projection.
         memory: the examples of past tasks.
         grads: g, a list of tensors.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        cause = _non_finite(memory) if all(bool(g.isfinite().all()) for g in grads) else None
-        if cause is None:
-            raise
+    cause = _non_finite(memory) if all(bool(g.isfinite().all()) for g in grads) else None
+    if cause is not None:
         raise RuntimeError(cause) from error
 
 

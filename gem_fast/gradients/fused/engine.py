@@ -127,13 +127,24 @@ class Fused(RowEngine):
             ValueError: the loss is not a scalar.
             RuntimeError: form is "layerwise", and the model cannot be handled in one pass.
         """
+        reason: CannotFuse | None = None
+        if sample is not None and self._was_by_examples:
+            model, _ = self._current(objective, constraints, parameters)
+            try:
+                known = self._known_sample(model, constraints, sample)
+                if known is not None:
+                    with failures_as_reasons():
+                        return cpu_mlp.ExampleGradients(*known)
+            except CannotFuse as error:
+                reason = error
         rows, tasks, t = self._rows, [batches[0].task for batches in constraints], len(constraints)
         is_layerwise = self._is_layerwise(t, parameters)
         if not is_layerwise:
             rows.begin_step(tasks, parameters)
         stale = slice(0, t) if is_layerwise else rows.stale
-        reason: CannotFuse | None = None
-        if any(len(batches) != 1 for batches in constraints):
+        if reason is not None:
+            pass  # a pass of a known kind has failed
+        elif any(len(batches) != 1 for batches in constraints):
             reason = CannotVerify("a constraint has several batches")
             if t > 1 and not self._has_said_several:
                 self._has_said_several = True
@@ -216,12 +227,16 @@ class Fused(RowEngine):
         None where it is of no such kind, or a comparison is due. Such a pass draws no random numbers and leaves no
         trace in the model.
         """
-        if sample is None or not self._was_by_examples or self._cache is None:
+        if sample is None or not self._was_by_examples or self._cache is None or self._reason is not None:
             return None
         batch = self._cache.again(constraints, sample)
         if batch is None:
             t = len(constraints)
-            if not self._keeps_no_rows(t) or any(len(batches) != 1 for batches in constraints):
+            if (
+                not self._keeps_no_rows(t)
+                or self._is_layerwise(t, model.parameters)
+                or any(len(batches) != 1 for batches in constraints)
+            ):
                 return None
             [batch] = self._task_batches(model, constraints, sample, slice(0, t))
         plan, tasks = model.sample_plan(batch), [batches[0].task for batches in constraints]
@@ -296,10 +311,6 @@ class Fused(RowEngine):
         may_be_slower = not is_layerwise and self._tasks_per_pass is None
         if self._reason is not None or (may_be_slower and model.is_faster_one_by_one()):
             return None
-        known = None if is_layerwise else self._known_sample(model, constraints, sample)
-        if known is not None:
-            with failures_as_reasons():
-                return cpu_mlp.ExampleGradients(*known)
         shortcuts = self._shortcuts and not is_layerwise
         tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
