@@ -20,6 +20,14 @@ _TASK_NAMES = ("task", "task_labels")
 _DESCRIPTOR_NAMES = ("descriptor",)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model inside of one that torch.compile made; any other as it is."""
+    if "_orig_mod" not in model._modules:  # asked in each step: getattr would take longer to say so
+        return model
+    original: nn.Module = model._orig_mod  # type: ignore[assignment]
+    return original
+
+
 def inner_optimizer(optimizer: object) -> Optimizer:
     """The optimizer whose step changes the parameters, where it can be found inside of wrappers.
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from gem_fast.containers import tensors
 from gem_fast.gradients import Constraint, Objective, Sample, TaskGradients
 from gem_fast.gradients.restore import buffers_restored
+from gem_fast.wrappers import uncompiled
 
 
 def is_skipped(optimizer: Optimizer, wait: bool) -> bool:
@@ -72,7 +73,7 @@ def _is_enabled(device: torch.device) -> bool:
 
 def _prepared(model: nn.Module) -> nn.Module | None:
     """The model, or the one inside of a compiled one, where Accelerate has replaced its forward."""
-    model = model._modules.get("_orig_mod") or model
+    model = uncompiled(model)
     return model if {"_original_forward", "forward"} <= vars(model).keys() else None
 
 

@@ -35,6 +35,7 @@ from gem_fast.gradients.layerwise import layerwise
 from gem_fast.gradients.loop import RowEngine, fill_rows
 from gem_fast.gradients.restore import buffers_restored
 from gem_fast.state import check_keys
+from gem_fast.wrappers import uncompiled
 
 _log = logging.getLogger("gem_fast")
 _LEFT = "one backward per past task instead of one for all: %s"
@@ -381,8 +382,8 @@ class Fused(RowEngine):
             batches = [batch for batches in constraints for batch in batches]
             call_per_task = objective.takes_id(batches) or (self._call_per_task and has_descriptors(batches))
         # A compiled model is run as it was: compiled code has no layers to look into.
-        original = objective.model._modules.get("_orig_mod")
-        objective = objective if original is None else replace(objective, model=original)
+        original = uncompiled(objective.model)
+        objective = objective if original is objective.model else replace(objective, model=original)
         serves = self._model is not None and self._model.serves(objective, parameters)
         if self._model is None or self._verifier is None or not serves or call_per_task != self._model.call_per_task:
             if self._model is None:
