@@ -134,7 +134,10 @@ def _(numbers: Tensor, counts: list[int], size: int) -> Tensor:
 
 # ---- autograd --------------------------------------------------------------------------------------------------------
 
-# What is called with parameters in every step is not to be recorded, and needs no torch.no_grad() around it.
+# The private operators are never to be recorded: what calls them in every step needs no torch.no_grad() for that.
 _NEVER_RECORDED = torch.library.Library("gem_fast", "IMPL")
-for _name in ("_distinct", "_layer_gradient_", "_mlp_examples_", "_mlp_project_", "_mlp_step_"):
+for _name in (
+    *("_cross_entropy_gradient", "_distinct", "_layer_gradient_", "_mlp_backward", "_mlp_examples_", "_mlp_pass"),
+    *("_mlp_project_", "_mlp_step_"),
+):
     _NEVER_RECORDED.impl(_name, torch.library.fallthrough_kernel, "Autograd")

@@ -449,11 +449,11 @@ def test_an_optimizer_that_nobody_keeps() -> None:
 @pytest.mark.parametrize("new_model", [mlp, smooth])
 def test_a_wrong_pass_is_noticed_and_left(new_model: Any, joint: list[str], caplog: pytest.LogCaptureFixture) -> None:
     """A comparison finds what the pass did to the mini-batch's gradient; the step is then the loop's."""
-    single_pass, write = cpu_mlp.single_pass, LayerPass.write
+    alone_pass, write = cpu_mlp.alone_pass, LayerPass.write
 
     def wrong_alone(*args: Any) -> Any:
-        grads, loss = single_pass(*args)
-        return {p: 1.1 * grad for p, grad in grads.items()}, loss
+        grads, loss = alone_pass(*args)
+        return [None if grad is None else 1.1 * grad for grad in grads], loss
 
     def wrong_row(self: LayerPass, G: Tensor, parameters: Any) -> None:
         write(self, G, parameters)
@@ -462,7 +462,7 @@ def test_a_wrong_pass_is_noticed_and_left(new_model: Any, joint: list[str], capl
 
     with (
         caplog.at_level(logging.WARNING, "gem_fast"),
-        mock.patch.object(cpu_mlp, "single_pass", wrong_alone),
+        mock.patch.object(cpu_mlp, "alone_pass", wrong_alone),
         mock.patch.object(LayerPass, "write", wrong_row),
     ):
         assert_same(new_model().double(), doubles(), memory_batch=3, tolerance=1e-7)

@@ -42,6 +42,7 @@ class RowGradients:
         self._past: list[Hashable] = []
         self._parameters: list[Parameter] | None = None
         self._step = 0
+        self._view: tuple[Tensor, int, Tensor] | None = None  # G, and what it is a part of
 
     @property
     def with_current(self) -> Tensor:
@@ -51,9 +52,12 @@ class RowGradients:
 
     @property
     def G(self) -> Tensor:
-        """(t, p): rows of the parameters' gradients, flattened one after the other."""
+        """(t, p): rows of the parameters' gradients, flattened one after the other; the same object while it can be."""
         assert self._buffer is not None
-        return self._buffer[: len(self._past)]
+        t = len(self._past)
+        if self._view is None or self._view[0] is not self._buffer or self._view[1] != t:
+            self._view = self._buffer, t, self._buffer[:t]
+        return self._view[2]
 
     def begin_step(
         self,
@@ -147,15 +151,20 @@ def rows_for(t: int, parameters: Sequence[Tensor], *, reuse: Tensor | None = Non
 
     The rows of a new one are slices of a slightly wider buffer.
     """
-    like, p = parameters[0], sum(parameter.numel() for parameter in parameters)
+    like, p = parameters[0], number_of(parameters)
     if (
         reuse is not None
-        and len(reuse) >= t
+        and reuse.shape[0] >= t
         and (reuse.shape[1], reuse.dtype, reuse.device) == (p, like.dtype, like.device)
     ):
         return reuse
     per_line = _ALIGNMENT_BYTES // like.element_size()
     return torch.empty((t, -(-p // per_line) * per_line), dtype=like.dtype, device=like.device)[:, :p]
+
+
+def number_of(parameters: Sequence[Tensor]) -> int:
+    """p, the number of parameters."""
+    return sum(map(Tensor.numel, parameters))
 
 
 def by_parameter(G: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -6,20 +6,21 @@ Everything about them is behind two calls, each of which answers with a `MlpPass
 has what each gains.
 """
 
-from gem_fast.gradients.cpu_mlp.examples import ExampleGradients, SamplePlan, step_pass
+from gem_fast.gradients.cpu_mlp.examples import ExampleGradients, MlpPlan, SamplePlan, alone_pass, step_pass
 from gem_fast.gradients.cpu_mlp.passes import MlpPass, recorded_pass, whole_pass
-from gem_fast.gradients.cpu_mlp.recognition import has_hooks, is_whole, mlp_layers
-from gem_fast.gradients.cpu_mlp.single import single_pass
+from gem_fast.gradients.cpu_mlp.recognition import has_global_hooks, has_hooks, is_whole, mlp_layers
 
 __all__ = [
     "ExampleGradients",
     "MlpPass",
+    "MlpPlan",
     "SamplePlan",
+    "alone_pass",
+    "has_global_hooks",
     "has_hooks",
     "is_whole",
     "mlp_layers",
     "recorded_pass",
-    "single_pass",
     "step_pass",
     "whole_pass",
 ]

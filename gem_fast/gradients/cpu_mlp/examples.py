@@ -24,27 +24,21 @@ from gem_fast.solver import Status
 _SPARSE, _OF_ROWS = 3.0, 1.7
 
 
-class SamplePlan:
-    """What is the same in all passes of samples of these sizes through these layers.
+class MlpPlan:
+    """What is the same in all passes through these layers.
 
     Args:
         layers: of a model that is these layers and nothing else.
         parameters: those whose gradients make up a row of G, in order.
-        batch: the first of these samples.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], parameters: Sequence[Parameter], batch: TaskBatch) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], parameters: Sequence[Parameter]) -> None:
         self.parameters = list(parameters)
         self.weights: list[Tensor] = [layer.weight for layer in layers]
         self.biases: list[Tensor | None] = [layer.bias for layer in layers]
-        self.sizes, self.total = batch.tasks.sizes, batch.tasks.total
-        self._memory, self._targets = batch.memory, batch.targets
         own = {*self.weights, *self.biases}
         self.depends = [parameter in own for parameter in parameters]
-        self._nothing = self.weights[0].new_empty(0)
-        row = sum((weight.shape[1] + 1) * padded(len(weight)) for weight in self.weights)
-        is_by_products = _products_cost_less(self.weights, batch)
-        self.rows = self._nothing if is_by_products else self._nothing.new_empty((len(self.sizes) + 1) * row)
+        self.nothing = self.weights[0].new_empty(0)
         place: dict[Tensor, int] = {parameter: i for i, parameter in enumerate(parameters)}
         self._places = [
             [place.get(p, -1) if p is not None else -1 for p in some] for some in (self.weights, self.biases)
@@ -52,13 +46,47 @@ class SamplePlan:
         self._others = [i for i, mine in enumerate(self.depends) if not mine]
         self.shapes = [shape for k, w in enumerate(self.weights) for shape in ([len(w)] if k == 0 else w.shape)]
         self._width = sum(map(padded, self.shapes))
-        self._kept = self._nothing
+        self._kept = self.nothing
 
     def kept(self, examples: int) -> Tensor:
         """The memory for what a pass of so many examples leaves behind, the same one each time."""
         if self._kept.numel() != examples * self._width:
-            self._kept = self._nothing.new_empty(examples * self._width)
+            self._kept = self.nothing.new_empty(examples * self._width)
         return self._kept
+
+    def new_gradients(self) -> list[Tensor | None]:
+        """Room for a gradient of each parameter; None where the loss does not depend on it."""
+        return [
+            torch.empty_like(p, memory_format=torch.contiguous_format) if used else None
+            for p, used in zip(self.parameters, self.depends, strict=True)
+        ]
+
+    def split(self, grads: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of the weights, of the biases, empty ones where they are not wanted, and of other parameters."""
+        nothing, (weights, biases) = self.nothing, self._places
+        return (
+            [nothing if i < 0 else grads[i] for i in weights],
+            [nothing if i < 0 else grads[i] for i in biases],
+            [grads[i] for i in self._others],
+        )
+
+
+class SamplePlan(MlpPlan):
+    """What is the same in all passes of samples of these sizes.
+
+    Args:
+        layers: as for `MlpPlan`.
+        parameters: likewise.
+        batch: the first of these samples.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], parameters: Sequence[Parameter], batch: TaskBatch) -> None:
+        super().__init__(layers, parameters)
+        self.sizes, self.total = batch.tasks.sizes, batch.tasks.total
+        self._memory, self._targets = batch.memory, batch.targets
+        row = sum((weight.shape[1] + 1) * padded(len(weight)) for weight in self.weights)
+        is_by_products = _products_cost_less(self.weights, batch)
+        self.rows = self.nothing if is_by_products else self.nothing.new_empty((len(self.sizes) + 1) * row)
 
     def serves(self, batch: TaskBatch) -> bool:
         """Whether this is the plan for a sample of the same memory, as many of each task."""
@@ -75,15 +103,6 @@ class SamplePlan:
         """Of the examples that `input` is about: of a memory's all."""
         targets: Tensor = batch.y if batch.entries is None else batch.targets
         return targets
-
-    def split(self, grads: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of the weights, of the biases, empty ones where they are not wanted, and of other parameters."""
-        nothing, (weights, biases) = self._nothing, self._places
-        return (
-            [nothing if i < 0 else grads[i] for i in weights],
-            [nothing if i < 0 else grads[i] for i in biases],
-            [grads[i] for i in self._others],
-        )
 
 
 class ExampleGradients:
@@ -167,29 +186,45 @@ def step_pass(plan: SamplePlan, batch: TaskBatch, current: TaskBatch, margin: fl
         margin: as for `project_`.
         ridge: likewise.
     """
-    grads = [
-        torch.empty_like(p, memory_format=torch.contiguous_format) if used else None
-        for p, used in zip(plan.parameters, plan.depends, strict=True)
-    ]
     n = current.tasks.total
-    weight_grads, bias_grads, _ = plan.split(grads)
-    loss, *projection = torch.ops.gem_fast._mlp_step_(
-        plan.kept(plan.total + n),
-        *plan.input(batch),
-        plan.targets(batch),
+    of_sample = *plan.input(batch), plan.targets(batch), plan.weights, plan.biases, plan.sizes
+    grads, loss, projection = _step(plan, plan.kept(plan.total + n), of_sample, current, margin, ridge, plan.rows)
+    done = projection[2].item() != Status.NON_FINITE
+    return JointPass(ExampleGradients(plan, batch, of_step=n), grads, loss, projection if done else None)
+
+
+def alone_pass(plan: MlpPlan, current: TaskBatch) -> tuple[list[Tensor | None], Tensor]:
+    """The gradients of the current mini-batch alone, and its loss: a step without past tasks."""
+    no_sample: tuple[Any, ...] = (
+        current.memory[:0].flatten(1),
+        [],
+        None,
+        current.targets[:0],
         plan.weights,
         plan.biases,
-        plan.sizes,
-        current.memory.flatten(1).contiguous(),
-        current.targets,
-        weight_grads,
-        bias_grads,
-        margin,
-        ridge,
-        plan.rows,
+        [],
     )
-    done = projection[2].item() != Status.NON_FINITE
-    return JointPass(ExampleGradients(plan, batch, of_step=n), grads, loss, tuple(projection) if done else None)
+    grads, loss, _ = _step(plan, plan.kept(current.tasks.total), no_sample, current, 0.0, 0.0, plan.nothing)
+    return grads, loss
+
+
+def _step(
+    plan: MlpPlan,
+    kept: Tensor,
+    of_sample: tuple[Any, ...],
+    current: TaskBatch,
+    margin: float,
+    ridge: float,
+    rows: Tensor,
+) -> tuple[list[Tensor | None], Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    grads = plan.new_gradients()
+    weight_grads, bias_grads, _ = plan.split(grads)
+    x = current.memory.flatten(1).contiguous()
+    loss, *projection = torch.ops.gem_fast._mlp_step_(
+        kept, *of_sample, x, current.targets, weight_grads, bias_grads, margin, ridge, rows
+    )
+    v, q, status, residual = projection
+    return grads, loss, (v, q, status, residual)
 
 
 def padded(columns: int) -> int:

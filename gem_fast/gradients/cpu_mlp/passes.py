@@ -22,39 +22,71 @@ from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.rows import by_parameter
 
 
-class MlpPass(NamedTuple):
-    """A pass from which the gradients of all its tasks are formed."""
+class MlpPass:
+    """A pass from which the gradients of all its tasks are formed.
 
-    weights: list[Tensor]
-    """Of the layers, first layer first."""
-    biases: list[Tensor | None]
-    input: LayerInput
-    """The first layer's."""
-    sizes: list[int]
-    """The number of examples of each task."""
-    run: Callable[[list[Tensor], list[Tensor], list[int]], Tensor]
-    """run(weight_rows, bias_rows, sizes) writes the rows of all weights but the first, and of all biases, and returns
-    the gradient at the first layer's output: (N, outputs), with zeros up to whole cache lines."""
+    Args:
+        weights: of the layers, first layer first.
+        biases: likewise.
+        given: the first layer's input.
+        sizes: the number of examples of each task.
+        run: run(weight_rows, bias_rows, sizes) writes the rows of all weights but the first, and of all biases, and
+            returns the gradient at the first layer's output: (N, outputs), with zeros up to whole cache lines.
+    """
+
+    def __init__(
+        self,
+        weights: list[Tensor],
+        biases: list[Tensor | None],
+        given: LayerInput,
+        sizes: list[int],
+        run: Callable[[list[Tensor], list[Tensor], list[int]], Tensor],
+    ) -> None:
+        self.weights, self.biases = weights, biases
+        self._input = given
+        self._sizes = sizes
+        self._run = run
+        self._rows: _Rows | None = None  # where it wrote last
+        self._depends: tuple[Sequence[Parameter], list[bool]] | None = None
 
     def depends(self, parameters: Sequence[Parameter]) -> list[bool]:
         """For each of these parameters, whether it is one of the layers'."""
-        own = {*self.weights, *self.biases}
-        return [parameter in own for parameter in parameters]
+        if self._depends is None or self._depends[0] is not parameters:
+            own = {*self.weights, *self.biases}
+            self._depends = parameters, [parameter in own for parameter in parameters]
+        return self._depends[1]
 
-    @torch.no_grad()
     def write(self, G: Tensor, parameters: Sequence[Parameter]) -> None:
         """Writes the rows of G (t, p) of the pass's tasks."""
+        if self._rows is None or self._rows.G is not G:
+            self._rows = self._rows_of(G, parameters)
+        rows = self._rows
+        for block in rows.others:
+            block.zero_()
+        delta = self._run(rows.weights, rows.biases, self._sizes)
+        if rows.first is not None:
+            torch.ops.gem_fast._layer_gradient_(rows.first, delta, *self._input, self._sizes)
+
+    def _rows_of(self, G: Tensor, parameters: Sequence[Parameter]) -> _Rows:
         blocks: dict[Tensor, Tensor] = dict(zip(parameters, by_parameter(G, parameters), strict=True))
         nothing = self.weights[0].new_empty(0)
-        for parameter in blocks.keys() - {*self.weights, *self.biases}:
-            blocks[parameter].zero_()
-        delta = self.run(
+        return _Rows(
+            G,
+            blocks.get(self.weights[0]),
             [blocks.get(weight, nothing) for weight in self.weights[1:]],
             [nothing if bias is None else blocks.get(bias, nothing) for bias in self.biases],
-            self.sizes,
+            [blocks[parameter] for parameter in blocks.keys() - {*self.weights, *self.biases}],
         )
-        if self.weights[0] in blocks:
-            torch.ops.gem_fast._layer_gradient_(blocks[self.weights[0]], delta, *self.input, self.sizes)
+
+
+class _Rows(NamedTuple):
+    """The parts of G, each for one parameter."""
+
+    G: Tensor
+    first: Tensor | None  # of the first weight, where it is wanted
+    weights: list[Tensor]  # of the others; empty ones where they are not
+    biases: list[Tensor]
+    others: list[Tensor]  # on which the losses do not depend
 
 
 def whole_pass(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) -> MlpPass | None:

@@ -61,6 +61,11 @@ def mlp_layers(model: nn.Module) -> list[nn.Linear]:
     return layers if is_mlp else []
 
 
+def has_global_hooks() -> bool:
+    """Whether something looks into all modules."""
+    return bool(_has_any_global_hook())
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something looks into the module's forward or backward, or has replaced it."""
     return bool(
@@ -84,7 +89,7 @@ def is_whole(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) ->
         and x.dtype in (torch.float32, torch.float64)
         and (x.dim() == 2 or (x.dim() > 2 and type(next(_flat(model))) is nn.Flatten))
         and x.shape[1:].numel() == weight.shape[1]
-        and not _has_any_global_hook()
+        and not has_global_hooks()
     )
 
 

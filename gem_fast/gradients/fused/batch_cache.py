@@ -50,7 +50,7 @@ class BatchCache:
         self._last = list(batches) if self._sources else []
         return self._chosen(sample, rows)
 
-    def again(self, constraints: Sequence[Constraint], sample: Sample) -> TaskBatch | None:
+    def again(self, constraints: Sequence[Constraint], sample: Sample | None) -> TaskBatch | None:
         """The examples of the same constraints that count now; None where these are others, or have changed."""
         if self._all is None or self.made_of is not constraints or not self._last or not self._are_unchanged():
             return None

@@ -34,6 +34,7 @@ from gem_fast.gradients.interface import (
 from gem_fast.gradients.layerwise import layerwise
 from gem_fast.gradients.loop import RowEngine, fill_rows
 from gem_fast.gradients.restore import buffers_restored
+from gem_fast.gradients.rows import number_of
 from gem_fast.state import check_keys
 from gem_fast.wrappers import uncompiled
 
@@ -110,7 +111,7 @@ class Fused(RowEngine):
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
         self._joint: Joint | None = None
-        self._was_by_examples = False  # whether the model's last pass was one of `cpu_mlp.ExampleGradients`
+        self._known: Literal["memory", "sample"] | None = None  # what the last pass took, where `cpu_mlp` did it all
         self._schedule = Schedule()
         self._reason: str | None = None  # why the model is left to the loop
         self._has_said_several = False
@@ -128,16 +129,25 @@ class Fused(RowEngine):
             ValueError: the loss is not a scalar.
             RuntimeError: form is "layerwise", and the model cannot be handled in one pass.
         """
+        model, verifier = self._current(objective, constraints, parameters)
+        return self._task_gradients(model, verifier, objective, constraints, parameters, sample)
+
+    def _task_gradients(
+        self,
+        model: FusedModel,
+        verifier: Verifier,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        sample: Sample | None,
+    ) -> TaskGradients:
         reason: CannotFuse | None = None
-        if sample is not None and self._was_by_examples:
-            model, _ = self._current(objective, constraints, parameters)
-            try:
-                known = self._known_sample(model, constraints, sample)
-                if known is not None:
-                    with failures_as_reasons():
-                        return cpu_mlp.ExampleGradients(*known)
-            except CannotFuse as error:
-                reason = error
+        try:
+            known = self._known_batch(model, constraints, sample)
+            if known is not None:
+                return self._of_known(model, verifier, known, constraints)
+        except CannotFuse as error:
+            reason = error
         rows, tasks, t = self._rows, [batches[0].task for batches in constraints], len(constraints)
         is_layerwise = self._is_layerwise(t, parameters)
         if not is_layerwise:
@@ -145,7 +155,7 @@ class Fused(RowEngine):
         stale = slice(0, t) if is_layerwise else rows.stale
         if reason is not None:
             pass  # a pass of a known kind has failed
-        elif any(len(batches) != 1 for batches in constraints):
+        elif set(map(len, constraints)) != {1}:
             reason = CannotVerify("a constraint has several batches")
             if t > 1 and not self._has_said_several:
                 self._has_said_several = True
@@ -153,7 +163,9 @@ class Fused(RowEngine):
         # One task is one backward in any case.
         elif stale.stop - stale.start > 1 or is_layerwise:
             try:
-                G = self._with_descriptors(objective, constraints, parameters, sample, stale, is_layerwise)
+                G = self._with_descriptors(
+                    model, verifier, objective, constraints, parameters, sample, stale, is_layerwise
+                )
                 if G is not None:
                     return G
             except CannotFuse as error:
@@ -190,11 +202,16 @@ class Fused(RowEngine):
         if self._shortcuts:
             batch = self._joint.mlp_batch(current)
             if batch is not None:
-                if margins is not None and (known := self._known_sample(model, constraints, sample)) is not None:
-                    return cpu_mlp.step_pass(*known, batch, *margins)
+                if margins is not None and sample is not None:
+                    known = self._known_batch(model, constraints, sample)
+                    if known is not None:
+                        plan = model.sample_plan(known)
+                        assert plan is not None
+                        return cpu_mlp.step_pass(plan, known, batch, *margins)
                 alone = self._joint.by_shortcut(current, batch)
                 if alone is not None:
-                    return JointPass(self(objective, constraints, parameters, sample), *alone)
+                    G = self._task_gradients(model, verifier, objective, constraints, parameters, sample)
+                    return JointPass(G, *alone)
         t = len(constraints)
         if (
             self._rows.refresh_every > 1
@@ -220,31 +237,39 @@ class Fused(RowEngine):
             return done
         return None
 
-    def _known_sample(
+    def _known_batch(
         self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None
-    ) -> tuple[cpu_mlp.SamplePlan, TaskBatch] | None:
-        """A sample whose pass by `cpu_mlp` is of a kind that was compared, and the plan of it; it counts as made.
+    ) -> TaskBatch | None:
+        """The examples that count, where `cpu_mlp` takes them in a pass of a kind that was compared; it counts as made.
 
         None where it is of no such kind, or a comparison is due. Such a pass draws no random numbers and leaves no
         trace in the model.
         """
-        if sample is None or not self._was_by_examples or self._cache is None or self._reason is not None:
+        if self._cache is None or self._reason is not None or self._known != ("memory" if sample is None else "sample"):
             return None
         batch = self._cache.again(constraints, sample)
-        if batch is None:
-            t = len(constraints)
-            if (
-                not self._keeps_no_rows(t)
-                or self._is_layerwise(t, model.parameters)
-                or any(len(batches) != 1 for batches in constraints)
-            ):
-                return None
-            [batch] = self._task_batches(model, constraints, sample, slice(0, t))
-        plan, tasks = model.sample_plan(batch), [batches[0].task for batches in constraints]
-        if plan is None or self._schedule.due(tasks, is_new=False):
+        if batch is None and sample is not None and self._needs_no_rows(constraints, model.parameters):
+            [batch] = self._task_batches(model, constraints, sample, slice(0, len(constraints)))
+        if batch is None or (sample is not None and model.sample_plan(batch) is None):
+            return None
+        tasks = [batches[0].task for batches in constraints]
+        if self._schedule.due(tasks, is_new=False):
             return None
         self._schedule.passed(tasks, [])
-        return plan, batch
+        return batch
+
+    def _of_known(
+        self, model: FusedModel, verifier: Verifier, batch: TaskBatch, constraints: Sequence[Constraint]
+    ) -> TaskGradients:
+        with failures_as_reasons():
+            plan = model.sample_plan(batch)
+            if plan is not None:
+                return cpu_mlp.ExampleGradients(plan, batch)
+            self._rows.begin_step([batches[0].task for batches in constraints], model.parameters)
+            every = slice(0, len(constraints))
+            return self._rows_of_passes(
+                model, [batch], every, shortcuts=True, bytes_per_example=verifier.bytes_per_example
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The rows that the next step does not compute anew, which comparisons there were, and what they have found."""
@@ -278,29 +303,33 @@ class Fused(RowEngine):
     def _is_layerwise(self, t: int, parameters: Sequence[Parameter]) -> bool:
         if self._form != "auto" or self._rows.refresh_every > 1 or self._tasks_per_pass is not None:
             return self._form == "layerwise"
-        return t * sum(p.numel() * p.element_size() for p in parameters) > self._row_bytes
+        return t * number_of(parameters) * parameters[0].element_size() > self._row_bytes
 
     def _with_descriptors(
-        self, objective: Objective, constraints: Sequence[Constraint], *args: Any
+        self,
+        model: FusedModel,
+        verifier: Verifier,
+        objective: Objective,
+        constraints: Sequence[Constraint],
+        parameters: Sequence[Parameter],
+        *args: Any,
     ) -> TaskGradients | None:
         """As `_fused`, in one call of the model where it takes many descriptors in one, else in a call per task."""
         try:
-            return self._fused(objective, constraints, *args)
+            return self._fused(model, verifier, constraints, parameters, *args)
         except CannotVerify:
             raise
         except CannotFuse:
-            if (
-                self._model is None
-                or self._model.call_per_task
-                or not has_descriptors(batch for [batch] in constraints)
-            ):
+            if model.call_per_task or not has_descriptors(batch for [batch] in constraints):
                 raise
             self._call_per_task = True
-            return self._fused(objective, constraints, *args)
+            model, verifier = self._current(objective, constraints, parameters)
+            return self._fused(model, verifier, constraints, parameters, *args)
 
     def _fused(
         self,
-        objective: Objective,
+        model: FusedModel,
+        verifier: Verifier,
         constraints: Sequence[Constraint],
         parameters: Sequence[Parameter],
         sample: Sample | None,
@@ -308,7 +337,6 @@ class Fused(RowEngine):
         is_layerwise: bool,
     ) -> TaskGradients | None:
         """G by one pass, or by a few where not all activations fit; None where the loop is as fast."""
-        model, verifier = self._current(objective, constraints, parameters)
         may_be_slower = not is_layerwise and self._tasks_per_pass is None
         if self._reason is not None or (may_be_slower and model.is_faster_one_by_one()):
             return None
@@ -324,7 +352,7 @@ class Fused(RowEngine):
                 if not is_layerwise:  # else what is not finite is found in P and q
                     raise
 
-            plan = model.sample_plan(batches[0]) if is_mlp and self._keeps_no_rows(len(constraints)) else None
+            plan = model.sample_plan(batches[0]) if is_mlp and self._needs_no_rows(constraints, parameters) else None
 
             def run() -> TaskGradients:
                 if plan is not None:
@@ -350,12 +378,16 @@ class Fused(RowEngine):
                     except RowsDiffer as error:
                         raise RowsDiffer(self._with_unchecked(error)) from error
                 self._schedule.passed(tasks, due)
-                self._was_by_examples = plan is not None
+                self._known = None
+                if is_mlp and self._rows.refresh_every == 1 and len(tasks) > 1 and (sample is None or plan is not None):
+                    self._known = "memory" if sample is None else "sample"
                 return G
 
-    def _keeps_no_rows(self, t: int) -> bool:
-        """Whether all is computed anew in each step, and at once."""
-        return self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None and t > 1
+    def _needs_no_rows(self, constraints: Sequence[Constraint], parameters: Sequence[Parameter]) -> bool:
+        """Whether G may be what a sample's products give: all is computed anew in each step, and at once."""
+        is_free = self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None
+        t = len(constraints)
+        return is_free and t > 1 and set(map(len, constraints)) == {1} and not self._is_layerwise(t, parameters)
 
     def _rows_of_passes(
         self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int
@@ -364,10 +396,12 @@ class Fused(RowEngine):
         rows, call_per_task = self._rows, model.call_per_task
         sizes = [size for batch in batches for size in batch.tasks.sizes]
         step = self._tasks_at_once(sizes, bytes_per_example)
-        for first in range(0, len(sizes), step):
-            some = slice(first, min(first + step, len(sizes)))
+        t = len(rows.G)
+        for first in range(stale.start, stale.stop, step):
+            last = min(first + step, stale.stop)
+            some = slice(first - stale.start, last - stale.start)
             done = model.run(batches[some] if call_per_task else [batches[0].of_tasks(some)], shortcuts=shortcuts)
-            done.write(rows.G[stale][some], model.parameters)
+            done.write(rows.G if last - first == t else rows.G[first:last], model.parameters)
             rows.computed(done.depends(model.parameters))
         return rows
 
@@ -396,7 +430,7 @@ class Fused(RowEngine):
                 self._reason = None
             self._model = FusedModel(objective, parameters, call_per_task=call_per_task)
             self._verifier = Verifier(self._model)
-            self._was_by_examples = False
+            self._known = None
             self._joint = Joint(self._model, self._verifier)
         return self._model, self._verifier
 

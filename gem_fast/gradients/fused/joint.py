@@ -72,17 +72,13 @@ class Joint:
 
     def by_shortcut(self, current: Batch, batch: TaskBatch) -> tuple[list[Tensor | None], Tensor] | None:
         """The gradients and the loss by a pass of `cpu_mlp` through the mini-batch alone; None where it fails."""
-        model = self._model
-
-        def run() -> tuple[list[Tensor | None], Tensor]:
-            own, loss = cpu_mlp.single_pass(model.mlp_layers, batch)
-            return [own.get(parameter) for parameter in model.parameters], loss
-
+        plan = self._model.mlp_plan
+        self._by_shortcut += 1
+        if self._by_shortcut & (self._by_shortcut - 1):
+            return cpu_mlp.alone_pass(plan, batch)
         with self.attempt(), failures_as_reasons():
-            self._by_shortcut += 1
-            if self._by_shortcut & (self._by_shortcut - 1) == 0:
-                self._verifier.verify_alone(current, lambda: run()[0])
-            return run()
+            self._verifier.verify_alone(current, lambda: cpu_mlp.alone_pass(plan, batch)[0])
+            return cpu_mlp.alone_pass(plan, batch)
         return None
 
     def batch(self, batches: Sequence[TaskBatch], current: Batch) -> TaskBatch | None:

@@ -57,6 +57,7 @@ class FusedModel:
         has_own_call = objective.pass_task or objective.forward is not None
         self.mlp_layers = [] if has_own_call else cpu_mlp.mlp_layers(objective.model)
         self._plan: cpu_mlp.SamplePlan | None = None
+        self._whole: tuple[TaskBatch, cpu_mlp.MlpPass | None] | None = None  # the last pass without autograd
         self._wanted = set(parameters)
         self._dims: dict[tuple[nn.Module, int], int | None] = {}
         loss = [objective.loss_fn] if isinstance(objective.loss_fn, nn.Module) else []
@@ -87,13 +88,19 @@ class FusedModel:
 
     def _present_states(self) -> list[tuple[Any, ...]]:
         """Of the modules that were found and their parameters: what is in them, how they are set, who looks in."""
-        return [
-            (type(m), m.training, cpu_mlp.has_hooks(m), *m._modules.values(), *map(id, m._parameters.values()))
-            for m in self._modules
-        ] + [
-            (p.requires_grad, bool(p._backward_hooks), bool(p._post_accumulate_grad_hooks), p.dtype, p.device)
-            for p in self._watched
-        ]
+        return (
+            [
+                (cpu_mlp.has_global_hooks(),),
+            ]
+            + [
+                (type(m), m.training, cpu_mlp.has_hooks(m), *m._modules.values(), *map(id, m._parameters.values()))
+                for m in self._modules
+            ]
+            + [
+                (p.requires_grad, bool(p._backward_hooks), bool(p._post_accumulate_grad_hooks), p.dtype, p.device)
+                for p in self._watched
+            ]
+        )
 
     def stateful(self) -> list[nn.Module]:
         """The modules whose buffers a pass may change."""
@@ -111,6 +118,11 @@ class FusedModel:
             return self._plan
         self._plan = cpu_mlp.SamplePlan(self.mlp_layers, self.parameters, batch) if self.is_mlp(batch) else None
         return self._plan
+
+    @cached_property
+    def mlp_plan(self) -> cpu_mlp.MlpPlan:
+        """What passes through `mlp_layers` share."""
+        return cpu_mlp.MlpPlan(self.mlp_layers, self.parameters)
 
     def is_faster_one_by_one(self) -> bool:
         """Whether one backward per task is as fast or faster: convolutions on a CPU, as measured (bench/README.md)."""
@@ -134,9 +146,10 @@ class FusedModel:
         """
         if shortcuts and self.mlp_layers:
             [batch] = batches
-            found = cpu_mlp.whole_pass(self.mlp_layers, self.objective.model, batch)
-            if found is not None:
-                return found
+            if self._whole is None or self._whole[0] is not batch:
+                self._whole = batch, cpu_mlp.whole_pass(self.mlp_layers, self.objective.model, batch)
+            if self._whole[1] is not None:
+                return self._whole[1]
         recorder = Recorder(self._wanted, self._dims, learn_dims)
         return self._backward(recorder, self._forward(recorder, batches), batches, shortcuts, verifying)
 
