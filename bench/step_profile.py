@@ -33,17 +33,19 @@ def floors(memory_batch: int | None, density: float) -> dict[str, list[tuple[flo
     pixels, others = PIXELS * density, HIDDEN * (HIDDEN + CLASSES)
     first, everyone = pixels * HIDDEN, n + BATCH
     products = pixels + 4 * HIDDEN + CLASSES  # of two examples: inputs and output gradients of three layers
+    alone = BATCH * (2 * first + 3 * others), 4 * P  # the mini-batch's own pass, beside one of all examples
     return {
         # Forward, backward to the layers' outputs, q from inner products; then P from these and g~ from all examples,
         # or rows that are written, and read for v and for g~.
-        "_mlp_step_": [
+        "_mlp_step_": [alone]
+        if memory_batch is None
+        else [
             (everyone * (2 * first + 3 * others) + (n / 2 + BATCH) * n * products, 8 * P),
             (everyone * (2 * first + 3 * others) + BATCH * n * products + 2 * T * P, 3 * 4 * T * P),
         ],
         "_mlp_pass": [(n * (first + 3 * others), 4 * T * (P - PIXELS * HIDDEN))],
         "_layer_gradient_": [(n * first, 4 * T * PIXELS * HIDDEN)],
         "project_": [(2 * T * P, 2 * 4 * T * P)],  # G is read for q and for g~
-        "_mlp_backward": [(BATCH * 2 * others, 0)],
     }
 
 
