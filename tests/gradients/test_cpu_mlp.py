@@ -15,7 +15,7 @@ from utils.engines import assert_as_the_loop, fused, half_of_each, log_lines, me
 from utils.mlps import LOSSES, MLPS, OTHERS, SIZES, sequential
 from utils.models import classes, rows
 
-from gem_fast import Sample
+from gem_fast import GEM, Engine, EpisodicMemory, Fused, Loop, Sample
 from gem_fast.gradients.cpu_mlp import MlpPass
 from gem_fast.gradients.fused.verifier import RowsDiffer, Verifier
 from gem_fast.paper.data import MNIST_5K, load_data
@@ -278,3 +278,63 @@ def test_bad_arguments_of_the_operators() -> None:
         ops._cross_entropy_gradient(torch.zeros(1, 3), torch.tensor([3]), [1])
     with pytest.raises(ValueError, match="sizes must add up to n = 1, got 2"):
         ops._cross_entropy_gradient(torch.zeros(1, 3), torch.tensor([0]), [2])
+
+
+# ---- a kind of pass that was made before -----------------------------------------------------------------------------
+
+
+def hook_on_all(model: nn.Module) -> Any:
+    def bent(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        return output * 1.5 if isinstance(module, nn.Linear) else None
+
+    return nn.modules.module.register_module_forward_hook(bent)
+
+
+def hook_on_one(model: nn.Module) -> Any:
+    return model[0].register_forward_hook(lambda _module, _inputs, output: output * 1.5)
+
+
+def other_layer(model: nn.Module) -> None:
+    model[1] = nn.Tanh()
+
+
+def frozen_bias(model: nn.Module) -> None:
+    model[0].bias.requires_grad_(False)
+
+
+def moved_storage(model: nn.Module) -> None:
+    model[0].weight.data = model[0].weight.data.clone() * 0.5
+
+
+CHANGES = {f.__name__: f for f in (hook_on_all, hook_on_one, other_layer, frozen_bias, moved_storage)}
+
+
+@pytest.mark.parametrize("by_step", [False, True], ids=["hook", "step"])
+@pytest.mark.parametrize("memory_batch", [None, 3], ids=["all", "sampled"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_two_passes_is_seen(change: str, memory_batch: int | None, by_step: bool) -> None:
+    """What a pass has found out of the model is not taken for granted in the next one."""
+
+    def train(engine: Engine) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = relu_mlp([6, 5, 3]).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gem = GEM(model, optimizer, engine=engine, memory=EpisodicMemory(8), memory_batch=memory_batch, margin=0.1)
+        handle = None
+        for step in range(24):
+            if step == 21:
+                handle = CHANGES[change](model)
+            x, y, task = torch.randn(4, 6).double(), torch.randint(3, (4,)), step // 6
+            if by_step:
+                gem.step(x, y, task)
+            else:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                gem.observe(x, y, task)
+                optimizer.step()
+        if handle is not None:
+            handle.remove()
+        return [p.detach().clone() for p in model.parameters()]
+
+    for mine, theirs in zip(train(Fused()), train(Loop()), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
