@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gem_fast import metrics
 from gem_fast.paper.data import ImageData
@@ -127,31 +125,6 @@ def test_a_record_comes_back_from_plain_values():
         (name, value.dtype) for name, value in vars(record).items() if hasattr(value, "dtype")
     ]
     np.testing.assert_array_equal(again.newest, record.newest)
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "1", "x"]),
-    lambda inner: st.lists(inner, max_size=3),
-)
-NUMBERS = st.lists(st.integers(-1, 3) | st.floats(0, 1), max_size=3)
-CURVES = st.fixed_dictionaries({"batch": PLAIN | NUMBERS, "task": PLAIN | NUMBERS, "accuracy": PLAIN | NUMBERS})
-SECONDS = st.fixed_dictionaries({"train": PLAIN, "eval": PLAIN})
-
-
-@given(
-    PLAIN
-    | st.fixed_dictionaries(
-        {}, optional={"baseline": PLAIN | NUMBERS, "curves": PLAIN | CURVES, "seconds": PLAIN | SECONDS}
-    )
-)
-def test_other_values_are_no_record(values):
-    try:
-        record = Record.of(values)
-    except ValueError:
-        return
-    assert record.accuracy.shape == (len(record.batch), len(record.baseline))
-    assert record.task.shape == record.batch.shape
-    assert np.isfinite(record.accuracy).all()
 
 
 def test_tasks_that_come_back():

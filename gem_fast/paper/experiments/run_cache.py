@@ -86,18 +86,11 @@ def read_run(path: Path, config: Config) -> Record | None:
         contents = path.read_bytes()
     try:
         result = json.loads(contents)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as the result of a run: it is not JSON") from error
-    if not isinstance(result, dict) or result.get("key") != config:
+        key, record = result["key"], None if result["diverged"] else Record.of(result)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, or not the result of a run: {error!r}") from error
+    if key != config:
         raise InputError(f"{path} is not the result of this run, but of another configuration")
-    if result.get("diverged") is True:
-        return None
-    try:
-        record = Record.of(result)
-        if record.acc != result.get("acc"):
-            raise ValueError("its parts do not fit together")
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
     return record
 
 

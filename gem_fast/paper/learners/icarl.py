@@ -11,10 +11,9 @@ from torch import Tensor
 from gem_fast.memory.herding import herding_order
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
+from gem_fast.paper.learners.base import CurrentTaskBuffer, Part, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.classes import TEST_BATCH
-from gem_fast.state import check_count, check_generator, check_keys, check_plain_tensor
 
 Class = tuple[int, int]  # a task and a label of it
 
@@ -61,8 +60,8 @@ class Icarl(SgdLearner):
         super().__init__(stream_info, device, config)
         self.memory = memory
         self.strength = config.strength
-        self.current_task = CurrentTaskBuffer(stream_info.n_tasks)
-        self.exemplars = Exemplars(stream_info)
+        self.current_task = CurrentTaskBuffer()
+        self.exemplars = Exemplars()
         self.sampler = _Sampler(int(torch.randint(2**62, ())))
         self._other_outputs = stream_info.other_outputs_mask().to(device)
         # Caches: the first one depends on the exemplars and the current task, the second one on the model as well.
@@ -108,7 +107,7 @@ class Icarl(SgdLearner):
             seen = torch.cat([x[y == label], exemplars[c]]) if c in exemplars else x[y == label]
             candidates[c] = seen.unique(dim=0)  # further epochs, and a task that comes back, show the same again
         n = self.memory // len(exemplars | candidates)
-        exemplars = {c: kept[:n] for c, kept in exemplars.items()}
+        exemplars = {c: kept[:n].clone() for c, kept in exemplars.items()}  # a view's state would hold all of it
         order = {c: herding_order(self._evaluate(seen).double(), n) for c, seen in candidates.items()}
         return exemplars | {c: seen[order[c]] for c, seen in candidates.items()}
 
@@ -145,37 +144,15 @@ class Icarl(SgdLearner):
         self._past = None if self.current_task.task is None else self._past_exemplars(self.current_task.task)
 
 
-class Exemplars:
+class Exemplars(Part):
     """The exemplars of each class and the outputs that distillation compares with."""
 
-    def __init__(self, stream_info: StreamInfo) -> None:
+    STATE = ("by_class",)
+
+    def __init__(self) -> None:
         """Begins without any."""
         # For each class the exemplars, shape (m, ...), first selected first, and their outputs for all classes.
         self.by_class: dict[Class, tuple[Tensor, Tensor]] = {}
-        self._stream_info = stream_info
-
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of all exemplars and outputs."""
-        return {"classes": [(*c, x.clone(), outputs.clone()) for c, (x, outputs) in self.by_class.items()]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
-        check_keys("exemplars", state, ("classes",))
-        if not isinstance(state["classes"], list):
-            raise ValueError(f"classes must be a list, got {type(state['classes']).__name__}")
-        by_class = {}
-        for entry in state["classes"]:
-            if not isinstance(entry, tuple) or len(entry) != 4:
-                raise ValueError("a class must be a task, a label, exemplars and outputs, got another value")
-            task, label, x, outputs = entry
-            check_count("the task of a class", task, 0, self._stream_info.n_tasks - 1)
-            check_count("the label of a class", label, 0, len(self._stream_info.outputs[task]) - 1)
-            for name, value in (("exemplars", x), ("outputs", outputs)):
-                check_plain_tensor(name, value)
-            if x.dim() == 0 or not len(x) or outputs.shape != (len(x), self._stream_info.n_outputs):
-                raise ValueError("a class must have exemplars and as many rows of outputs, got other shapes")
-            by_class[task, label] = (x.clone(), outputs.clone())
-        self.by_class = by_class
 
 
 class _PastExemplars(NamedTuple):
@@ -203,6 +180,4 @@ class _Sampler:
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check_keys("sampler", state, ("generator",))
-        check_generator(state["generator"])
         self._generator.set_state(state["generator"])
