@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from utils.cifar_files import all_classes
 
 from gem_fast import metrics
 from gem_fast.paper.data import ImageData
@@ -205,8 +206,8 @@ def test_the_weights_are_moved_instead_of_the_images(learner, make_stream, densi
 
 
 @pytest.mark.parametrize(("stream", "evaluations"), [("split", 2), ("cifar100", 1)])
-def test_how_often_a_run_is_evaluated_by_default(stream, evaluations):
-    data = "cifar100-stand-in" if stream == "cifar100" else "mnist-5k"
+def test_how_often_a_run_is_evaluated_by_default(tmp_path, stream, evaluations):
+    data = str(all_classes(tmp_path / "made-up", 3)) if stream == "cifar100" else "mnist-5k"
     run = TrainingRun(configuration(stream, "single", data=data, tasks=5, samples_per_task=60))
     assert run.config["eval_every"] == 6 // evaluations
 

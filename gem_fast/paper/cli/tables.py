@@ -1,16 +1,15 @@
 """The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from gem_fast.paper.config import Whole
-from gem_fast.paper.data import MNIST_5K, STAND_IN
+from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import extra
 from gem_fast.paper.experiments.runner import CACHE, Experiment, TableOptions, run_experiments, write_table
 from gem_fast.paper.experiments.training_run import Config, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports import published
-from gem_fast.paper.reports.published import MEASURES, MEMORIES, Numbers
+from gem_fast.paper.reports.published import MEASURES, MEMORIES
 from gem_fast.paper.streams.config import DataOptions
 from gem_fast.paper.streams.descriptors import DESCRIPTORS
 
@@ -24,7 +23,6 @@ StreamName = Literal["permutations", "rotations", "cifar100"]
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
 ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task of the stream but the last."
-CODE = "code: what the paper's code gives on these 5000 digits with seed 0."
 
 
 class TableSpec(NamedTuple):
@@ -58,13 +56,10 @@ class PaperTable(TableOptions):
         with extra("the picture"):
             from gem_fast.paper.reports.table_plots import draw
         title, experiments, notes = self.spec()
-        self.prepare(*dict.fromkeys(each.config["data"] for each in experiments))
+        data = dict.fromkeys(each.config["data"] for each in experiments)
+        self.prepare(*data)
         rows = run_experiments(experiments, self, cache=self.cache)
-        if any(experiment.config["data"] == MNIST_5K for experiment in experiments):
-            notes += (DIGITS,)
-        if any(experiment.published_code for experiment in experiments):
-            notes += (CODE,)
-        write_table(self.name, title, notes, rows, experiments, self, draw)
+        write_table(self.name, title, notes + (DIGITS,) * (MNIST_5K in data), rows, experiments, self, draw)
 
 
 class DigitsTable(DataOptions, PaperTable):
@@ -76,11 +71,6 @@ class DigitsTable(DataOptions, PaperTable):
         more |= {"data": self.data, "data_root": self.data_root, "device": self.device}
         return configuration(stream, learner, **size | more)
 
-    def published_code(self, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
-        """What the published code gives on the same digits."""
-        numbers = published.PUBLISHED_CODE.get((stream, learner), {}) if self.data == MNIST_5K else {}
-        return {name: value for name, value in numbers.items() if name in measures}
-
 
 class CifarTable(PaperTable):
     """What runs on CIFAR-100."""
@@ -89,11 +79,6 @@ class CifarTable(PaperTable):
     """CIFAR-100: cifar100, as torchvision stores it, or a folder or .tar.gz"""
     memory_batch: Whole | None = None
     """examples that gem draws of each past task for a step on cifar100; None: all, as published"""
-
-    @property
-    def cifar_name(self) -> str:
-        """The data set, for titles."""
-        return "a stand-in for CIFAR-100" if self.cifar == STAND_IN else "CIFAR-100"
 
     @property
     def size(self) -> dict[str, int]:
@@ -117,19 +102,16 @@ class Table1(DigitsTable):
 
     def spec(self) -> TableSpec:
         """Each learner that the paper has times of, and two more, on both streams."""
-        experiments = [
-            Experiment(
-                {"stream": stream, "learner": learner},
-                self.digits(stream, learner),
-                ("seconds",),
-                paper=published.PAPER_TABLE1.get((stream, learner), {}),
-                published_code=self.published_code(stream, learner, ("seconds",)),
-            )
-            for stream in ("permutations", "rotations")
-            for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
-        ]
+        experiments = []
+        for stream in ("permutations", "rotations"):
+            for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem"):
+                condition, paper = (
+                    {"stream": stream, "learner": learner},
+                    published.PAPER_TABLE1.get((stream, learner), {}),
+                )
+                experiments.append(Experiment(condition, self.digits(stream, learner), ("seconds",), paper))
         title = f"Table 1: training time on {self.data_name} in seconds ({self.device})"
-        return TableSpec(title, experiments, ("Seconds of training without evaluation; the code's are with it.",))
+        return TableSpec(title, experiments, ("Seconds of training without evaluation.",))
 
 
 class Table2(CifarTable):
@@ -143,10 +125,9 @@ class Table2(CifarTable):
         for learner in ("gem", "icarl"):
             for memory in MEMORIES:
                 size = {"memory_per_task": memory // self.size["tasks"]} if learner == "gem" else {"memory": memory}
-                paper = {} if self.cifar == STAND_IN else published.PAPER_TABLE2[learner, memory]
-                condition = {"learner": learner, "memory": memory}
-                experiments.append(Experiment(condition, self.images(learner, **size), ("acc",), paper=paper))
-        return TableSpec(f"Table 2: ACC on {self.cifar_name} by the examples in memory", experiments)
+                condition, paper = {"learner": learner, "memory": memory}, published.PAPER_TABLE2[learner, memory]
+                experiments.append(Experiment(condition, self.images(learner, **size), ("acc",), paper))
+        return TableSpec("Table 2: ACC on CIFAR-100 by the examples in memory", experiments)
 
 
 class Table3(DigitsTable):
@@ -160,11 +141,9 @@ class Table3(DigitsTable):
         for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
             for epochs in (1, 2, 5):
                 measures = ("acc",) if learner == "joint" else ("acc", "bwt")
-                code = self.published_code("rotations", learner, measures) if epochs == 1 else {}
                 paper = {name: published.PAPER_TABLE3[learner, epochs][name] for name in measures}
                 config = self.digits("rotations", learner, epochs=epochs)
-                condition = {"learner": learner, "epochs": epochs}
-                experiments.append(Experiment(condition, config, measures, paper=paper, published_code=code))
+                experiments.append(Experiment({"learner": learner, "epochs": epochs}, config, measures, paper))
         note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
         title = f"Table 3: ACC and BWT on rotations of {self.data_name} by epochs per task"
         return TableSpec(title, experiments, (note, DIVIDED))
@@ -183,19 +162,13 @@ class Figure1(DigitsTable, CifarTable):
         experiments = []
         for stream in self.streams:
             for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
-                if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
-                    continue
-                condition = {"stream": stream, "learner": learner}
-                paper = published.PAPER_FIGURE1.get((stream, learner), {})
-                code: Numbers = {}
-                if stream == "cifar100":
-                    config = self.images(learner)
-                    condition["stream"] = self.cifar_name
-                    paper = {} if self.cifar == STAND_IN else paper
-                else:
-                    config = self.digits(stream, learner)
-                    code = self.published_code(stream, learner, MEASURES)
-                experiments.append(Experiment(condition, config, MEASURES, "first_task", paper, code))
+                if (stream, learner) in PRESETS and (learner != "icarl" or stream == "cifar100"):
+                    config = self.images(learner) if stream == "cifar100" else self.digits(stream, learner)
+                    condition, paper = (
+                        {"stream": stream, "learner": learner},
+                        published.PAPER_FIGURE1.get((stream, learner), {}),
+                    )
+                    experiments.append(Experiment(condition, config, MEASURES, paper, "first_task"))
         note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
         title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
         return TableSpec(title, experiments, (DIVIDED, note))
@@ -221,8 +194,6 @@ class Descriptors(DigitsTable, CifarTable):
         if self.samples_per_task is not None:
             common["samples_per_task"] = self.samples_per_task
             notes.append(f"Each task has {self.samples_per_task} training examples.")
-        if self.memory_batch is not None:
-            notes.append(f"{self.memory_batch} examples of each past task are drawn for a step; the paper uses all.")
         experiments = []
         for stream in self.streams:
             # Which class it is, one-hot, makes the network without a descriptor.
@@ -235,7 +206,7 @@ class Descriptors(DigitsTable, CifarTable):
                     else:
                         config = self.digits(stream, "gem", memory_batch=self.memory_batch, **more)
                     condition = {"stream": stream, "order": order, "descriptor": kind or "none"}
-                    experiments.append(Experiment(condition, config, (*MEASURES, "zero_shot"), "zero_shot"))
+                    experiments.append(Experiment(condition, config, (*MEASURES, "zero_shot"), curve="zero_shot"))
         return TableSpec("Task descriptors: GEM told what each task is about, and not", experiments, tuple(notes))
 
 

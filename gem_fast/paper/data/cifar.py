@@ -3,8 +3,6 @@
 The binary format is two files, train.bin and test.bin. Each image is 3074 bytes: its coarse and its fine label, and
 3072 pixels, red before green before blue. The Python format is two pickles. A pickle can run any code when it is
 loaded, so only those with the checksums that torchvision publishes are. An archive is not unpacked to the disk.
-
-For tests there is a stand-in: made-up images of the same shape. Results on them say nothing about CIFAR-100.
 """
 
 import gzip
@@ -17,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gem_fast.paper.data.images import ImageData
@@ -36,9 +33,6 @@ MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7f
 MAX_BYTES = 1 << 28
 MAX_ARCHIVE_BYTES = 1 << 29
 MAX_MEMBERS = 1000
-STAND_IN = "cifar100-stand-in"
-# What the names of made-up data end with.
-STAND_IN_SUFFIX = " (a stand-in, not CIFAR-100)"
 # By label, as in the archive's fine_label_names.txt.
 NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -154,27 +148,3 @@ def _parse_pickle(where: str, contents: bytes, expected: str) -> tuple[Tensor, T
         )
     state = pickle.loads(contents, encoding="bytes")
     return torch.tensor(state[b"data"]).view(-1, *IMAGE_SHAPE), torch.tensor(state[b"fine_labels"])
-
-
-def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> ImageData:
-    """Images of 100 classes, under a name that says what they are; CIFAR-100 has 500 and 100 examples of each class.
-
-    Each class has a smooth random pattern of colours. An image is the pattern of its class plus a pattern of its own,
-    so that a learner has to find out what the images of a class have in common. All of them come from the seed.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    patterns = _patterns(N_CLASSES, generator)
-    tensors = []
-    for per_class in (train_per_class, test_per_class):
-        labels = torch.arange(N_CLASSES).repeat(per_class)[torch.randperm(N_CLASSES * per_class, generator=generator)]
-        images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
-        for rows in torch.arange(len(labels)).split(1000):
-            signal = patterns[labels[rows]] + _patterns(len(rows), generator)
-            images[rows] = (128 + 25 * signal).clamp(0, 255).byte()
-        tensors += [images, labels]
-    return ImageData(STAND_IN + STAND_IN_SUFFIX, *tensors)
-
-
-def _patterns(n: int, generator: torch.Generator) -> Tensor:
-    """Smooth random patterns, shape (n, 3, 32, 32), of mean 0 and variance 1, roughly."""
-    return F.interpolate(torch.randn(n, IMAGE_SHAPE[0], 4, 4, generator=generator), IMAGE_SHAPE[1:], mode="bicubic")

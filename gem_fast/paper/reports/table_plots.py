@@ -54,7 +54,7 @@ def _table1(table: ResultTable) -> Figure:
         axes.set(xscale="log", xlim=(min(ends) / 2, max(ends) * 2), xlabel="training time (s)", title=stream)
         axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
         light_axes(axes, "x")
-    _legend(figure, [], paper=True)
+    _legend(figure, [])
     return figure
 
 
@@ -72,7 +72,7 @@ def _table2(table: ResultTable) -> Figure:
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
     light_axes(axes, "y")
-    _legend(figure, learners, paper=not table.flags["stand_in"])
+    _legend(figure, learners)
     return figure
 
 
@@ -94,7 +94,7 @@ def _table3(table: ResultTable) -> Figure:
             axes.axvline(boundary - 0.5, color=INK, alpha=0.12, linewidth=0.8)
         light_axes(axes, "y")
     grid[1].axhline(0, color=INK, linewidth=0.8)
-    _legend(figure, learners, paper=True)
+    _legend(figure, learners)
     return figure
 
 
@@ -107,7 +107,7 @@ def _figure1(table: ResultTable) -> Figure:
         _curves(curves, rows, "first_task", "learner")
         bars.set_title(stream, loc="left", fontweight="bold")
         curves.set_title(f"{stream}: accuracy on the first task", loc="left")
-    _legend(figure, _by(table, "learner"), paper=True)
+    _legend(figure, _by(table, "learner"))
     return figure
 
 
@@ -173,7 +173,7 @@ def _panels(
     return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
-def _legend(figure: Figure, learners: Any, paper: bool) -> None:
+def _legend(figure: Figure, learners: Any, paper: bool = True) -> None:
     styles = [STYLES[learner] for learner in learners]
     handles = [Line2D([], [], color=color, marker=marker, markersize=7, label=name) for color, marker, name in styles]
     handles += [Line2D([], [], **HOLLOW, label="paper")] * paper

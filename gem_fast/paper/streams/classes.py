@@ -50,7 +50,7 @@ def cifar100(
     """Incremental CIFAR-100, on the CPU: disjoint sets of its classes, with one slice of the outputs per task.
 
     Args:
-        data: CIFAR-100, or a stand-in of its shape.
+        data: CIFAR-100.
         n_tasks: The number of tasks T; 20 tasks have 5 classes and 2500 training examples each.
         samples_per_task: Training examples of each task, drawn without replacement; None takes all.
         generator: A CPU generator, source of the examples and of the order of classes; by default one with seed 0.
