@@ -100,7 +100,7 @@ def test_what_diverges_comes_last_and_stops_nothing(tiny, tmp_path, capsys):
     [
         ("--learner single --margin 1", "--margin is not an option of single"),
         ("--learner nobody", "for argument '--learner'. Expected one of"),
-        ("--lr 0", "--lr must be a finite number above 0, got 0.0"),
+        ("--lr 0", "--lr must be a number above 0 and at most 1e+30, got 0.0"),
         ("--memory-per-task 1.5", "--memory-per-task must be a whole number"),
         ("--stream cifar100 --learner multimodal", "--learner multimodal is not for the stream cifar100"),
         ("--data nowhere", "--data must be"),

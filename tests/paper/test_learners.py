@@ -95,23 +95,9 @@ def test_slices_of_the_outputs() -> None:
 
 
 def test_images_with_more_than_one_dimension() -> None:
-    model = StreamInfo(1, (range(4),), 4, (3, 2, 2), "mlp").new_model(width_divisor=20)
+    model = StreamInfo(1, (range(4),), 4, (3, 2, 2), "mlp").new_network(4, width_divisor=20)
     assert model(torch.rand(2, 3, 2, 2)).shape == (2, 4)
     assert sum(p.numel() for p in model.parameters()) == 13 * 5 + 6 * 5 + 6 * 4
-
-
-@pytest.mark.parametrize(
-    ("outputs", "architecture", "sentence"),
-    [
-        ((range(2),), "mlp", "outputs must be one range for each of the 2 tasks, got 1"),
-        ((range(2), range(2, 5)), "mlp", r"outputs must be ranges within the 4 outputs, got range\(2, 5\)"),
-        ((range(2), range(2, 2)), "mlp", "outputs must be ranges within the 4 outputs"),
-        ((range(2), range(2, 4)), "vgg", "architecture must be one of mlp.*, got 'vgg'"),
-    ],
-)
-def test_stream_infos_that_do_not_fit(outputs: tuple[range, ...], architecture: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        StreamInfo(2, outputs, 4, (5,), architecture)
 
 
 # ---- independent and multimodal --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import itertools
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -15,7 +15,6 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from gem_fast.paper.config import shortened
 from gem_fast.paper.errors import PROGRAM, InputError
 
-T = TypeVar("T")
 REGISTRY = ConstructorRegistry()
 
 
@@ -61,25 +60,21 @@ def parse(commands: Mapping[str, tuple[Any, str]], arguments: Sequence[str]) -> 
         kind, default = (options, tyro.MISSING_NONPROP) if isinstance(options, type) else (type(options), options)
         subcommand = tyro.conf.subcommand(name, default=default, description=text, prefix_name=False)
         kinds.append(Annotated[kind, subcommand])
-    options, others = _read(functools.reduce(operator.or_, kinds), arguments)
+    options, others = read(functools.reduce(operator.or_, kinds), arguments)
     if others:
         raise InputError(f"unrecognized arguments: {shortened(' '.join(others))} (see {PROGRAM} COMMAND --help)")
     return options
 
 
-def split_off(kind: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]:
-    """Reads the options of one class, and returns them and all other arguments; errors as for `parse`."""
-    options, others = _read(kind, arguments, add_help=False)
-    return options, others
-
-
-def _read(kind: Any, arguments: Sequence[str], **how: Any) -> Any:
-    """An object of a class, and the arguments that are none of its options."""
-    how |= {"prog": PROGRAM, "config": (tyro.conf.OmitArgPrefixes,), "return_unknown_args": True}
+def read(kind: Any, arguments: Sequence[str], add_help: bool = True) -> tuple[Any, list[str]]:
+    """Reads the options of a class, and returns them and all other arguments; errors as for `parse`."""
     printed = io.StringIO()
+    config = (tyro.conf.OmitArgPrefixes,)
     try:
         with REGISTRY, contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, args=list(arguments), **how)
+            return tyro.cli(
+                kind, args=list(arguments), prog=PROGRAM, config=config, return_unknown_args=True, add_help=add_help
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

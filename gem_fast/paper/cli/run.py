@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gem_fast.paper.cli.arguments import split_off
+from gem_fast.paper.cli.arguments import read
 from gem_fast.paper.config import Options, Whole
 from gem_fast.paper.data import download
 from gem_fast.paper.errors import InputError, extra, flag
@@ -82,7 +82,7 @@ def run_options(arguments: Sequence[str]) -> RunOptions:
         InputError: There is no such stream or learner, the learner is not for the stream, or an option is given that
             only others have.
     """
-    main, others = split_off(Kinds, arguments)
+    main, others = read(Kinds, arguments, add_help=False)
     hyper = hyper_parameters(main.stream, main.learner, {})
     stream, learner = STREAM_CONFIGS[main.stream](), LEARNERS[main.learner].Config(**hyper)
     mine = stream.names() + learner.names()
@@ -117,7 +117,7 @@ def _train(options: RunOptions, mine: Processes) -> None:
     if mine.size > 1:
         dist.barrier()
     config = asdict(options.main) | asdict(options.stream) | asdict(options.learner)
-    run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every}, mine)
+    run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every})
     if not shows:
         run.run()
         return

@@ -8,6 +8,7 @@ loaded, so only those with the checksums that torchvision publishes are. An arch
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import pickle
 import tarfile
@@ -56,15 +57,12 @@ def read_folder(folder: Path) -> ImageData | None:
         InputError: A file cannot be read or is not what it should be. No other exception comes from its contents, and
             nothing in it is executed.
     """
-    for format, files in FORMATS.items():
-        paths = [folder / file for file in files]
-        if all(map(Path.is_file, paths)):
-            contents = {}
-            for path in paths:
-                with readable(path), path.open("rb") as file:
-                    contents[str(path)] = read_bounded(file, path, MAX_BYTES)
-            return _image_data(str(folder), format, contents)
-    return None
+    found = {}
+    for path in (folder / file for files in FORMATS.values() for file in files):
+        if path.is_file():
+            with readable(path), path.open("rb") as file:
+                found[path.name] = read_bounded(file, path, MAX_BYTES)
+    return _image_data(folder, found)
 
 
 def read_archive(path: Path) -> ImageData:
@@ -74,30 +72,25 @@ def read_archive(path: Path) -> ImageData:
     """
     with readable(path), gzip.open(path) as file:
         unpacked = read_bounded(file, path, MAX_ARCHIVE_BYTES, "unpack to")
-    members = _members(unpacked, path)
-    for folder, files in FORMATS.items():
-        names = [f"{folder}/{file}" for file in files]
-        if all(name in members for name in names):
-            return _image_data(str(path), folder, {f"{name} in {path}": members[name] for name in names})
-    missing = " or ".join(f"{folder}/{' and '.join(files)}" for folder, files in FORMATS.items())
-    raise InputError(f"{path} has no {missing}: it is truncated, or not the archive of CIFAR-100")
+    if (data := _image_data(path, _members(unpacked, path))) is None:
+        missing = " or ".join(f"{folder}/{' and '.join(files)}" for folder, files in FORMATS.items())
+        raise InputError(f"{path} has no {missing}: it is truncated, or not the archive of CIFAR-100")
+    return data
 
 
 def _members(unpacked: bytes, path: Path) -> dict[str, bytes]:
     """The files of FORMATS in a tar archive, by name."""
-    names = {f"{folder}/{file}" for folder, files in FORMATS.items() for file in files}
+    names = {f"{folder}/{file}": file for folder, files in FORMATS.items() for file in files}
     found: dict[str, bytes] = {}
     try:
         # The mode for streams never seeks, so a header cannot send it around in circles.
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r|") as archive:
-            for count, member in enumerate(archive):
-                name = member.name.removeprefix("./")
-                if name in names and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
+            for member in itertools.islice(archive, MAX_MEMBERS):
+                name = names.get(member.name.removeprefix("./"))
+                if name and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                     contents = archive.extractfile(member)
                     assert contents is not None
                     found[name] = read_bounded(contents, f"{name} in {path}", MAX_BYTES)
-                if len(found) == 2 or count == MAX_MEMBERS:
-                    break
     except InputError:
         raise
     except Exception as error:  # tarfile raises many kinds for what a file can hold
@@ -106,21 +99,31 @@ def _members(unpacked: bytes, path: Path) -> dict[str, bytes]:
     return found
 
 
-def _image_data(name: str, format: str, files: dict[str, bytes]) -> ImageData:
-    """The data of the training and the test set; `files` has them by what they are called in an error."""
-    tensors: list[Tensor] = []
-    for (where, contents), digest in zip(files.items(), MD5.values(), strict=True):
-        is_binary = format == "cifar-100-binary"
-        tensors += _parse_binary(where, contents) if is_binary else _parse_pickle(where, contents, digest)
-    if len(tensors[1]) < len(tensors[3]):
-        raise InputError(
-            f"{name} must have no more test than training images, got {len(tensors[1])} for training and "
-            f"{len(tensors[3])} for testing: were the files swapped?"
-        )
-    return ImageData(name, *tensors)
+def _image_data(path: Path, found: dict[str, bytes]) -> ImageData | None:
+    """The data of the training and the test set; None unless both files of one of FORMATS were found there."""
+    for files in FORMATS.values():
+        if found.keys() >= {*files}:
+            tensors = [tensor for file in files for tensor in _parse(file, found[file], f"{file} in {path}")]
+            if len(tensors[1]) < len(tensors[3]):
+                raise InputError(
+                    f"{path} must have no more test than training images, got {len(tensors[1])} for training and "
+                    f"{len(tensors[3])} for testing: were the files swapped?"
+                )
+            return ImageData(str(path), *tensors)
+    return None
 
 
-def _parse_binary(where: str, contents: bytes) -> tuple[Tensor, Tensor]:
+def _parse(file: str, contents: bytes, where: str) -> tuple[Tensor, Tensor]:
+    """Images and labels."""
+    if expected := MD5.get(file):
+        digest = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+        if digest != expected:
+            raise InputError(
+                f"{where} must be the published file, whose MD5 is {expected}, got {digest}; a pickle of anybody else "
+                "is not loaded: use the binary format, cifar-100-binary.tar.gz"
+            )
+        state = pickle.loads(contents, encoding="bytes")
+        return torch.tensor(state[b"data"]).view(-1, *IMAGE_SHAPE), torch.tensor(state[b"fine_labels"])
     size = 2 + N_PIXELS
     if len(contents) == 0 or len(contents) % size:
         raise InputError(
@@ -137,14 +140,3 @@ def _parse_binary(where: str, contents: bytes) -> tuple[Tensor, Tensor]:
             f"below {N_CLASSES} before each image, got others"
         )
     return torch.tensor(rows[:, 2:]).view(-1, *IMAGE_SHAPE), torch.tensor(fine, dtype=torch.int64)
-
-
-def _parse_pickle(where: str, contents: bytes, expected: str) -> tuple[Tensor, Tensor]:
-    digest = hashlib.md5(contents, usedforsecurity=False).hexdigest()
-    if digest != expected:
-        raise InputError(
-            f"{where} must be the published file, whose MD5 is {expected}, got {digest}; a pickle of anybody else is "
-            "not loaded: use the binary format, cifar-100-binary.tar.gz"
-        )
-    state = pickle.loads(contents, encoding="bytes")
-    return torch.tensor(state[b"data"]).view(-1, *IMAGE_SHAPE), torch.tensor(state[b"fine_labels"])

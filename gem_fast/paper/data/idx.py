@@ -30,12 +30,8 @@ FILE_NAME = re.compile(
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     """Reads one IDX file of unsigned bytes, gzip-compressed if and only if its name ends in .gz.
 
-    Args:
-        path: The file.
-        ndim: The number of dimensions the file must have: 3 for images (n, height, width), 1 for labels (n,).
-
     Returns:
-        A uint8 array with `ndim` dimensions, none of them 0.
+        A uint8 array with `ndim` dimensions, none of them 0: 3 of images (n, height, width), 1 of labels (n,).
 
     Raises:
         InputError: The file cannot be read, is not such an IDX file, is truncated, empty or has bytes left over. No

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
-from gem_fast.paper.experiments.torchrun import DataParallel, Learner
+from gem_fast.paper.experiments.torchrun import Learner, processes
 from gem_fast.paper.streams import Stream
 from gem_fast.paper.streams.schedule import Schedule, joint_batches
 
@@ -81,11 +82,7 @@ class Record:
         return {
             "baseline": self.baseline.tolist(),
             "seconds": {"train": self.train_seconds, "eval": self.eval_seconds},
-            "curves": {
-                "batch": self.batch.tolist(),
-                "task": self.task.tolist(),
-                "accuracy": self.accuracy.tolist(),
-            },
+            "curves": {name: getattr(self, name).tolist() for name in ("batch", "task", "accuracy")},
         }
 
     @classmethod
@@ -108,26 +105,17 @@ def learn_stream(
     watch: Sequence[Callable[[Record], None]] = (),
     record: Record | None = None,
 ) -> Record:
-    """Trains a learner on every task in turn, once or in several rounds.
+    """Trains a learner, on the stream's device, on every task in turn, in the order and mini-batches of the schedule.
 
     With joint training the learner gets as many mini-batches of the shuffled union of all tasks instead: row i of R is
     measured after the fraction (i + 1) / T of them, and only the last row is that of the trained learner.
 
-    Args:
-        learner: The learner, on the stream's device.
-        stream: The tasks.
-        schedule: In which order and mini-batches they are learned.
-        eval_every: Mini-batches between two evaluations within an experience, which also ends with one.
-        generator: A CPU generator, source of the order of the examples.
-        watch: Each is called after every mini-batch with the run so far, which is not to be changed.
-        record: The run so far, if it is to go on; the learner and torch's global generator are then as they were after
-            its last mini-batch, and `generator` is as it was at the start of the stream.
+    Within an experience there is an evaluation every `eval_every` mini-batches, and one at its end. The generator, on
+    the CPU, is the source of the order of the examples. Each of `watch` is called after every mini-batch with the run
+    so far, which is not to be changed. If a run is to go on from its `record`, the learner and torch's global generator
+    are as they were after its last mini-batch, and `generator` is as it was at the start of the stream.
 
-    Returns:
-        All measurements.
-
-    Raises:
-        Diverged: The outputs of the model stopped being finite.
+    Returns all measurements; raises Diverged where the outputs of the model stop being finite.
     """
     device = stream.device
     if record is None:
@@ -162,30 +150,26 @@ def learn_stream(
 
 
 def evaluate(learner: Learner, stream: Stream) -> FloatArray:
-    """Accuracy on the test set of every task, in evaluation mode; the learner is left in training mode.
+    """Accuracy on the test set of every task, shape (T,), fractions; the learner is left in training mode.
 
-    Returns:
-        Shape (T,), float64, fractions between 0 and 1.
-
-    Raises:
-        Diverged: The learner's outputs are not finite.
+    Raises Diverged where the learner's outputs are not finite.
     """
     learner.train(False)
     correct, examples = counts = torch.zeros(2, stream.n_tasks, dtype=torch.float64, device=stream.device)
-    tasks: Sequence[int] = range(stream.n_tasks)
-    if isinstance(learner, DataParallel):
-        learner.broadcast_buffers()
-        tasks = learner.part(tasks)
+    size, rank = processes()
+    if size > 1:  # they evaluate the same model, each on its part of the tasks
+        for buffer in learner.buffers():
+            dist.broadcast(buffer, 0)
     with torch.inference_mode():
-        for task in tasks:
+        for task in range(rank, stream.n_tasks, size):
             for x, y in stream.test_batches(task):
                 logits = learner.predict(x, task)
                 # A logit that is not finite makes the sum so: this needs no transfer to the CPU of its own.
                 correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
                 examples[task] += len(y)
     learner.train(True)
-    if isinstance(learner, DataParallel):
-        learner.sum_(counts)
+    if size > 1:
+        dist.all_reduce(counts)
     accuracy: FloatArray = (correct / examples).cpu().numpy()
     if not np.isfinite(accuracy).all():
         raise Diverged("training diverged: the model's outputs are not finite any more")

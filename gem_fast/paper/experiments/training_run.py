@@ -13,7 +13,7 @@ import torch
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import Diverged, InputError, flag
 from gem_fast.paper.experiments.protocol import Record, learn_stream
-from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Learner, Processes, Shareable, check_options, share
+from gem_fast.paper.experiments.torchrun import DataParallel, Learner, processes, share
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.config import STREAM_CONFIGS, load_data_of, make_stream
@@ -135,13 +135,13 @@ class TrainingRun:
         learner: The learner, on the device.
     """
 
-    def __init__(self, config: Config, mine: Processes = ALONE) -> None:
+    def __init__(self, config: Config) -> None:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
-        If `eval_every` is None, each experience has as many evaluations as EVALUATIONS_PER_EXPERIENCE says. Raises
-        InputError where the data cannot be loaded, or are not enough, or the run does not fit into memory, or cannot be
-        done by the processes that do it together.
+        Raises InputError where the data cannot be loaded, or are not enough, or the run does not fit into memory, or
+        cannot be done by the processes that do it together.
         """
+        mine = processes()
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
         data = load_data_of(config)
@@ -152,15 +152,13 @@ class TrainingRun:
         eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE[self.stream.architecture])
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
-        if mine.size > 1:
-            check_options(mine, config["learner"], hyper)
-            self.config["processes"] = mine.size
-            hyper = share(mine, hyper)
+        hyper = share(mine, config["learner"], hyper)
         torch.manual_seed(config["seed"])
-        info = StreamInfo.of(self.stream)
-        self.learner: Learner = make_learner(config["learner"], info, device, **hyper)
-        if mine.size > 1 and isinstance(self.learner, Shareable):
-            self.learner = DataParallel(self.learner, mine, self.stream.n_tasks)
+        learner = make_learner(config["learner"], StreamInfo.of(self.stream), device, **hyper)
+        self.learner: Learner = learner
+        if mine.size > 1:
+            self.config["processes"] = mine.size
+            self.learner = DataParallel(learner, mine, self.stream.n_tasks)
 
     def run(self, *watch: Callable[[Record], None], record: Record | None = None) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""
