@@ -191,7 +191,7 @@ def test_the_weights_are_moved_instead_of_the_images(learner, make_stream, densi
     images = noise(70) * (torch.rand(70, 28, 28, generator=generator()) < density)
     labels = torch.arange(70) % 10
     stream = make_stream(ImageData("noise", images, labels, images, labels), 2, 70, generator())
-    assert (next(stream.test_batches(0))[0]._originals.entries is None) == (density > 0.5)
+    assert (next(stream.test_batches(0))[0]._entries is None) == (density > 0.5)
     torch.manual_seed(0)
     mine = make_learner(learner, StreamInfo.of(stream), torch.device("cpu"), **PRESETS["rotations", learner])
     for x, y in stream.batches(0, 10, 1, generator()):

@@ -82,8 +82,8 @@ def test_progress_is_told(tmp_path, config, capsys):
     run_cached(tmp_path / "out", [config, config | {"seed": 1}])
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": accuracy")[0] for line in told] == [
-        "run 1 of 2: gem on permutations, seed 0",
-        "run 2 of 2: gem on permutations, seed 1",
+        "run 1 of 2: gem on permutations of data, seed 0",
+        "run 2 of 2: gem on permutations of data, seed 1",
     ]
     run_cached(tmp_path / "out", [config, config | {"seed": 1}])
     assert capsys.readouterr().err.endswith(f"2 of 2 runs are finished already in {tmp_path / 'out'}\n")
@@ -164,7 +164,7 @@ def test_a_run_that_diverges(tmp_path, config, computed):
         del bad[name]
     for _ in range(2):
         assert run_cached(tmp_path, [bad], may_diverge=True) == [None]
-        with pytest.raises(InputError, match="single on permutations, seed 0: training diverged"):
+        with pytest.raises(InputError, match="single on permutations of data, seed 0: training diverged"):
             run_cached(tmp_path, [bad])
     assert computed == [bad]
 

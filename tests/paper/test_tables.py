@@ -166,8 +166,8 @@ def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
         "from there\n"
     )
     assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
-    spec = tables.Figure1().spec()
-    sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in spec.experiments}
+    _, experiments, _ = tables.Figure1().spec()
+    sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in experiments}
     assert sizes == {(20, 1000), (20, 2500)}
 
 

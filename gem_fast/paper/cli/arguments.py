@@ -49,11 +49,8 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 def parse(commands: Mapping[str, tuple[Any, str]], arguments: Sequence[str]) -> Any:
     """Reads a command and its options: an object of the class that, with what it does, is given for each command.
 
-    An object in the place of a class has the command's defaults.
-
-    Raises:
-        InputError: The arguments are not those of a command.
-        SystemExit: With code 0, after --help.
+    An object in the place of a class has the command's defaults. Raises InputError where the arguments are not those of
+    a command, and SystemExit, with code 0, after --help.
     """
     kinds = []
     for name, (options, text) in commands.items():

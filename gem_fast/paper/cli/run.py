@@ -13,7 +13,7 @@ from gem_fast.paper.data import download
 from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.experiments.checkpoint import Checkpointer
 from gem_fast.paper.experiments.torchrun import Processes, started
-from gem_fast.paper.experiments.training_run import TrainingRun, check_device, hyper_parameters
+from gem_fast.paper.experiments.training_run import TrainingRun, check_device, describe, hyper_parameters
 from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.learners import LEARNERS, LearnerName, SgdConfig
 from gem_fast.paper.reports.result import result_of, summary, to_json
@@ -78,9 +78,8 @@ class RunOptions(Options):
 def run_options(arguments: Sequence[str]) -> RunOptions:
     """The published settings of the stream and the learner that the subcommand's arguments name.
 
-    Raises:
-        InputError: There is no such stream or learner, the learner is not for the stream, or an option is given that
-            only others have.
+    Raises InputError where there is no such stream or learner, the learner is not for the stream, or an option is given
+    that only others have.
     """
     main, others = read(Kinds, arguments, add_help=False)
     hyper = hyper_parameters(main.stream, main.learner, {})
@@ -142,15 +141,8 @@ def _train(options: RunOptions, mine: Processes) -> None:
         print(f"\n{summary(record)}", flush=True)
     finally:  # what was computed is kept, whatever became of the terminal
         if out is not None:
-            files = run_plots.draw_all(record, _title(options, run))
+            files = run_plots.draw_all(record, describe(run.config))
             # It comes last: where it is, the run is complete.
             files["result.json"] = to_json(result_of(record, run.config))
             write_files(out, files)
             print(f"written: {', '.join(str(out / name) for name in files)}")
-
-
-def _title(options: RunOptions, run: TrainingRun) -> str:
-    tasks = "1 task" if run.stream.n_tasks == 1 else f"{run.stream.n_tasks} tasks"
-    data = Path(run.stream.data).resolve().name
-    told = f", descriptor {options.stream.descriptor}" if options.stream.descriptor else ""
-    return f"{options.main.learner} on {options.main.stream} of {data}, {tasks}{told}, seed {options.stream.seed}"

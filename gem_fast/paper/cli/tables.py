@@ -1,6 +1,6 @@
 """The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from gem_fast.paper.config import Whole
 from gem_fast.paper.data import MNIST_5K
@@ -19,18 +19,12 @@ QUICK_CIFAR = {"tasks": 4, "samples_per_task": 20}
 # The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
 StreamName = Literal["permutations", "rotations", "cifar100"]
+# A result table before its experiments are run: title and notes as in ResultTable, an experiment for each row.
+Spec = tuple[str, list[Experiment], tuple[str, ...]]
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
 ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task of the stream but the last."
-
-
-class TableSpec(NamedTuple):
-    """A result table before its experiments are run: title and notes as in ResultTable, an experiment for each row."""
-
-    title: str
-    experiments: list[Experiment]
-    notes: tuple[str, ...] = ()
 
 
 class PaperTable(TableOptions):
@@ -39,9 +33,18 @@ class PaperTable(TableOptions):
     name: ClassVar[str]
     cache: ClassVar[str] = CACHE
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """What is run."""
         raise NotImplementedError
+
+    def config(self, stream: str, learner: str, **more: Any) -> Config:
+        """The configuration of a run, of the paper's size or a quick one, on the data that the options name."""
+        given, cifar = vars(self), stream == "cifar100"
+        size = (QUICK_CIFAR if cifar else QUICK) if self.quick else CIFAR if cifar else {}
+        if cifar and learner == "gem":
+            more["memory_batch"] = given["memory_batch"]
+        more |= {"data": given["cifar" if cifar else "data"], "data_root": self.data_root, "device": self.device}
+        return configuration(stream, learner, **size | more)
 
     @classmethod
     def description(cls) -> str:
@@ -62,16 +65,6 @@ class PaperTable(TableOptions):
         write_table(self.name, title, notes + (DIGITS,) * (MNIST_5K in data), rows, experiments, self, draw)
 
 
-class DigitsTable(DataOptions, PaperTable):
-    """What runs on MNIST."""
-
-    def digits(self, stream: str, learner: str, **more: Any) -> Config:
-        """A configuration."""
-        size = QUICK if self.quick else {}
-        more |= {"data": self.data, "data_root": self.data_root, "device": self.device}
-        return configuration(stream, learner, **size | more)
-
-
 class CifarTable(PaperTable):
     """What runs on CIFAR-100."""
 
@@ -80,38 +73,24 @@ class CifarTable(PaperTable):
     memory_batch: Whole | None = None
     """examples that gem draws of each past task for a step on cifar100; None: all, as published"""
 
-    @property
-    def size(self) -> dict[str, int]:
-        """The numbers of tasks and of examples."""
-        return QUICK_CIFAR if self.quick else CIFAR
 
-    def images(self, learner: str, **more: Any) -> Config:
-        """A configuration."""
-        if learner == "gem":
-            more["memory_batch"] = self.memory_batch
-        more |= {"data": self.cifar, "data_root": self.data_root, "device": self.device}
-        return configuration("cifar100", learner, **self.size | more)
-
-
-class Table1(DigitsTable):
+class Table1(DataOptions, PaperTable):
     """Reproduces, beside the paper's numbers, Table 1, the training time of all learners."""
 
     name = "table1"
     # It compares times, which must be measured side by side: it does not take runs of other tables.
     cache = f"{CACHE}/table1"
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """Each learner that the paper has times of, and two more, on both streams."""
         experiments = []
         for stream in ("permutations", "rotations"):
             for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem"):
-                condition, paper = (
-                    {"stream": stream, "learner": learner},
-                    published.PAPER_TABLE1.get((stream, learner), {}),
-                )
-                experiments.append(Experiment(condition, self.digits(stream, learner), ("seconds",), paper))
+                paper = published.PAPER_TABLE1.get((stream, learner), {})
+                condition = {"stream": stream, "learner": learner}
+                experiments.append(Experiment(condition, self.config(stream, learner), ("seconds",), paper))
         title = f"Table 1: training time on {self.data_name} in seconds ({self.device})"
-        return TableSpec(title, experiments, ("Seconds of training without evaluation.",))
+        return title, experiments, ("Seconds of training without evaluation.",)
 
 
 class Table2(CifarTable):
@@ -119,37 +98,38 @@ class Table2(CifarTable):
 
     name = "table2"
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """Both learners with a memory of a size, with all sizes."""
         experiments = []
+        tasks = self.config("cifar100", "gem")["tasks"]
         for learner in ("gem", "icarl"):
             for memory in MEMORIES:
-                size = {"memory_per_task": memory // self.size["tasks"]} if learner == "gem" else {"memory": memory}
+                size = {"memory_per_task": memory // tasks} if learner == "gem" else {"memory": memory}
                 condition, paper = {"learner": learner, "memory": memory}, published.PAPER_TABLE2[learner, memory]
-                experiments.append(Experiment(condition, self.images(learner, **size), ("acc",), paper))
-        return TableSpec("Table 2: ACC on CIFAR-100 by the examples in memory", experiments)
+                experiments.append(Experiment(condition, self.config("cifar100", learner, **size), ("acc",), paper))
+        return "Table 2: ACC on CIFAR-100 by the examples in memory", experiments, ()
 
 
-class Table3(DigitsTable):
+class Table3(DataOptions, PaperTable):
     """Reproduces, beside the paper's numbers, Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task."""
 
     name = "table3"
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """All learners of the paper with all numbers of epochs."""
         experiments = []
         for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
             for epochs in (1, 2, 5):
                 measures = ("acc",) if learner == "joint" else ("acc", "bwt")
                 paper = {name: published.PAPER_TABLE3[learner, epochs][name] for name in measures}
-                config = self.digits("rotations", learner, epochs=epochs)
+                config = self.config("rotations", learner, epochs=epochs)
                 experiments.append(Experiment({"learner": learner, "epochs": epochs}, config, measures, paper))
         note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
         title = f"Table 3: ACC and BWT on rotations of {self.data_name} by epochs per task"
-        return TableSpec(title, experiments, (note, DIVIDED))
+        return title, experiments, (note, DIVIDED)
 
 
-class Figure1(DigitsTable, CifarTable):
+class Figure1(DataOptions, CifarTable):
     """Reproduces, beside the paper's numbers, Figure 1, ACC, BWT and FWT of all learners on three streams."""
 
     name = "figure1"
@@ -157,24 +137,23 @@ class Figure1(DigitsTable, CifarTable):
     streams: tuple[StreamName, ...] = ("permutations", "rotations", "cifar100")
     """panels of the figure"""
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """All learners of the paper on all streams, and one more."""
         experiments = []
         for stream in self.streams:
             for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
                 if (stream, learner) in PRESETS and (learner != "icarl" or stream == "cifar100"):
-                    config = self.images(learner) if stream == "cifar100" else self.digits(stream, learner)
-                    condition, paper = (
-                        {"stream": stream, "learner": learner},
-                        published.PAPER_FIGURE1.get((stream, learner), {}),
+                    paper = published.PAPER_FIGURE1.get((stream, learner), {})
+                    condition = {"stream": stream, "learner": learner}
+                    experiments.append(
+                        Experiment(condition, self.config(stream, learner), MEASURES, paper, "first_task")
                     )
-                    experiments.append(Experiment(condition, config, MEASURES, paper, "first_task"))
         note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
         title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
-        return TableSpec(title, experiments, (DIVIDED, note))
+        return title, experiments, (DIVIDED, note)
 
 
-class Descriptors(DigitsTable, CifarTable):
+class Descriptors(DataOptions, CifarTable):
     """Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen."""
 
     name = "descriptors"
@@ -186,7 +165,7 @@ class Descriptors(DigitsTable, CifarTable):
     memory_batch: Whole | None = None
     """examples that gem draws of each past task for a step; None: all, as published"""
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """Both orders of the tasks, with every descriptor that the stream has and with none."""
         # All measures, and the curve, are of the ends of tasks.
         common: dict[str, Any] = {"eval_every": 10**9}
@@ -201,13 +180,10 @@ class Descriptors(DigitsTable, CifarTable):
             for order, shuffle_tasks in (("natural", False), ("random", True)):
                 for kind in (None, *kinds):
                     more = common | {"descriptor": kind, "shuffle_tasks": shuffle_tasks}
-                    if stream == "cifar100":
-                        config = self.images("gem", **more)
-                    else:
-                        config = self.digits(stream, "gem", memory_batch=self.memory_batch, **more)
+                    config = self.config(stream, "gem", memory_batch=self.memory_batch, **more)
                     condition = {"stream": stream, "order": order, "descriptor": kind or "none"}
                     experiments.append(Experiment(condition, config, (*MEASURES, "zero_shot"), curve="zero_shot"))
-        return TableSpec("Task descriptors: GEM told what each task is about, and not", experiments, tuple(notes))
+        return "Task descriptors: GEM told what each task is about, and not", experiments, tuple(notes)
 
 
 TABLES: tuple[type[PaperTable], ...] = (Table1, Table2, Table3, Figure1, Descriptors)

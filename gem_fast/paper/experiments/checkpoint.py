@@ -40,9 +40,8 @@ def signed(payload: bytes) -> bytes:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads what was saved in a checkpoint file.
 
-    Raises:
-        InputError: The file cannot be read, is truncated or changed in any bit, or is no checkpoint. No other exception
-            comes from the contents of a file.
+    Raises InputError where it cannot be read, is truncated or changed in any bit, or is no checkpoint. No other
+    exception comes from the contents of a file.
     """
     with readable(path):
         contents = path.read_bytes()
@@ -119,10 +118,8 @@ class Checkpointer:
 
     It is the context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that they
     came in. Until the first mini-batch is learned, and for a second signal, `Stopped` is raised at once. Outside of the
-    main thread Python handles no signals, and the context does nothing.
-
-    Attributes:
-        saved: Mini-batches learned at the last checkpoint; None before there is one.
+    main thread Python handles no signals, and the context does nothing. `saved` are the mini-batches learned at the
+    last checkpoint, None before there is one.
     """
 
     def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
@@ -146,11 +143,8 @@ class Checkpointer:
     def begin(self, resume: bool) -> Record | None:
         """Restores the learner and torch's global generator from the newest sound checkpoint, if it is to resume.
 
-        Returns:
-            The run so far; None at the beginning.
-
-        Raises:
-            InputError: The folder has checkpoints but resume is False, or they are all damaged, or of another run.
+        Returns the run so far; None at the beginning. Raises InputError where the folder has checkpoints but resume is
+        False, or they are all damaged, or of another run.
         """
         folder = self._checkpoints.folder
         if not resume:
@@ -182,10 +176,8 @@ class Checkpointer:
     def after_batch(self, record: Record) -> None:
         """Writes a checkpoint if it is time for one, and always at the end of the stream and after a signal.
 
-        A failure, such as a full disk, is noted on stderr, once until it works again; the run goes on.
-
-        Raises:
-            Stopped: SIGINT or SIGTERM has come.
+        A failure, such as a full disk, is noted on stderr, once until it works again; the run goes on. Raises Stopped
+        if SIGINT or SIGTERM has come.
         """
         start = time.perf_counter()
         if self._every is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
 from gem_fast.paper.experiments.checkpoint import Checkpointer
 from gem_fast.paper.experiments.protocol import Record
-from gem_fast.paper.experiments.training_run import Config, TrainingRun, check_footprint
+from gem_fast.paper.experiments.training_run import Config, TrainingRun, check_footprint, describe
 from gem_fast.paper.files import prepare_folder, readable, write_files
 from gem_fast.paper.reports.result import result_of, to_json
 from gem_fast.paper.streams.config import load_data_of
@@ -29,10 +29,8 @@ def run_name(config: Config) -> str:
 def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = False) -> list[Record | None]:
     """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
 
-    The folder is made if need be, and a configuration may come several times.
-
-    Returns:
-        The measurements of each run, in order; None for one that diverged, which is an error unless it `may_diverge`.
+    The folder is made if need be, and a configuration may come several times. Returns the measurements of each run, in
+    order; None for one that diverged, which is an error unless it `may_diverge`.
 
     Raises:
         InputError: The folder cannot be written to, a run cannot be made or does not fit into memory, or one diverged
@@ -60,7 +58,7 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
     try:
         for number, (name, config) in enumerate(runs.items(), start=1):
             if name not in records:
-                title = f"run {number} of {len(runs)}: {_describe(config)}"
+                title = f"run {number} of {len(runs)}: {describe(config)}"
                 records[name] = _finish(folder / name, config, title)
     except KeyboardInterrupt as interrupt:
         so_far = f"{len(records)} of {len(runs)} runs are finished in {folder}"
@@ -69,18 +67,14 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
     if not may_diverge:
         for name, config in runs.items():
             if records[name] is None:
-                raise InputError(f"{_describe(config)}: training diverged, as {folder / name}.json says")
+                raise InputError(f"{describe(config)}: training diverged, as {folder / name}.json says")
     return [records[run_name(config)] for config in configs]
 
 
 def read_run(path: Path, config: Config) -> Record | None:
-    """Reads a finished run of a configuration.
+    """Reads the measurements of a finished run; None if training diverged.
 
-    Returns:
-        The measurements; None if training diverged.
-
-    Raises:
-        InputError: The file cannot be read, is damaged, or is of another configuration.
+    Raises InputError where the file cannot be read, is damaged, or is of another configuration.
     """
     with readable(path):
         contents = path.read_bytes()
@@ -119,9 +113,3 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     # Another command that was busy with the same run may have removed them first.
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record
-
-
-def _describe(config: Config) -> str:
-    epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
-    told = f", descriptor {config['descriptor']}" if "descriptor" in config else ""
-    return f"{config['learner']} on {config['stream']}{epochs}{told}, seed {config['seed']}"

@@ -34,14 +34,9 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 def configuration(stream: str, learner: str, **options: Any) -> Config:
     """Everything that decides what a run does, by name: numbers, texts, booleans and None, which JSON can hold.
 
-    Args:
-        stream: Kind of tasks, one of STREAMS.
-        learner: Method, one of LEARNERS.
-        options: Whatever is to differ from the published settings, by the names that the subcommand `run` has.
-
-    Raises:
-        InputError: The learner was not run on the stream, an option is neither the stream's nor the learner's, or a
-            value is out of its bounds.
+    `options` are those that differ from the published settings of the learner on the stream, by the names that the
+    subcommand `run` has. Raises InputError where the learner was not run on the stream, an option is neither the
+    stream's nor the learner's, or a value is out of its bounds.
     """
     kind = STREAM_CONFIGS[stream]
     of_stream = {name: options.pop(name) for name in kind.names() if name in options}
@@ -56,9 +51,8 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
 def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
     """The published hyper-parameters of a learner on a stream by name, overruled by those given.
 
-    Raises:
-        InputError: The learner cannot be run on the stream, or a value is given for what it does not have, or is out of
-            its bounds.
+    Raises InputError where the learner cannot be run on the stream, a value is given for what it does not have, or is
+    out of its bounds.
     """
     preset = PRESETS.get((stream, learner))
     if preset is None:
@@ -67,6 +61,14 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
         if name not in preset:
             raise InputError(f"{flag(name)} is not an option of the learner {learner}")
     return asdict(LEARNERS[learner].Config(**{**preset, **given}))
+
+
+def describe(config: Config) -> str:
+    """A run in a few words, for titles."""
+    epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
+    told = f", descriptor {config['descriptor']}" if config.get("descriptor") else ""
+    data = Path(config["data"]).resolve().name
+    return f"{config['learner']} on {config['stream']} of {data}{epochs}{told}, seed {config['seed']}"
 
 
 def check_device(name: str) -> None:

@@ -54,12 +54,10 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        ours = {name: measure.to_dict() for name, measure in self.ours.items()}
-        curves = {
-            name: {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
-            for name, (x, accuracy) in self.curves.items()
-        }
-        return self.condition | {"ours": ours, "paper": self.paper} | curves
+        found = self.condition | {"ours": {name: measure.to_dict() for name, measure in self.ours.items()}}
+        for name, (x, accuracy) in self.curves.items():
+            found[name] = {"tasks_learned": x, "accuracy": [point.to_dict() for point in accuracy]}
+        return found | {"paper": self.paper}
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,7 @@ class ResultTable:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        texts = {"name": self.name, "title": self.title, "labels": list(self.labels), "notes": list(self.notes)}
-        rows = [row.to_dict() for row in self.rows]
-        return {**texts, "seeds": list(self.seeds), "quick": self.quick, "machine": machine(), "rows": rows}
+        return {**vars(self), "machine": machine(), "rows": [row.to_dict() for row in self.rows]}
 
     def _footer(self) -> list[str]:
         seeds = ", ".join(map(str, self.seeds))
@@ -104,15 +100,12 @@ class ResultTable:
 
     def _text_rows(self) -> list[list[str]]:
         """The head and the rows, as texts."""
-
-        def names(part: str) -> list[str]:
-            return list(dict.fromkeys(name for row in self.rows for name in getattr(row, part)))
-
-        rows = self.rows
-        columns = {_title(name): [_text(row.condition.get(name)) for row in rows] for name in names("condition")}
-        columns |= {_title(name): [_measured_text(name, row) for row in rows] for name in names("ours")}
-        for name in names("paper"):
-            columns[f"paper: {_title(name)}"] = [_published_text(name, row.paper.get(name)) for row in rows]
+        parts = {"condition": ("", _condition_text), "ours": ("", _measured_text), "paper": ("paper: ", _paper_text)}
+        columns = {
+            f"{label}{TITLES.get(name, name.replace('_', ' '))}": [text(name, row) for row in self.rows]
+            for part, (label, text) in parts.items()
+            for name in dict.fromkeys(name for row in self.rows for name in getattr(row, part))
+        }
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
@@ -140,12 +133,9 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _condition_text(name: str, row: Row) -> str:
+    value = row.condition[name]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _measured_text(name: str, row: Row) -> str:
@@ -155,8 +145,9 @@ def _measured_text(name: str, row: Row) -> str:
     return mean if measure.std is None else f"{mean} ± {_number_text(name, measure.std).removeprefix('+')}"
 
 
-def _published_text(name: str, value: float | None) -> str:
+def _paper_text(name: str, row: Row) -> str:
     """As many digits as were printed."""
+    value = row.paper.get(name)
     return "-" if value is None else f"{value:+g}" if name in SIGNED else f"{value:g}"
 
 

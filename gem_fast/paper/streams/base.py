@@ -65,15 +65,8 @@ class Stream(abc.ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Mini-batches of a task's training examples, in a new random order, by a CPU generator, in every epoch.
 
-        Args:
-            task: Number of the task, 0 ... T - 1.
-            batch_size: Examples per mini-batch; the last one of an epoch may be shorter.
-            epochs: Passes over the examples.
-            generator: Source of the order.
-            examples: The numbers of the examples to use; all of the task's by default.
-
-        Yields:
-            x, shape (batch, ...), float32 in [0, 1], and y, shape (batch,), int64.
+        The last one of an epoch may be shorter. `examples` are the numbers of those to use, by default all. Yields x,
+        shape (batch, ...), float32 in [0, 1], and y, shape (batch,), int64.
         """
         images, labels = self.tasks[task].images, self.tasks[task].labels
         examples = range(len(labels)) if examples is None else examples

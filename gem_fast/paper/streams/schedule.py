@@ -73,9 +73,8 @@ def joint_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """As many mini-batches of the union of all tasks' training examples, in a new random order in every epoch.
 
-    Yields:
-        x, shape (batch, ...), y, shape (batch,), and each example's task, shape (batch,), int64, on the CPU; the sizes
-        of an epoch's mini-batches differ by 1 at most.
+    Yields x, shape (batch, ...), y, shape (batch,), and each example's task, shape (batch,), int64, on the CPU; the
+    sizes of an epoch's mini-batches differ by 1 at most.
     """
     counts = torch.tensor([len(task.labels) for task in stream.tasks])
     task_of = torch.arange(len(counts)).repeat_interleave(counts)
