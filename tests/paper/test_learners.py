@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, stream_info, weights
 
-from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import learn_stream
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
@@ -142,11 +141,6 @@ def test_multimodals_other_input_layers_get_no_update(kind: str) -> None:
             other != task for other in range(3)
         ]
         assert not same(weights(learner.model.shared), shared)
-
-
-def test_multimodal_is_for_the_mlp() -> None:
-    with pytest.raises(InputError, match="--learner multimodal needs the architecture mlp, got resnet18"):
-        make_learner("multimodal", StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
 
 
 # ---- agem ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ from typing import Any
 
 from gem_fast.paper.errors import PROGRAM, InputError, extra, print_line
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line with the arguments after the name of the program, by default those of this process.

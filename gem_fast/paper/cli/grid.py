@@ -56,7 +56,7 @@ class Grid(DataOptions, TableOptions):
         experiments = {learner: self._experiments(learner) for learner in dict.fromkeys(self.learner)}
         self.prepare(self.data)
         for learner, combinations in experiments.items():
-            rows = run_experiments(combinations, self, may_diverge=True)
+            rows = run_experiments(combinations, self)
             rows.sort(key=lambda row: row.ours["acc"].mean if row.ours else -1.0, reverse=True)
             title = (
                 f"Grid search: {learner} on {self.stream} of {self.data_name}, {len(rows)} combinations, best ACC first"

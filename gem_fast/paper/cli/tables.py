@@ -61,7 +61,7 @@ class PaperTable(TableOptions):
         title, experiments, notes = self.spec()
         data = dict.fromkeys(each.config["data"] for each in experiments)
         self.prepare(*data)
-        rows = run_experiments(experiments, self, cache=self.cache)
+        rows = run_experiments(experiments, self, self.cache)
         write_table(self.name, title, notes + (DIGITS,) * (MNIST_5K in data), rows, experiments, self, draw)
 
 

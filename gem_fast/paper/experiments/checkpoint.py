@@ -170,7 +170,7 @@ class Checkpointer:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} does not hold a run of gem_fast: {reason}") from error
         self.saved = record.batches
-        print_note(f"resumed from {path}, after {record.batches} of {self._run.schedule.n_batches} mini-batches")
+        print_note(f"resumed from {path}, after {record.batches} of {self._run.schedule.ends[-1]} mini-batches")
         return record
 
     def after_batch(self, record: Record) -> None:
@@ -184,7 +184,7 @@ class Checkpointer:
             save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
         else:
             save_now = record.batches % self._every == 0
-        if save_now or self._signal is not None or record.batches == self._run.schedule.n_batches:
+        if save_now or self._signal is not None or record.batches == self._run.schedule.ends[-1]:
             self._save(record)
             self._last_save = time.perf_counter()
             self._save_seconds = self._last_save - start

@@ -126,7 +126,8 @@ def learn_stream(
     learned = record.batches
     joint = joint_batches(stream, schedule, generator) if learner.trains_jointly else None
     for experience in schedule.experiences:
-        own = ((x, y, experience.task) for x, y in schedule.batches(stream, experience, generator))
+        how = schedule.batch_size, schedule.epochs, generator, experience.examples
+        own = ((x, y, experience.task) for x, y in stream.batches(experience.task, *how))
         batches: Any = own if joint is None else itertools.islice(joint, experience.batches)
         # Mini-batches that were learned before are drawn, too, and skipped: the order of the rest depends on the draws.
         skip = min(experience.batches, learned)

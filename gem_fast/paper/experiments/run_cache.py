@@ -26,16 +26,12 @@ def run_name(config: Config) -> str:
     return f"{config['stream']}-{config['learner']}-seed{config['seed']}-{digest[:12]}"
 
 
-def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = False) -> list[Record | None]:
+def run_cached(folder: Path, configs: Sequence[Config]) -> list[Record | None]:
     """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
 
     The folder is made if need be, and a configuration may come several times. Returns the measurements of each run, in
-    order; None for one that diverged, which is an error unless it `may_diverge`.
-
-    Raises:
-        InputError: The folder cannot be written to, a run cannot be made or does not fit into memory, or one diverged
-            and must not.
-        KeyboardInterrupt: With a sentence that says how many runs are finished.
+    order; None for one that diverged. Raises InputError where the folder cannot be written to or a run cannot be made
+    or does not fit into memory, and KeyboardInterrupt with a sentence that says how many runs are finished.
     """
     prepare_folder("--out", folder)
     runs = {run_name(config): config for config in configs}
@@ -64,10 +60,6 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
         so_far = f"{len(records)} of {len(runs)} runs are finished in {folder}"
         interrupt.args = (f"{so_far}; the same command goes on from there",)
         raise
-    if not may_diverge:
-        for name, config in runs.items():
-            if records[name] is None:
-                raise InputError(f"{describe(config)}: training diverged, as {folder / name}.json says")
     return [records[run_name(config)] for config in configs]
 
 

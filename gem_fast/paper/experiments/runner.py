@@ -1,6 +1,5 @@
 """Runs the experiments of a result table: the commands' common options, from experiments to rows, and the files."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from gem_fast.metrics import zero_shot
+from gem_fast.paper.config import Seed
 from gem_fast.paper.data import download
-from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.run_cache import run_cached
 from gem_fast.paper.experiments.training_run import Config, check_device
@@ -44,8 +43,8 @@ class TableOptions(RootOptions):
 
     quick: bool = False
     """less of everything: a check that it works"""
-    seeds: str | None = None
-    """seeds such as 0-4, 3 or 0,2; None: five, one for grid, with --quick at most two"""
+    seeds: tuple[Seed, ...] = ()
+    """one or more seeds; none: 0 to 4, for grid 0, with --quick at most two"""
     device: str = "cpu"
     """torch device"""
     out: Path | None = None
@@ -56,9 +55,7 @@ class TableOptions(RootOptions):
     @property
     def seed_numbers(self) -> tuple[int, ...]:
         """The seeds."""
-        if self.seeds is None:
-            return self.default_seeds[:2] if self.quick else self.default_seeds
-        return parse_seeds(self.seeds)
+        return tuple(dict.fromkeys(self.seeds)) or self.default_seeds[: 2 if self.quick else None]
 
     @property
     def folder(self) -> Path:
@@ -66,43 +63,30 @@ class TableOptions(RootOptions):
         return self.out or Path("out/paper-quick" if self.quick else "out/paper")
 
     def prepare(self, *data: str) -> None:
-        """Downloads data sets where asked to; raises InputError unless seeds, device and folder can be used."""
+        """Downloads data sets where asked to; raises InputError unless device and folder can be used."""
         check_device(self.device)
-        _ = self.seed_numbers
         prepare_folder("--out", self.folder)
         if self.download:
             download(*data, root=self.data_root)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Reads seeds, such as 0-4, 3 or 0,2: at least one, all different. Raises InputError for another form."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
-        seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-        if not 0 < len(seeds) <= 1000:
-            raise InputError(f"--seeds must be seeds such as 0-4, 3 or 0,2, got {text!r}")
-        found += seeds
-    return tuple(dict.fromkeys(found))
-
-
-def run_experiments(
-    experiments: Sequence[Experiment], options: TableOptions, *, cache: str = CACHE, may_diverge: bool = False
-) -> list[Row]:
+def run_experiments(experiments: Sequence[Experiment], options: TableOptions, cache: str = CACHE) -> list[Row]:
     """Runs each experiment with each seed, but for the runs that are in the cache, a folder within the options' one.
 
-    Returns a row for each; one that diverged with a seed has no measures. `may_diverge` and errors are `run_cached`'s.
+    Returns a row for each; one that diverged with a seed has no measures. Errors are `run_cached`'s.
     """
     # Seed by seed, so that a machine that changes its speed changes it for all experiments.
     configs = [experiment.config | {"seed": seed} for seed in options.seed_numbers for experiment in experiments]
-    all_records = run_cached(options.folder / cache, configs, may_diverge=may_diverge)
+    all_records = run_cached(options.folder / cache, configs)
     rows = []
     for i, experiment in enumerate(experiments):
         records = [record for record in all_records[i :: len(experiments)] if record is not None]
         ours: dict[str, MeanStd] = {}
         curves: dict[str, Curve] = {}
         if len(records) == len(options.seed_numbers):
-            ours = {name: MeanStd(tuple(_measure(each, name) for each in records)) for name in experiment.measures}
+            for name in experiment.measures:
+                attribute = "train_seconds" if name == "seconds" else name
+                ours[name] = MeanStd(tuple(float(getattr(record, attribute)) for record in records))
             curves = {experiment.curve: _curve(experiment.curve, records)} if experiment.curve else {}
         rows.append(Row(experiment.condition, ours, experiment.paper, curves))
     return rows
@@ -133,10 +117,6 @@ def write_table(
     write_files(options.folder, files)
     print(table.to_text())
     print(f"written: {', '.join(str(options.folder / file) for file in files)}")
-
-
-def _measure(record: Record, name: str) -> float:
-    return record.train_seconds if name == "seconds" else float(getattr(record, name))
 
 
 def _curve(name: str, records: list[Record]) -> Curve:

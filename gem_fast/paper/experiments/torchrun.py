@@ -48,7 +48,16 @@ def started(device: str) -> Iterator[Processes]:
         yield mine
         return
     try:
-        _set_device(device)
+        if device == "cuda":
+            local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= count:
+                got = f"got {os.environ.get('LOCAL_WORLD_SIZE')}"
+                raise InputError(
+                    f"--nproc-per-node of torchrun must be at most {count}, the number of GPUs here, {got}"
+                )
+            torch.cuda.set_device(local)
+        elif device != "cpu":
+            raise InputError(f"--device must be cpu or cuda under torchrun, got {device!r}")
         backend = {"cpu": "gloo", "cuda": "nccl"}[device]
         dist.init_process_group(backend, store=_store(), rank=mine.rank, world_size=mine.size)
         yield mine
@@ -74,19 +83,6 @@ def is_first_to_fail() -> bool:
 @cache
 def _store() -> Any:
     return next(rendezvous("env://"))[0]
-
-
-def _set_device(name: str) -> None:
-    """Of GPUs the one of this process becomes torch's current one."""
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"--device must be cpu or cuda under torchrun, got {name!r}")
-    if name == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            most = f"at most {torch.cuda.device_count()}, the number of GPUs here"
-            got = os.environ.get("LOCAL_WORLD_SIZE")
-            raise InputError(f"--nproc-per-node of torchrun must be {most}, got {got}")
-        torch.cuda.set_device(local)
 
 
 def share(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> dict[str, Any]:

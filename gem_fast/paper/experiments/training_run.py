@@ -175,12 +175,8 @@ class TrainingRun:
                 record=record,
             )
         except Diverged as error:
-            raise Diverged(f"{error}; try a smaller {_suspects(self.config)}") from error
-
-
-def _suspects(config: Config) -> str:
-    """The options that may have made training diverge: those above their published values, or else all such."""
-    preset = PRESETS[config["stream"], config["learner"]]
-    possible = [name for name in ("lr", "margin", "strength") if name in preset]
-    larger = [name for name in possible if config[name] > preset[name]]
-    return " or ".join(map(flag, larger or possible))
+            # The options above their published values, or else all that may have done it.
+            preset = PRESETS[self.config["stream"], self.config["learner"]]
+            possible = [name for name in ("lr", "margin", "strength") if name in preset]
+            larger = [name for name in possible if self.config[name] > preset[name]]
+            raise Diverged(f"{error}; try a smaller {' or '.join(map(flag, larger or possible))}") from error

@@ -18,22 +18,20 @@ class Progress:
         self.title = title
         learned = 0 if record is None else record.batches
         # disable=None: no bar unless stderr is a terminal.
-        self.bar = tqdm(total=schedule.n_batches, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(total=schedule.ends[-1], initial=learned, unit="batch", dynamic_ncols=True, disable=None)
 
     def after_batch(self, record: Record) -> None:
         """Notes one more mini-batch learned."""
         self.bar.update()
         if (accuracy := record.newest) is None:
             return
-        number = self.schedule.experience_of(record.batches)
-        seen = 1 + max(experience.task for experience in self.schedule.experiences[: number + 1])
         position = f"task {record.task[-1] + 1}/{len(accuracy)}"
-        running = f"accuracy {100 * accuracy[:seen].mean():.1f} %"
+        running = f"accuracy {100 * accuracy[: record.task.max() + 1].mean():.1f} %"
         self.bar.set_description(", ".join(filter(None, [self.title, position, running])))
         if self.bar.disable and record.batches in self.schedule.ends:
             if not self.title:
                 print_line(f"{position} learned, {running}")
-            elif record.batches == self.schedule.n_batches:
+            elif record.batches == self.schedule.ends[-1]:
                 print_line(f"{self.title}: {running}")
 
     def __enter__(self) -> Progress:

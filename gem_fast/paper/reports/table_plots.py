@@ -52,7 +52,11 @@ def _table(table: ResultTable) -> Figure:
         _bars(axes, {value: [(row, measure) for row in rows] for value, rows in _by(table, group).items()})
         axes.set(xlabel=label, ylabel=TITLES.get(measure, "training time (s)"))
         if measure == "seconds":
-            seconds = [value for row in table.rows for value in (row.ours[measure].mean, *row.paper.values())]
+            seconds = [
+                value
+                for row in table.rows
+                for value in (*row.paper.values(), *(each.mean for each in row.ours.values()))
+            ]
             axes.set(yscale="log", ylim=(min(seconds) / 2, max(seconds) * 2))
             axes.yaxis.set_major_formatter("{x:g}")
     _legend(figure, _by(table, "learner"))
@@ -101,14 +105,15 @@ def _bars(axes: Axes, groups: dict[Any, list[tuple[Row, str]]]) -> None:
 
 
 def _curves(axes: Axes, rows: Sequence[Row], name: str, style: str) -> None:
-    for row in rows:
+    drawn = [row for row in rows if name in row.curves]  # what diverged has none
+    for row in drawn:
         x, points = row.curves[name]
         mean = np.array([point.mean for point in points])
         std = np.array([point.std or 0 for point in points])
         color, marker, _ = STYLES[row.condition[style]]
         axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=color, marker=marker, markersize=4, markevery=max(1, len(x) // 10), linewidth=1.5)
-    axes.set(xlim=(0, max(row.curves[name][0][-1] for row in rows)), ylim=(0, 1), xlabel="tasks learned")
+    axes.set(xlim=(0, max((row.curves[name][0][-1] for row in drawn), default=1)), ylim=(0, 1), xlabel="tasks learned")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     light_axes(axes, "y")
 

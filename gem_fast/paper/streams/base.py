@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -45,11 +44,6 @@ class Stream(abc.ABC):
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one input."""
         return tuple(self.tasks[0].images.shape[1:])
-
-    @property
-    def n_inputs(self) -> int:
-        """The number of elements of one input."""
-        return math.prod(self.input_shape)
 
     @property
     def device(self) -> torch.device:

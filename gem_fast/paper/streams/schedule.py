@@ -1,6 +1,5 @@
 """In which order a stream's tasks are learned, and in how many mini-batches."""
 
-import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,23 +30,8 @@ class Schedule:
 
     @property
     def ends(self) -> list[int]:
-        """For each experience the mini-batches learned when it ends."""
+        """For each experience the mini-batches learned when it ends; the last are those of the whole run."""
         return list(itertools.accumulate(experience.batches for experience in self.experiences))
-
-    @property
-    def n_batches(self) -> int:
-        """The mini-batches of the whole run."""
-        return self.ends[-1]
-
-    def experience_of(self, batch: int) -> int:
-        """The number of the experience, from 0, that mini-batch number `batch`, from 1, belongs to."""
-        return bisect.bisect_left(self.ends, batch)
-
-    def batches(
-        self, stream: Stream, experience: Experience, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The mini-batches of an experience, as Stream.batches."""
-        return stream.batches(experience.task, self.batch_size, self.epochs, generator, experience.examples)
 
 
 def make_schedule(stream: Stream, batch_size: int, epochs: int, rounds: int = 1) -> Schedule:
@@ -82,6 +66,6 @@ def joint_batches(
         # The tasks in a random order, and each task's own examples in a random order: a shuffled union.
         shuffled = task_of[torch.randperm(len(task_of), generator=generator)]
         examples = [stream.batches(task, 1, 1, generator) for task in range(len(counts))]
-        for tasks in shuffled.tensor_split(schedule.n_batches // schedule.epochs):
+        for tasks in shuffled.tensor_split(schedule.ends[-1] // schedule.epochs):
             x, y = zip(*(next(examples[task]) for task in tasks.tolist()), strict=True)
             yield torch.cat(x), torch.cat(y), tasks
