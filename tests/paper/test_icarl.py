@@ -94,10 +94,11 @@ def test_distillation(kind: str) -> None:
     learner = learn(make("icarl", kind, strength=2.0), batches(kind))
     past = learner._past_exemplars(2)
     classes = [c for c in learner.exemplars.by_class if c[0] != 2]
-    state = learner.sampler.state_dict()
+    state = learner.generator.get_state()
     loss = learner._distillation(past)
-    learner.sampler.load_state_dict(state)
-    rows = learner.sampler.below(torch.tensor([len(learner.exemplars.by_class[c][0]) for c in classes])).tolist()
+    learner.generator.set_state(state)
+    sizes = torch.tensor([len(learner.exemplars.by_class[c][0]) for c in classes])
+    rows = (torch.rand(len(sizes), generator=learner.generator, dtype=torch.float64) * sizes).long().tolist()
     expected = torch.zeros(())
     for c, row in zip(classes, rows, strict=True):
         x, target = (part[row : row + 1] for part in learner.exemplars.by_class[c])
@@ -108,14 +109,14 @@ def test_distillation(kind: str) -> None:
     torch.testing.assert_close(loss, expected)
 
     def gradients(strength: float) -> list[Tensor]:
-        learner.sampler.load_state_dict(state)
+        learner.generator.set_state(state)
         learner.model.zero_grad()
         x, y, task = batches(kind, per_task=1, tasks=(2,))[0]
         (F.cross_entropy(learner.logits(x, task), y) + strength * learner._distillation(past)).backward()
         return [p.grad.clone() for p in learner.model.parameters()]
 
     grads = gradients(2.0)
-    learner.sampler.load_state_dict(state)
+    learner.generator.set_state(state)
     learner.observe(*batches(kind, per_task=1, tasks=(2,))[0])
     for p, grad in zip(learner.model.parameters(), grads, strict=True):
         torch.testing.assert_close(p.grad, grad)

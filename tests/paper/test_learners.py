@@ -93,12 +93,6 @@ def test_slices_of_the_outputs() -> None:
         assert multi_head(x, task).equal(multi_head.network(x)[:, 2 * task : 2 * task + 2])
 
 
-def test_images_with_more_than_one_dimension() -> None:
-    model = StreamInfo(1, (range(4),), 4, (3, 2, 2), "mlp").new_network(4, width_divisor=20)
-    assert model(torch.rand(2, 3, 2, 2)).shape == (2, 4)
-    assert sum(p.numel() for p in model.parameters()) == 13 * 5 + 6 * 5 + 6 * 4
-
-
 # ---- independent and multimodal --------------------------------------------------------------------------------------
 
 

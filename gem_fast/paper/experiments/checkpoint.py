@@ -117,9 +117,8 @@ class Checkpointer:
     """Saves checkpoints of a run into a folder of its own, and restores them.
 
     It is the context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that they
-    came in. Until the first mini-batch is learned, and for a second signal, `Stopped` is raised at once. Outside of the
-    main thread Python handles no signals, and the context does nothing. `saved` are the mini-batches learned at the
-    last checkpoint, None before there is one.
+    came in; for a second signal `Stopped` is raised at once. Outside of the main thread Python handles no signals, and
+    the context does nothing. `saved` are the mini-batches learned at the last checkpoint, None before there is one.
     """
 
     def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
@@ -136,7 +135,6 @@ class Checkpointer:
         self._failed = False  # the last save
         self._save_seconds = 0.0  # the last save took
         self._last_save = time.perf_counter()  # its end
-        self._can_wait = False  # a signal, for the end of the mini-batch
         self._signal: int | None = None  # that has come
         self._handlers: dict[int, Any] = {}  # of the signals, before this context
 
@@ -188,7 +186,6 @@ class Checkpointer:
             self._save(record)
             self._last_save = time.perf_counter()
             self._save_seconds = self._last_save - start
-        self._can_wait = True
         if self._signal is not None:
             raise Stopped(self._signal)
 
@@ -207,7 +204,7 @@ class Checkpointer:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None or not self._can_wait:
+        if self._signal is not None:
             raise Stopped(number)
         self._signal = number
         with suppress(OSError):

@@ -130,11 +130,8 @@ def _bytes(size: int) -> str:
 class TrainingRun:
     """One learner on one stream with one seed; it can be run once.
 
-    Attributes:
-        config: The configuration, with the data's name for `data` and a number for `eval_every`.
-        stream: The tasks, on the device.
-        schedule: In which order the tasks are learned.
-        learner: The learner, on the device.
+    Its `stream` and `learner` are on the device, its `schedule` is in which order the tasks are learned, and its
+    `config` has the data's name for `data` and a number for `eval_every`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -165,15 +162,8 @@ class TrainingRun:
     def run(self, *watch: Callable[[Record], None], record: Record | None = None) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""
         try:
-            return learn_stream(
-                self.learner,
-                self.stream,
-                self.schedule,
-                eval_every=self.config["eval_every"],
-                generator=self._generator,
-                watch=watch,
-                record=record,
-            )
+            how: dict[str, Any] = {"eval_every": self.config["eval_every"], "generator": self._generator}
+            return learn_stream(self.learner, self.stream, self.schedule, **how, watch=watch, record=record)
         except Diverged as error:
             # The options above their published values, or else all that may have done it.
             preset = PRESETS[self.config["stream"], self.config["learner"]]

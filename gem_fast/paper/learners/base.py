@@ -58,8 +58,8 @@ class SgdLearner(nn.Module, abc.ABC):
         self.stream_info = stream_info
         self.device = device
         self.descriptors = tuple(descriptor.to(device) for descriptor in stream_info.descriptors)
-        self._pass_task = stream_info.multi_head if model is None else True
         self.model = (stream_info.new_model() if model is None else model).to(device)
+        self._pass_task = model is not None or isinstance(self.model, MultiHeadModel)
         convolutions = [module for module in self.model.modules() if isinstance(module, nn.Conv2d)]
         if device.type == "cpu" and all(map(_is_safe_channels_last, convolutions)):
             # A convolution takes the format of its weights or of its input; this one is faster.

@@ -93,12 +93,14 @@ class _MultimodalMlp(nn.Module):
     def __init__(self, stream_info: StreamInfo, hidden: int = 100) -> None:
         super().__init__()
         self.outputs = stream_info.outputs
-        self.inputs = nn.ModuleList(mlp(stream_info.n_inputs, hidden, hidden=()) for _ in range(stream_info.n_tasks))
+        self.inputs = nn.ModuleList(
+            mlp(stream_info.input_shape[0], hidden, hidden=()) for _ in range(stream_info.n_tasks)
+        )
         self.shared = mlp(hidden, stream_info.n_outputs, hidden=(hidden,))
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         outputs = self.outputs[task]
-        logits: Tensor = self.shared(F.relu(self.inputs[task](x.flatten(1))))
+        logits: Tensor = self.shared(F.relu(self.inputs[task](x)))
         return logits[:, outputs.start : outputs.stop]
 
 

@@ -62,7 +62,7 @@ class Icarl(SgdLearner):
         self.strength = config.strength
         self.current_task = CurrentTaskBuffer()
         self.exemplars = Exemplars()
-        self.sampler = _Sampler(int(torch.randint(2**62, ())))
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._other_outputs = stream_info.other_outputs_mask().to(device)
         # Caches: the first one depends on the exemplars and the current task, the second one on the model as well.
         self._past: _PastExemplars | None = None
@@ -117,7 +117,8 @@ class Icarl(SgdLearner):
             return torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
 
     def _distillation(self, past: _PastExemplars) -> Tensor:
-        rows = (past.first + self.sampler.below(past.sizes)).to(past.x.device)
+        draws = torch.rand(len(past.sizes), generator=self.generator, dtype=torch.float64)
+        rows = (past.first + (draws * past.sizes).long()).to(past.x.device)
         outputs, targets = self.all_outputs(past.x[rows]), past.outputs[rows]
         new, old = (
             logits.masked_fill(past.other_outputs, -torch.inf).log_softmax(1).masked_fill(past.other_outputs, 0.0)
@@ -137,9 +138,14 @@ class Icarl(SgdLearner):
         weights = 1 / tasks.bincount()[tasks].to(outputs)
         return _PastExemplars(x, outputs, sizes.cumsum(0) - sizes, sizes, self._other_outputs[tasks], weights)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """The states of the parts and of the generator."""
+        return super().get_extra_state() | {"generator": self.generator.get_state()}
+
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Gives the parts their states."""
+        """Restores them."""
         super().set_extra_state(state)
+        self.generator.set_state(state["generator"])
         self._means = None
         self._past = None if self.current_task.task is None else self._past_exemplars(self.current_task.task)
 
@@ -164,20 +170,3 @@ class _PastExemplars(NamedTuple):
     sizes: Tensor  # (classes,), int64, on the CPU: the exemplars of a class
     other_outputs: Tensor  # (classes, outputs), bool: those that are not of the class's task
     weights: Tensor  # (classes,): 1 over the number of classes of its task
-
-
-class _Sampler:
-    """Draws with a generator of its own, whose state goes into a file."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def below(self, sizes: Tensor) -> Tensor:
-        """For each of the sizes, int64, a random number from 0 to size - 1."""
-        return (torch.rand(len(sizes), generator=self._generator, dtype=torch.float64) * sizes).long()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"])

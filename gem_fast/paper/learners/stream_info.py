@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ class StreamInfo:
     n_tasks: int  # T
     outputs: tuple[range, ...]  # for each task those that are its classes; its labels count from 0 within them
     n_outputs: int  # outputs of a network for all tasks
-    input_shape: tuple[int, ...]  # of one example
+    input_shape: tuple[int, ...]  # of one example; (pixels,) for an mlp
     architecture: str  # mlp or resnet18: the network that is trained
     descriptors: tuple[Tensor, ...] = ()  # what is told about each task, (d,) or (classes of the task, d)
 
@@ -28,16 +27,6 @@ class StreamInfo:
         """That of a stream."""
         told = tuple(task.descriptor for task in stream.tasks if task.descriptor is not None)
         return cls(stream.n_tasks, stream.outputs, stream.n_outputs, stream.input_shape, stream.architecture, told)
-
-    @property
-    def n_inputs(self) -> int:
-        """The number of elements of one example."""
-        return math.prod(self.input_shape)
-
-    @property
-    def multi_head(self) -> bool:
-        """Whether each task has outputs of its own (a multi-head network); otherwise each has all of them."""
-        return any(outputs != range(self.n_outputs) for outputs in self.outputs)
 
     def other_outputs_mask(self) -> Tensor:
         """Shape (T, n_outputs), bool, on the CPU: for each task, which outputs are not its own."""
@@ -52,8 +41,7 @@ class StreamInfo:
         """
         if self.architecture == "resnet18":
             return ResNet18(n_outputs, maps=max(1, 20 // width_divisor))
-        network = mlp(self.n_inputs, n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
-        return network if len(self.input_shape) == 1 else nn.Sequential(nn.Flatten(), network)
+        return mlp(self.input_shape[0], n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
 
     def new_model(self) -> nn.Module:
         """One network for all tasks.
@@ -66,6 +54,7 @@ class StreamInfo:
             size = self.descriptors[0].shape[-1]
             if self.descriptors[0].dim() == 2:
                 return NamedClasses(self.new_network(size))
-            return ModulatedMlp(self.n_inputs, self.n_outputs, size)
+            return ModulatedMlp(self.input_shape[0], self.n_outputs, size)
         network = self.new_network(self.n_outputs)
-        return MultiHeadModel(network, self.outputs) if self.multi_head else network
+        share_all = all(outputs == range(self.n_outputs) for outputs in self.outputs)
+        return network if share_all else MultiHeadModel(network, self.outputs)
