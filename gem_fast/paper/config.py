@@ -44,8 +44,7 @@ def by_stream(**defaults: Any) -> Any:
 class Options:
     """The base of all options; its subclasses become dataclasses by themselves, frozen and with keywords only.
 
-    Raises:
-        InputError: A value is out of its bounds.
+    Raises InputError where a value is out of its bounds.
     """
 
     def __init_subclass__(cls) -> None:

@@ -51,7 +51,7 @@ def test_a_run_from_start_to_end(capsys, tmp_path, small, stream, learner):
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["result.json", "r_matrix.png", "first_task.png", "curves.png"]
     )
-    keys = ["acc", "bwt", "fwt", "zero_shot", "R", "baseline", "seconds", "config", "versions", "curves"]
+    keys = ["acc", "bwt", "fwt", "zero_shot", "R", "baseline", "seconds", "curves", "config", "versions"]
     assert list(result) == keys
     assert result["acc"] == metrics.acc(result["R"])
     assert result["bwt"] == metrics.bwt(result["R"])

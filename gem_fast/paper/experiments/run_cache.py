@@ -83,7 +83,7 @@ def read_run(path: Path, config: Config) -> Record | None:
 def _finish(path: Path, config: Config, title: str) -> Record | None:
     """Computes a run, or the rest of it, and writes its file; returns None if it diverged."""
     with extra("the progress bar"):
-        from gem_fast.paper.reports.progress import Progress
+        from gem_fast.paper.reports.progress import progress
     checkpoints = path.with_name(f"{path.name}.checkpoints")
     prepare_folder("--out", checkpoints)
     run = TrainingRun(config)
@@ -96,8 +96,8 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
         return _finish(path, config, title)
     result: Config = {"key": config, "diverged": False}
     try:
-        with Progress(run.schedule, record, title) as bar, checkpointer:
-            record = run.run(bar.after_batch, checkpointer.after_batch, record=record)
+        with progress(run.schedule, record, title) as show, checkpointer:
+            record = run.run(show, checkpointer.after_batch, record=record)
         result |= result_of(record, run.config)
     except Diverged:
         result["diverged"], record = True, None

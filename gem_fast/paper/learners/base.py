@@ -2,8 +2,6 @@
 
 import abc
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -38,10 +36,8 @@ class SgdLearner(nn.Module, abc.ABC):
     state_dict() holds all that decides how training goes on, as torch.load(weights_only=True) reads it back: the
     model's tensors by name, and as `_extra_state` the states of its `parts`, all attributes that have one.
 
-    Attributes:
-        trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
-            mini-batches of the shuffled union of all tasks, and `task` is the task of each example, shape (batch,),
-            int64, on the CPU.
+    A learner that `trains_jointly` does not see one task after another, but mini-batches of the shuffled union of all
+    tasks, and `task` is the task of each example, shape (batch,), int64, on the CPU.
     """
 
     Config: ClassVar[type[SgdConfig]]
@@ -94,16 +90,6 @@ class SgdLearner(nn.Module, abc.ABC):
     def predict(self, x: Tensor, task: int) -> Tensor:
         """The model's logits."""
         return self.logits(x, task)
-
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """The model is in evaluation mode inside of the block, and after it in the mode that it had before."""
-        before = self.training
-        self.train(False)
-        try:
-            yield
-        finally:
-            self.train(before)
 
     def parts(self) -> dict[str, Any]:
         """What has a state of its own beside the model, by the name of its attribute: the optimizer, a memory, ..."""

@@ -1,7 +1,5 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017): parameters that mattered for past tasks are held in place."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -60,11 +58,12 @@ class Ewc(SgdLearner):
         size = 1 if self.per_example else len(y)
         parameters = list(self.model.parameters())
         fisher = [torch.zeros_like(p) for p in parameters]
-        with self.evaluation_mode() if self.per_example else contextlib.nullcontext():
-            for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
-                grads = torch.autograd.grad(self.loss(x_part, y_part, self.current_task.task), parameters)
-                for total, grad in zip(fisher, grads, strict=True):
-                    total.addcmul_(grad, grad, value=size / len(y))
+        self.train(not self.per_example)
+        for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
+            grads = torch.autograd.grad(self.loss(x_part, y_part, self.current_task.task), parameters)
+            for total, grad in zip(fisher, grads, strict=True):
+                total.addcmul_(grad, grad, value=size / len(y))
+        self.train(True)
         return fisher
 
 

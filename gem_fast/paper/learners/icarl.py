@@ -88,8 +88,6 @@ class Icarl(SgdLearner):
             self._means = {c: self._evaluate(kept).mean(0) for c, kept in self.current_exemplars().items()}
         classes = [(task, label) for label in range(len(self.stream_info.outputs[task]))]
         outputs = self.all_outputs(x)
-        if not any(c in self._means for c in classes):
-            return outputs.new_zeros(len(outputs), len(classes))
         missing = outputs.new_full((self.stream_info.n_outputs,), FAR_AWAY)
         means = torch.stack([self._means.get(c, missing) for c in classes])
         distances: Tensor = (outputs[:, None] - means).norm(dim=2)
@@ -113,12 +111,16 @@ class Icarl(SgdLearner):
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """The features of examples, in evaluation mode and without gradients."""
-        with torch.no_grad(), self.evaluation_mode():
-            return torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
+        mode = self.training
+        self.train(False)
+        with torch.no_grad():
+            features = torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
+        self.train(mode)
+        return features
 
     def _distillation(self, past: _PastExemplars) -> Tensor:
         draws = torch.rand(len(past.sizes), generator=self.generator, dtype=torch.float64)
-        rows = (past.first + (draws * past.sizes).long()).to(past.x.device)
+        rows = (past.sizes.cumsum(0) - past.sizes + (draws * past.sizes).long()).to(past.x.device)
         outputs, targets = self.all_outputs(past.x[rows]), past.outputs[rows]
         new, old = (
             logits.masked_fill(past.other_outputs, -torch.inf).log_softmax(1).masked_fill(past.other_outputs, 0.0)
@@ -136,7 +138,7 @@ class Icarl(SgdLearner):
         sizes = torch.tensor([len(kept) for kept, _ in past.values()])
         tasks = torch.tensor([past_task for past_task, _ in past])
         weights = 1 / tasks.bincount()[tasks].to(outputs)
-        return _PastExemplars(x, outputs, sizes.cumsum(0) - sizes, sizes, self._other_outputs[tasks], weights)
+        return _PastExemplars(x, outputs, sizes, self._other_outputs[tasks], weights)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The states of the parts and of the generator."""
@@ -166,7 +168,6 @@ class _PastExemplars(NamedTuple):
 
     x: Tensor  # (n, ...)
     outputs: Tensor  # (n, outputs), that the network's are compared with
-    first: Tensor  # (classes,), int64, on the CPU: the row of a class's first exemplar
     sizes: Tensor  # (classes,), int64, on the CPU: the exemplars of a class
     other_outputs: Tensor  # (classes, outputs), bool: those that are not of the class's task
     weights: Tensor  # (classes,): 1 over the number of classes of its task
