@@ -98,10 +98,15 @@ def test_order_of_calls():
     assert spy.training
 
 
+def newest(record):
+    """The accuracies of an evaluation after the last mini-batch, if there was one."""
+    return record.accuracy[-1] if record.batch[-1:].tolist() == [record.batches] else None
+
+
 def test_record():
     stream = make_stream(n_tasks=3)
     seen = []
-    record = learn(Spy(), stream, eval_every=4, watch=[lambda record: seen.append((record.batches, record.newest))])
+    record = learn(Spy(), stream, eval_every=4, watch=[lambda record: seen.append((record.batches, newest(record)))])
     assert record.batch.tolist() == [4, 6, 10, 12, 16, 18]
     assert record.task.tolist() == [0, 0, 1, 1, 2, 2]
     assert record.accuracy.shape == (6, 3)
@@ -125,7 +130,6 @@ def test_a_record_comes_back_from_plain_values():
     assert [(name, value.dtype) for name, value in vars(again).items() if hasattr(value, "dtype")] == [
         (name, value.dtype) for name, value in vars(record).items() if hasattr(value, "dtype")
     ]
-    np.testing.assert_array_equal(again.newest, record.newest)
 
 
 def test_tasks_that_come_back():

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint(data, tmp_path, capsys, monkeypatch, uninterrupted
     assert main(command(data, folder, "--resume")) == 0
     printed = capsys.readouterr().err
     assert f"{newest} is truncated or corrupted" in printed
-    assert "; the one before it is used" in printed
+    assert "; it is not used" in printed
     assert f"resumed from {before}, after 38 of 60" in printed
     assert_same(end_of(folder), uninterrupted)
 

@@ -72,19 +72,16 @@ class Checkpoints:
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:
         """Reads the newest sound file, and notes which are damaged: None without files, InputError where all are."""
-        complaints: list[str] = []
         for path in self.paths():
             try:
                 state = read_checkpoint(path)
             except InputError as error:
-                complaints.append(str(error))
-                continue
-            self._good = path
-            for complaint in complaints:
-                print_note(f"{complaint}; the one before it is used")
-            return path, state
-        if complaints:
-            raise InputError(f"{self.folder} has no checkpoint to resume from: {'; '.join(complaints)}")
+                print_note(f"{error}; it is not used")
+            else:
+                self._good = path
+                return path, state
+        if self.paths():
+            raise InputError(f"{self.folder} has no checkpoint to resume from: all are damaged")
         return None
 
     def save(self, batches: int, state: dict[str, Any]) -> Path:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
-from gem_fast.paper.experiments.torchrun import Learner, processes
+from gem_fast.paper.experiments.torchrun import Learner, Processes, processes
 from gem_fast.paper.streams import Stream
 from gem_fast.paper.streams.schedule import Schedule, joint_batches
 
@@ -65,11 +65,6 @@ class Record:
         """Mean accuracy on the tasks not yet seen, along the stream; 0.0 with a single task. Not for joint training."""
         unseen = metrics.zero_shot(self.accuracy, self.task)
         return float(unseen.mean()) if unseen.size else 0.0
-
-    @property
-    def newest(self) -> FloatArray | None:
-        """The accuracy on each task, shape (T,), if an evaluation followed the last mini-batch; otherwise None."""
-        return self.accuracy[-1] if len(self.batch) and self.batch[-1] == self.batches else None
 
     def add(self, task: int, accuracy: FloatArray) -> None:
         """Adds an evaluation after the last mini-batch, one of the given task."""
@@ -137,7 +132,7 @@ def learn_stream(
             try:
                 learner.observe(x, y, task)
             except (RuntimeError, ValueError):
-                check_outputs(learner, stream)
+                evaluate(learner, stream, alone=True)  # says so if the model has diverged
                 raise
             record.train_seconds += _now(device) - start
             record.batches += 1
@@ -150,42 +145,32 @@ def learn_stream(
     return record
 
 
-def evaluate(learner: Learner, stream: Stream) -> FloatArray:
+def evaluate(learner: Learner, stream: Stream, alone: bool = False) -> FloatArray:
     """Accuracy on the test set of every task, shape (T,), fractions; the learner is left in training mode.
 
-    Raises Diverged where the learner's outputs are not finite.
+    Raises Diverged where the learner's outputs are not finite or too large. Several processes evaluate the same model,
+    each on its part of the tasks, unless this one works `alone`.
     """
     learner.train(False)
-    correct, examples = counts = torch.zeros(2, stream.n_tasks, dtype=torch.float64, device=stream.device)
-    size, rank = processes()
-    if size > 1:  # they evaluate the same model, each on its part of the tasks
+    correct, examples, bad = counts = torch.zeros(3, stream.n_tasks, dtype=torch.float64, device=stream.device)
+    size, rank = Processes() if alone else processes()
+    if size > 1:
         for buffer in learner.buffers():
             dist.broadcast(buffer, 0)
     with torch.inference_mode():
         for task in range(rank, stream.n_tasks, size):
             for x, y in stream.test_batches(task):
                 logits = learner.predict(x, task)
-                # A logit that is not finite makes the sum so: this needs no transfer to the CPU of its own.
-                correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
+                correct[task] += (logits.argmax(1) == y).sum()
                 examples[task] += len(y)
+                bad[task] += (~(logits.abs() < LARGEST_OUTPUT)).sum()
     learner.train(True)
     if size > 1:
         dist.all_reduce(counts)
+    if bad.any():
+        raise Diverged("training diverged: the model's outputs are not finite any more, or too large to compute with")
     accuracy: FloatArray = (correct / examples).cpu().numpy()
-    if not np.isfinite(accuracy).all():
-        raise Diverged("training diverged: the model's outputs are not finite any more")
     return accuracy
-
-
-def check_outputs(learner: Learner, stream: Stream) -> None:
-    """Raises Diverged if the learner's outputs on some test examples of any task are too large to learn from."""
-    learner.train(False)
-    with torch.inference_mode():
-        for task in range(stream.n_tasks):
-            x, _ = next(iter(stream.test_batches(task)))
-            if not (learner.predict(x, task).abs() < LARGEST_OUTPUT).all():
-                raise Diverged("training diverged: the model's outputs or gradients are too large to compute with")
-    learner.train(True)
 
 
 def _now(device: torch.device) -> float:

@@ -24,8 +24,9 @@ def progress(schedule: Schedule, record: Record | None = None, title: str = "") 
 
         def after_batch(record: Record) -> None:
             bar.update()
-            if (accuracy := record.newest) is None:
+            if not len(record.batch) or record.batch[-1] < record.batches:
                 return
+            accuracy = record.accuracy[-1]
             position = f"task {record.task[-1] + 1}/{len(accuracy)}"
             running = f"accuracy {100 * accuracy[: record.task.max() + 1].mean():.1f} %"
             bar.set_description(", ".join(filter(None, [title, position, running])))

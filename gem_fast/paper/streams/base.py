@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -75,13 +75,17 @@ class Stream(abc.ABC):
 
     def to(self, device: torch.device) -> Stream:
         """The same stream with all its tensors on `device`."""
-        stream: Stream = _moved(self, device)
-        return replace(stream, tasks=tuple(_moved(task, device) for task in self.tasks))
+
+        def moved(owner: Any) -> Any:
+            return replace(owner, **{name: tensor.to(device) for name, tensor in _tensors(owner).items()})
+
+        stream: Stream = replace(moved(self), tasks=tuple(map(moved, self.tasks)))
+        return stream
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors in a fixed order, first those of the stream, then those of each task: they tell streams apart."""
         for owner in (self, *self.tasks):
-            yield from _tensor_fields(owner).values()
+            yield from _tensors(owner).values()
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -89,12 +93,6 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def _tensor_fields(owner: Any) -> dict[str, Tensor]:
+def _tensors(owner: Any) -> dict[str, Tensor]:
     """The tensors of a dataclass by name."""
-    values = {field.name: getattr(owner, field.name) for field in fields(owner)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _moved(owner: Any, device: torch.device) -> Any:
-    """A copy of a dataclass with its tensors on a device."""
-    return replace(owner, **{name: tensor.to(device) for name, tensor in _tensor_fields(owner).items()})
+    return {name: value for name, value in vars(owner).items() if isinstance(value, Tensor)}

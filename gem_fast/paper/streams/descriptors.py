@@ -34,10 +34,8 @@ def described(stream: Stream, kind: DescriptorName) -> Stream:
     """
     rows: Sequence[Tensor]
     if isinstance(stream, ClassStream):
-        if kind == "text":
-            of_outputs = embeddings([CLASS_NAMES[label] for task in stream.tasks for label in task.classes])
-        else:
-            of_outputs = torch.eye(stream.n_outputs)
+        names = [CLASS_NAMES[label] for task in stream.tasks for label in task.classes] if kind == "text" else []
+        of_outputs = embeddings(names) if names else torch.eye(stream.n_outputs)
         rows = [of_outputs[outputs.start : outputs.stop] for outputs in stream.outputs]
     elif kind == "angle":
         assert isinstance(stream, PixelStream)
