@@ -24,25 +24,22 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     several = info.type_origin is tuple
     kind: Any = get_args(info.type)[0] if several else info.type
     kind = getattr(kind, "__origin__", kind)  # of Annotated
-    expected = {int: "a whole number", float: "a number"}.get(kind)
-    if expected is None:
+    if kind not in (int, float):
         return None
+    expected, form = ("a whole number", "d") if kind is int else ("a number", "g")
 
-    def read(text: str) -> Any:
+    def number(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
             raise ValueError(f"must be {expected}, got {shortened(text)!r}") from None
 
-    def shown(value: float) -> str:
-        return f"{value:g}" if kind is float else str(value)
-
     return PrimitiveConstructorSpec(
         nargs="*" if several else 1,
         metavar=kind.__name__.upper() + " ..." * several,
-        instance_from_str=lambda texts: tuple(map(read, texts)) if several else read(texts[0]),
+        instance_from_str=lambda texts: tuple(map(number, texts)) if several else number(texts[0]),
         is_instance=lambda value: isinstance(value, tuple if several else kind),
-        str_from_instance=lambda value: list(map(shown, value)) if several else [shown(value)],
+        str_from_instance=lambda value: [f"{each:{form}}" for each in (value if several else [value])],
     )
 
 

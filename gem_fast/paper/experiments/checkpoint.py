@@ -102,10 +102,9 @@ class Checkpoints:
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM has come."""
+    """The signal of a number, SIGINT or SIGTERM, has come."""
 
     def __init__(self, number: int) -> None:
-        """Takes the number of the signal."""
         super().__init__()
         self.number = number
 
@@ -175,10 +174,8 @@ class Checkpointer:
         if SIGINT or SIGTERM has come.
         """
         start = time.perf_counter()
-        if self._every is None:
-            save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
-        else:
-            save_now = record.batches % self._every == 0
+        by_time = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
+        save_now = by_time if self._every is None else record.batches % self._every == 0
         if save_now or self._signal is not None or record.batches == self._run.schedule.ends[-1]:
             self._save(record)
             self._last_save = time.perf_counter()
@@ -196,7 +193,6 @@ class Checkpointer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Gives them back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 

@@ -158,7 +158,6 @@ class Exemplars(Part):
     STATE = ("by_class",)
 
     def __init__(self) -> None:
-        """Begins without any."""
         # For each class the exemplars, shape (m, ...), first selected first, and their outputs for all classes.
         self.by_class: dict[Class, tuple[Tensor, Tensor]] = {}
 

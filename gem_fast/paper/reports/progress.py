@@ -17,8 +17,7 @@ def progress(schedule: Schedule, record: Record | None = None, title: str = "") 
     `record` is that of a resumed run, `title` tells which run of several this is. Gives what is to be called after
     every mini-batch.
     """
-    ends = schedule.ends
-    learned = 0 if record is None else record.batches
+    ends, learned = schedule.ends, 0 if record is None else record.batches
     # disable=None: no bar unless stderr is a terminal.
     with tqdm(total=ends[-1], initial=learned, unit="batch", dynamic_ncols=True, disable=None) as bar:
 

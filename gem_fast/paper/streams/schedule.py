@@ -45,8 +45,9 @@ def make_schedule(stream: Stream, batch_size: int, epochs: int, rounds: int = 1)
         for task in range(stream.n_tasks):
             n = len(stream.tasks[task].labels)
             if n < rounds:
-                most = f"at most {n}, the training examples of task {task + 1}"
-                raise InputError(f"--rounds must be {most}, got {rounds}")
+                raise InputError(
+                    f"--rounds must be at most {n}, the training examples of task {task + 1}, got {rounds}"
+                )
             examples = range(n * part // rounds, n * (part + 1) // rounds)
             experiences.append(Experience(task, examples, epochs * -(-len(examples) // batch_size)))
     return Schedule(tuple(experiences), batch_size, epochs)
