@@ -80,7 +80,7 @@ def test_the_one_before_is_used_and_the_damaged_one_replaced(checkpoints: Checkp
 def test_no_sound_one(checkpoints: Checkpoints, capsys) -> None:
     for batches in (1, 2):
         checkpoints.save(batches, STATE).write_bytes(b"")
-    with pytest.raises(InputError, match="has no checkpoint to resume from: all are damaged"):
+    with pytest.raises(InputError, match="has no sound checkpoint to resume from"):
         Checkpoints(checkpoints.folder).load()
     notes = capsys.readouterr().err.splitlines()
     assert ["002.gem is truncated" in notes[0], "001.gem is truncated" in notes[1]] == [True, True]

@@ -81,7 +81,7 @@ class Checkpoints:
                 self._good = path
                 return path, state
         if self.paths():
-            raise InputError(f"{self.folder} has no checkpoint to resume from: all are damaged")
+            raise InputError(f"{self.folder} has no sound checkpoint to resume from")
         return None
 
     def save(self, batches: int, state: dict[str, Any]) -> Path:
