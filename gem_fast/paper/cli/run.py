@@ -101,7 +101,6 @@ def _train(options: RunOptions, mine: Processes) -> None:
     out, checkpoint = measuring.out, resuming.checkpoint
     if mine.size > 1 and checkpoint is not None:
         raise InputError(f"--checkpoint is for a run in one process, got {mine.size} processes of torchrun")
-    shows = mine.rank == 0
     for option in ("resume", "checkpoint_every"):
         if getattr(resuming, option) and checkpoint is None:
             raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
@@ -111,13 +110,13 @@ def _train(options: RunOptions, mine: Processes) -> None:
     if out is not None:
         with extra("--out"):
             from gem_fast.paper.reports import run_plots
-    if shows and measuring.download:
+    if mine.rank == 0 and measuring.download:
         download(options.stream.data, root=options.stream.data_root)
     if mine.size > 1:
         dist.barrier()
     config = asdict(options.main) | asdict(options.stream) | asdict(options.learner)
     run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every})
-    if not shows:
+    if mine.rank > 0:
         run.run()
         return
     for option, folder in (("--out", out), ("--checkpoint", checkpoint)):

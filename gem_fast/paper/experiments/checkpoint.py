@@ -161,8 +161,7 @@ class Checkpointer:
         except InputError:
             raise
         except Exception as error:  # torch raises many kinds for what a stranger's file can hold
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path} does not hold a run of gem_fast: {reason}") from error
+            raise InputError(f"{path} does not hold a run of gem_fast: {' '.join(str(error).split())}") from error
         self.saved = record.batches
         print_note(f"resumed from {path}, after {record.batches} of {self._run.schedule.ends[-1]} mini-batches")
         return record

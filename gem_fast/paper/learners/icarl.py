@@ -88,6 +88,8 @@ class Icarl(SgdLearner):
             self._means = {c: self._evaluate(kept).mean(0) for c, kept in self.current_exemplars().items()}
         classes = [(task, label) for label in range(len(self.stream_info.outputs[task]))]
         outputs = self.all_outputs(x)
+        if not any(c in self._means for c in classes):
+            return outputs.new_zeros(len(outputs), len(classes))
         missing = outputs.new_full((self.stream_info.n_outputs,), FAR_AWAY)
         means = torch.stack([self._means.get(c, missing) for c in classes])
         distances: Tensor = (outputs[:, None] - means).norm(dim=2)
