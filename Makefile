@@ -19,7 +19,7 @@ FUZZ_SECONDS ?= 600
 
 # What `make paper` is run with: SEEDS=0 is a fifth of the work; CIFAR=cifar-100-binary.tar.gz names an archive or folder,
 # otherwise CIFAR-100 is taken from torchvision's folder.
-SEEDS ?= 0-4
+SEEDS ?= 0 1 2 3 4
 CIFAR ?=
 
 # What `make bench` measures on a CPU beside the benchmarks that pytest runs.

@@ -100,7 +100,7 @@ def digits(t: int, size: int) -> tuple[nn.Module, list[Constraint]]:
     stream = rotations(load_data(MNIST_5K), t, size, order).to(DEVICE)
     constraints = [[Batch(k, *next(iter(stream.batches(k, size, 1, order))))] for k in range(t)]
     torch.manual_seed(0)
-    return mlp(stream.n_inputs, stream.n_outputs).to(DEVICE), constraints
+    return mlp(stream.input_shape[0], stream.n_outputs).to(DEVICE), constraints
 
 
 def by_vmap(model: nn.Module, constraints: Sequence[Constraint], G: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What the choice of the examples is worth: GEM's ACC over the memory's size, for every memory policy.
 
     python bench/bench_memory_policies.py [--streams rotations permutations split] [--sizes 2 5 10 20 50 256]
-        [--seeds 0-4] [--data FOLDER] [--cifar ARCHIVE]
+        [--seeds 0 1 2 3 4] [--data FOLDER] [--cifar ARCHIVE]
 
 Writes a line of JSON per run to results/memory_policies.jsonl beside this file, and draws results/memory_policies.png
 of all lines there with these streams and data. Finished runs are not computed again.
@@ -18,7 +18,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gem_fast import MEMORY_POLICIES
-from gem_fast.paper.experiments.runner import parse_seeds
 from gem_fast.paper.experiments.training_run import TrainingRun, configuration
 from gem_fast.paper.reports.result_table import MeanStd
 
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--streams", nargs="*", default=["rotations", "permutations", "split"])
     parser.add_argument("--policies", nargs="+", default=list(MEMORY_POLICIES), choices=list(MEMORY_POLICIES))
     parser.add_argument("--sizes", nargs="+", type=int, default=[2, 5, 10, 20, 50, 256], help="examples of each task")
-    parser.add_argument("--seeds", type=parse_seeds, default=tuple(range(5)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
     parser.add_argument("--data", default="mnist-5k", help="as for the command line: a folder with all of MNIST, say")
     parser.add_argument("--cifar", help="a folder or archive of CIFAR-100, for short runs on it")
     parser.add_argument("--runs", type=Path, default=RESULTS / "memory_policies.jsonl", help="where the lines go")

@@ -1,6 +1,6 @@
 """What accuracy costs: ACC over training time of exact GEM, its two approximations, A-GEM, single and EWC.
 
-    python bench/bench_pareto.py [--seeds 0-4] [--data FOLDER] [--run-cache DIR] [--rounds 3]
+    python bench/bench_pareto.py [--seeds 0 1 2 3 4] [--data FOLDER] [--run-cache DIR] [--rounds 3]
                                   [--streams rotations permutations] [--name pareto]
 
 Writes results/NAME.json and results/NAME.png beside this file. The runs that give ACC are not computed again where
@@ -20,7 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gem_fast.paper.experiments.run_cache import run_cached
-from gem_fast.paper.experiments.runner import parse_seeds
 from gem_fast.paper.experiments.training_run import Config, TrainingRun, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports.result_table import MeanStd, machine
@@ -68,7 +67,7 @@ JOINED = ("GEM, m' of 256 examples a step",)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="ACC over training time of GEM and what is cheaper.")
-    parser.add_argument("--seeds", type=parse_seeds, default=tuple(range(5)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
     parser.add_argument("--data", default="mnist-5k", help="as for the command line: a folder with all of MNIST, say")
     parser.add_argument("--run-cache", type=Path, default=RESULTS / "pareto_run_cache")
     parser.add_argument("--rounds", type=int, default=3, help="how often each method's training time is measured")

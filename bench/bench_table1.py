@@ -48,7 +48,7 @@ class Training:
         self.batches = [
             (x, y, experience.task)
             for experience in made.schedule.experiences
-            for x, y in made.schedule.batches(made.stream, experience, order)
+            for x, y in made.stream.batches(experience.task, made.schedule.batch_size, 1, order, experience.examples)
         ]
         self.stream_info = StreamInfo.of(made.stream)
         self.learner = learner

@@ -55,7 +55,7 @@ def flat(model: nn.Module) -> Tensor:
 def deviations(stream: Stream, dtype: torch.dtype, margin: float, ridge: float, same_start: bool) -> Tensor:
     """The largest difference between the hook's parameters and the reference's after each of 200 steps."""
     torch.manual_seed(0)
-    model = mlp(stream.n_inputs, stream.n_outputs).to(dtype)
+    model = mlp(stream.input_shape[0], stream.n_outputs).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=256), margin=margin, ridge=ridge)
     expected = Float64Reference(model, gem.memory, margin, ridge)

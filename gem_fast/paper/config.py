@@ -3,7 +3,6 @@
 The command line is made of these classes, and a configuration made in Python is checked by the same bounds.
 """
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -14,28 +13,23 @@ from gem_fast.paper.errors import InputError, flag
 
 @dataclass(frozen=True)
 class Bounds:
-    """Both ends of what an option may be, included; `above` leaves the lower one out, `whole` asks for an integer."""
+    """Both ends of what an option may be, included; `above` leaves the lower one out."""
 
     minimum: int
-    maximum: float
-    whole: bool = False
+    maximum: float  # an int for a whole number
     above: bool = False
 
     def check(self, name: str, value: float) -> None:
         """Raises InputError, with the option's name, for a value outside."""
-        is_low = value <= self.minimum if self.above else value < self.minimum
-        if is_low or not (self.whole or math.isfinite(value)):
-            kind = "whole" if self.whole else "finite"
-            least = "above" if self.above else "of at least"
-            raise InputError(f"{flag(name)} must be a {kind} number {least} {self.minimum}, got {value}")
-        if value > self.maximum:
-            most = f"a whole number of at most {self.maximum}" if self.whole else f"at most {self.maximum:g}"
-            raise InputError(f"{flag(name)} must be {most}, got {shortened(str(value))}")
+        if not (self.minimum < value if self.above else self.minimum <= value) or not value <= self.maximum:
+            kind = "a whole number" if isinstance(self.maximum, int) else "a number"
+            least = f"above {self.minimum} and at most" if self.above else f"from {self.minimum} to"
+            raise InputError(f"{flag(name)} must be {kind} {least} {self.maximum}, got {shortened(str(value))}")
 
 
 # The largest numbers that torch and the compiled code can compute with, and some more than anybody needs.
-Whole = Annotated[int, Bounds(1, 2**31 - 1, whole=True)]
-Seed = Annotated[int, Bounds(0, 2**63 - 1, whole=True)]
+Whole = Annotated[int, Bounds(1, 2**31 - 1)]
+Seed = Annotated[int, Bounds(0, 2**63 - 1)]
 Real = Annotated[float, Bounds(0, 1e30)]
 Rate = Annotated[float, Bounds(0, 1e30, above=True)]
 
@@ -50,8 +44,7 @@ def by_stream(**defaults: Any) -> Any:
 class Options:
     """The base of all options; its subclasses become dataclasses by themselves, frozen and with keywords only.
 
-    Raises:
-        InputError: A value is out of its bounds.
+    Raises InputError where a value is out of its bounds.
     """
 
     def __init_subclass__(cls) -> None:

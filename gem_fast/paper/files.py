@@ -22,9 +22,8 @@ def prepare_folder(option: str, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "probe.tmp"
-        _write(temporary, b"")
-        temporary.unlink()
+        write_file(folder / "probe", b"")
+        (folder / "probe").unlink()
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise InputError(f"{option} must be a folder that can be written to, got {str(folder)!r}: {reason}") from error
@@ -68,7 +67,10 @@ def write_file(path: Path, contents: bytes) -> None:
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        _write(temporary, contents)
+        with temporary.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -79,10 +81,3 @@ def write_file(path: Path, contents: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, contents: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())

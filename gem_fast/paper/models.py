@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ModulatedMlp", "MultiHeadModel", "NamedClasses", "ResNet18", "mlp"]
+HIDDEN = (100, 100)  # units of the paper's layers
 
 
-def mlp(n_inputs: int, n_outputs: int, hidden: tuple[int, ...] = (100, 100)) -> nn.Sequential:
+def mlp(n_inputs: int, n_outputs: int, hidden: tuple[int, ...] = HIDDEN) -> nn.Sequential:
     """The paper's network for MNIST: fully connected, ReLU, Glorot uniform weights, zero biases.
 
     From (batch, n_inputs) to logits (batch, n_outputs); its weights come from torch's global generator.
@@ -46,9 +46,7 @@ class ModulatedMlp(nn.Module):
     descriptor has `descriptor_size` numbers.
     """
 
-    def __init__(
-        self, n_inputs: int, n_outputs: int, descriptor_size: int, hidden: tuple[int, ...] = (100, 100)
-    ) -> None:
+    def __init__(self, n_inputs: int, n_outputs: int, descriptor_size: int, hidden: tuple[int, ...] = HIDDEN) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer for layer in mlp(n_inputs, n_outputs, hidden) if isinstance(layer, nn.Linear))
         self.modulations = nn.ModuleList(nn.Linear(descriptor_size, 2 * units) for units in hidden)

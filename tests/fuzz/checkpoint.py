@@ -1,6 +1,5 @@
 """Fuzz target: the checkpoint reader. A file is read, or refused in one sentence, whatever a stranger put into it."""
 
-import hashlib
 import io
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from fuzz.draw import Draw
 from fuzz.sentence import check_sentence
 
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.experiments.checkpoint import HEADER, MAGIC, read_checkpoint
+from gem_fast.paper.experiments.checkpoint import read_checkpoint, signed
 
 FOLDER = tempfile.TemporaryDirectory(prefix="fuzz_checkpoint_")
 
@@ -41,7 +40,7 @@ def target(data: bytes) -> None:
     draw = Draw(data)
     cut, spoiled = draw.one_in(4), draw.one_in(4)
     body = payload(draw)
-    file = HEADER.pack(MAGIC, len(body), hashlib.sha256(body).digest()) + body
+    file = signed(body)
     if spoiled:
         place = draw.below(65536) % len(file)
         file = file[:place] + bytes([file[place] ^ (1 + draw.below(255))]) + file[place + 1 :]

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from utils.cifar_files import archive, cifar_arrays, cifar_files
 
 from gem_fast.paper.data import cifar, load_data
-from gem_fast.paper.data.cifar import make_stand_in
 from gem_fast.paper.errors import InputError
 
 IMAGE = bytes(3072)
@@ -184,24 +183,3 @@ def test_archives_that_grow(tmp_path, monkeypatch):
     path.write_bytes(archive({**many, **cifar_files(2, 2)}))
     with pytest.raises(InputError, match=r"must unpack to at most|has no cifar-100-binary/train"):
         load_data(str(path))
-
-
-# ---- the stand-in ----------------------------------------------------------------------------------------------------
-
-
-def test_a_stand_in_is_seeded():
-    one, same, other = (make_stand_in(seed, train_per_class=2, test_per_class=1) for seed in (3, 3, 4))
-    assert torch.equal(one.train_images, same.train_images)
-    assert not torch.equal(one.train_images, other.train_images)
-    assert one.train_labels.bincount().tolist() == [2] * 100
-    assert one.test_labels.bincount().tolist() == [1] * 100
-
-
-def test_a_stand_in_can_be_learned():
-    data = load_data("cifar100-stand-in")
-    assert data.name == "cifar100-stand-in (a stand-in, not CIFAR-100)"
-    images, labels = data.train_images.flatten(1).float(), data.train_labels
-    means = torch.stack([images[labels == label].mean(0) for label in range(100)])
-    answers = torch.cdist(data.test_images.flatten(1).float(), means).argmin(1)
-    assert (answers == data.test_labels).float().mean() > 0.9
-    assert images[labels == 0].std(0).mean() > 10  # from examples, since those of a class differ

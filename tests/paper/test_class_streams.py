@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from utils.cifar_files import all_classes
 
 from gem_fast.paper.data import ImageData, load_data
 from gem_fast.paper.errors import InputError
@@ -22,9 +23,10 @@ def numbered_data(n_train=60, n_test=24, classes=(0, 1, 2, 3, 4, 5), size=(2, 2)
     return ImageData("numbered", *part(n_train, 0), *part(n_test, 100))
 
 
-@pytest.fixture(scope="module")
-def stand_in():
-    return load_data("cifar100-stand-in")
+@pytest.fixture
+def images(tmp_path):
+    """As CIFAR-100, with fewer examples."""
+    return load_data(str(all_classes(tmp_path / "made-up", train_per_class=50, test_per_class=10)))
 
 
 def in_use(stream, task):
@@ -86,11 +88,11 @@ def test_a_sample_is_part_of_the_task():
         assert full.labels.tolist() != sorted(full.labels.tolist())  # in a random order
 
 
-def test_incremental_cifar100(stand_in):
-    stream = cifar100(stand_in)
+def test_incremental_cifar100(images):
+    stream = cifar100(images)
     assert (stream.n_tasks, stream.n_outputs, stream.input_shape) == (20, 100, (3, 32, 32))
     assert stream.architecture == "resnet18"
-    assert stream.data == "cifar100-stand-in (a stand-in, not CIFAR-100)"
+    assert stream.data == images.name
     assert [task.classes for task in stream.tasks] == [tuple(range(k, k + 5)) for k in range(0, 100, 5)]
     assert stream.outputs == tuple(range(k, k + 5) for k in range(0, 100, 5))
     assert {len(task.labels) for task in stream.tasks} == {250}
@@ -98,13 +100,13 @@ def test_incremental_cifar100(stand_in):
     assert (x.shape, x.dtype, y.dtype) == ((10, 3, 32, 32), torch.float32, torch.int64)
     assert 0 <= x.min() < 0.1 < 0.9 < x.max() <= 1
     x, y = next(stream.test_batches(3))
-    assert torch.equal(x, stand_in.test_images[(stand_in.test_labels // 5) == 3] / 255)
-    assert torch.equal(y, stand_in.test_labels[(stand_in.test_labels // 5) == 3] - 15)
+    assert torch.equal(x, images.test_images[(images.test_labels // 5) == 3] / 255)
+    assert torch.equal(y, images.test_labels[(images.test_labels // 5) == 3] - 15)
 
 
-def test_the_order_of_classes_is_seeded(stand_in):
+def test_the_order_of_classes_is_seeded(images):
     orders = [
-        [task.classes for task in cifar100(stand_in, 10, 20, generator(seed), class_order="random").tasks]
+        [task.classes for task in cifar100(images, 10, 20, generator(seed), class_order="random").tasks]
         for seed in (0, 0, 1)
     ]
     assert orders[0] == orders[1] != orders[2]

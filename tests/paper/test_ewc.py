@@ -101,27 +101,3 @@ def test_nothing_is_held_before_the_second_task() -> None:
     ewc, single = (learn(make(name, "shared"), batches("shared", tasks=(0,))) for name in ("ewc", "single"))
     for a, b in zip(weights(ewc.model), weights(single.model), strict=True):
         assert a.equal(b)
-
-
-def tensors(*like: Tensor) -> list[Tensor]:
-    return [torch.zeros_like(p) for p in like]
-
-
-@pytest.mark.parametrize(
-    ("state", "sentence"),
-    [
-        ({}, "penalty must have the keys terms, got none"),
-        ({"terms": 3}, "the terms of the penalty must be a list"),
-        ({"terms": [(tensors(torch.zeros(2)),) * 2] * 2}, "must be a list, of at most one if they are consolidated"),
-        ({"terms": [1]}, "a term of the penalty must be a pair of lists of tensors"),
-        ({"terms": [([], 1)]}, "a term of the penalty must be a pair of lists of tensors"),
-        ({"terms": [(["a"], ["b"])]}, "a term of the penalty must be a dense tensor, got str"),
-        ({"terms": [([torch.zeros(3)], [torch.zeros(2)])]}, "must have the shapes of the parameters"),
-    ],
-)
-def test_strange_states_of_the_penalty(state: Any, sentence: str) -> None:
-    penalty = Penalty([torch.nn.Parameter(torch.ones(2))], consolidated=True)
-    penalty.add([torch.ones(2)])
-    with pytest.raises(ValueError, match=sentence):
-        penalty.load_state_dict(state)
-    assert len(penalty.terms) == 1

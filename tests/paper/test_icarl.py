@@ -1,7 +1,5 @@
 """iCaRL on real digits: herding, the budget, the nearest mean of exemplars, distillation."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +8,6 @@ from utils.learning import KINDS, accuracy, batches, learn, make, stream_info
 
 from gem_fast.memory.herding import herding_order
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.icarl import Exemplars
 
 
 def plain_herding(features: Tensor, n: int) -> list[int]:
@@ -97,10 +94,11 @@ def test_distillation(kind: str) -> None:
     learner = learn(make("icarl", kind, strength=2.0), batches(kind))
     past = learner._past_exemplars(2)
     classes = [c for c in learner.exemplars.by_class if c[0] != 2]
-    state = learner.sampler.state_dict()
+    state = learner.generator.get_state()
     loss = learner._distillation(past)
-    learner.sampler.load_state_dict(state)
-    rows = learner.sampler.below(torch.tensor([len(learner.exemplars.by_class[c][0]) for c in classes])).tolist()
+    learner.generator.set_state(state)
+    sizes = torch.tensor([len(learner.exemplars.by_class[c][0]) for c in classes])
+    rows = (torch.rand(len(sizes), generator=learner.generator, dtype=torch.float64) * sizes).long().tolist()
     expected = torch.zeros(())
     for c, row in zip(classes, rows, strict=True):
         x, target = (part[row : row + 1] for part in learner.exemplars.by_class[c])
@@ -111,14 +109,14 @@ def test_distillation(kind: str) -> None:
     torch.testing.assert_close(loss, expected)
 
     def gradients(strength: float) -> list[Tensor]:
-        learner.sampler.load_state_dict(state)
+        learner.generator.set_state(state)
         learner.model.zero_grad()
         x, y, task = batches(kind, per_task=1, tasks=(2,))[0]
         (F.cross_entropy(learner.logits(x, task), y) + strength * learner._distillation(past)).backward()
         return [p.grad.clone() for p in learner.model.parameters()]
 
     grads = gradients(2.0)
-    learner.sampler.load_state_dict(state)
+    learner.generator.set_state(state)
     learner.observe(*batches(kind, per_task=1, tasks=(2,))[0])
     for p, grad in zip(learner.model.parameters(), grads, strict=True):
         torch.testing.assert_close(p.grad, grad)
@@ -141,26 +139,3 @@ def test_exemplars_keep_old_tasks_alive(kind: str) -> None:
 def test_a_budget_too_small() -> None:
     with pytest.raises(InputError, match="--memory must be at least one exemplar of each class, 30 here, got 29"):
         make("icarl", "shared", memory=29)
-
-
-ROW = (0, 0, torch.zeros(2, 784), torch.zeros(2, 10))
-
-
-@pytest.mark.parametrize(
-    ("state", "sentence"),
-    [
-        ({"classes": 1}, "classes must be a list, got int"),
-        ({"classes": [1]}, "a class must be a task, a label, exemplars and outputs"),
-        ({"classes": [(3, *ROW[1:])]}, "the task of a class must be an integer between 0 and 2, got 3"),
-        ({"classes": [(0, 10, *ROW[2:])]}, "the label of a class must be an integer between 0 and 9, got 10"),
-        ({"classes": [(0, 0, 1, ROW[3])]}, "exemplars must be a dense tensor, got int"),
-        ({"classes": [(*ROW[:3], torch.zeros(3, 10))]}, "a class must have exemplars and as many rows of outputs"),
-        ({"classes": [(0, 0, torch.zeros(0, 784), torch.zeros(0, 10))]}, "a class must have exemplars"),
-    ],
-)
-def test_strange_states_of_the_exemplars(state: Any, sentence: str) -> None:
-    exemplars = Exemplars(stream_info("shared"))
-    exemplars.load_state_dict({"classes": [ROW]})
-    with pytest.raises(ValueError, match=sentence):
-        exemplars.load_state_dict(state)
-    assert list(exemplars.by_class) == [(0, 0)]

@@ -83,7 +83,7 @@ def test_a_header_that_promises_the_moon_costs_no_memory(tmp_path, name):
         ("file", idx_bytes(np.zeros(3, np.uint8)), "3 dimensions: .* got 00 00 08 01"),
         ("file", idx_bytes(np.zeros((0, 28, 28), np.uint8)), r"is empty: its header gives the shape \(0, 28, 28\)"),
         ("file", struct.pack(">4B3I", 0, 0, 8, 3, 0, 2**32 - 1, 2**32 - 1), "is empty"),
-        ("file", idx_bytes(np.zeros((1, 2, 2), np.uint8)) + b"!", "bytes left over after the 4 that"),
+        ("file", idx_bytes(np.zeros((1, 2, 2), np.uint8)) + b"!", "bytes left over: its header promises 4 bytes"),
         ("file", gzip.compress(idx_bytes(np.zeros((1, 2, 2), np.uint8))), "must begin with"),
         ("file.gz", idx_bytes(np.zeros((1, 2, 2), np.uint8)), "is not a sound gzip file"),
         ("file.gz", gzip.compress(idx_bytes(np.zeros((1, 2, 2), np.uint8)) + b"!"), "bytes left over"),

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 from utils.learning import CPU, KINDS, accuracy, batches, digits, learn, make, stream_info, weights
 
-from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments.protocol import learn_stream
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
@@ -94,26 +93,6 @@ def test_slices_of_the_outputs() -> None:
         assert multi_head(x, task).equal(multi_head.network(x)[:, 2 * task : 2 * task + 2])
 
 
-def test_images_with_more_than_one_dimension() -> None:
-    model = StreamInfo(1, (range(4),), 4, (3, 2, 2), "mlp").new_model(width_divisor=20)
-    assert model(torch.rand(2, 3, 2, 2)).shape == (2, 4)
-    assert sum(p.numel() for p in model.parameters()) == 13 * 5 + 6 * 5 + 6 * 4
-
-
-@pytest.mark.parametrize(
-    ("outputs", "architecture", "sentence"),
-    [
-        ((range(2),), "mlp", "outputs must be one range for each of the 2 tasks, got 1"),
-        ((range(2), range(2, 5)), "mlp", r"outputs must be ranges within the 4 outputs, got range\(2, 5\)"),
-        ((range(2), range(2, 2)), "mlp", "outputs must be ranges within the 4 outputs"),
-        ((range(2), range(2, 4)), "vgg", "architecture must be one of mlp.*, got 'vgg'"),
-    ],
-)
-def test_stream_infos_that_do_not_fit(outputs: tuple[range, ...], architecture: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        StreamInfo(2, outputs, 4, (5,), architecture)
-
-
 # ---- independent and multimodal --------------------------------------------------------------------------------------
 
 
@@ -156,11 +135,6 @@ def test_multimodals_other_input_layers_get_no_update(kind: str) -> None:
             other != task for other in range(3)
         ]
         assert not same(weights(learner.model.shared), shared)
-
-
-def test_multimodal_is_for_the_mlp() -> None:
-    with pytest.raises(InputError, match="--learner multimodal needs the architecture mlp, got resnet18"):
-        make_learner("multimodal", StreamInfo(1, (range(2),), 2, (3,), "resnet18"), CPU, lr=0.1)
 
 
 # ---- agem ------------------------------------------------------------------------------------------------------------

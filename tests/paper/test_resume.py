@@ -157,8 +157,8 @@ def test_a_damaged_checkpoint(data, tmp_path, capsys, monkeypatch, uninterrupted
     capsys.readouterr()
     assert main(command(data, folder, "--resume")) == 0
     printed = capsys.readouterr().err
-    assert f"{newest} is truncated: its header promises" in printed
-    assert "; the one before it is used" in printed
+    assert f"{newest} is truncated or corrupted" in printed
+    assert "; it is not used" in printed
     assert f"resumed from {before}, after 38 of 60" in printed
     assert_same(end_of(folder), uninterrupted)
 
@@ -235,38 +235,18 @@ def test_options_that_do_not_fit(data, tmp_path, capsys, monkeypatch) -> None:
     assert "--checkpoint must be a folder that can be written to" in fails(capsys, command(data, labels))
 
 
-def curves(batch: list[int], task: list[int], accuracy: Any = 0.5) -> dict[str, Any]:
-    """Evaluations of three tasks."""
-    return {"batch": batch, "task": task, "accuracy": [[accuracy] * 3] * len(batch)}
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"more": 1}, "a checkpoint must have the keys config, stream, learner, generators, batches, record, got"),
-        ({"config": [1]}, "config must be a dictionary, got list"),
+        ({"config": {"more": 1}}, "which had --stream None and not rotations"),
+        ({"config": [1]}, "does not hold a run of gem_fast: "),
         ({"config": {}}, "which had --stream None and not rotations"),
         ({"stream": torch.ones(2)}, "--data must hold the same examples"),
-        ({"learner": {}}, "state_dict must be of a Gem learner like this one"),
-        ({"learner": 3}, "state_dict must be of a Gem learner like this one"),
-        ({"generators": {"cpu": torch.zeros(2)}}, "generators must be the states of torch's global generators"),
-        ({"generators": {"gpu": 0}}, "generators must have the keys cpu, got gpu"),
-        ({"record": 5}, "does not hold a run of gem_fast: record: a part is missing or of another type"),
-        ({"batches": 61}, "batches must be an integer between 1 and 60, got 61"),
-        ({"batches": "ten"}, "batches must be an integer between 1 and 60, got 'ten'"),
-        ({"curves": 1}, "record: a part is missing or of another type"),
-        ({"curves": {"batch": [1], "task": [0]}}, "record: a part is missing or of another type"),
-        ({"curves": curves([], [])}, "record must have a row after each of 1 experiences, got 0 others"),
-        ({"curves": curves([20, 20], [0, 0])}, "record must have evaluations of 3 tasks, in order, got others"),
-        ({"curves": curves([20, 25], [0, 1])}, "record must have evaluations of 3 tasks, in order, got others"),
-        ({"curves": curves([20], [1])}, "record must have the tasks of the schedule, got others"),
-        ({"curves": curves([20], [0], 2.0)}, "record: its parts do not fit together"),
-        ({"curves": curves([20], [])}, "record: its parts do not fit together"),
-        ({"curves": curves([20], [0], "high")}, "record: a part is missing or of another type"),
-        ({"baseline": [0.5] * 4}, "record: a part is missing or of another type"),
-        ({"baseline": [0.5] * 2, "curves": curves([], [])}, "record must have evaluations of 3 tasks"),
-        ({"seconds": {"train": "long", "eval": 1.0}}, "record: a part is missing or of another type"),
-        ({"seconds": {"train": float("inf"), "eval": 1.0}}, "record: its parts do not fit together"),
+        ({"learner": {}}, "does not hold a run of gem_fast: .*Missing key"),
+        ({"learner": 3}, "does not hold a run of gem_fast: "),
+        ({"generator": torch.zeros(2)}, "does not hold a run of gem_fast: "),
+        ({"record": 5}, "does not hold a run of gem_fast: "),
+        ({"curves": 1}, "does not hold a run of gem_fast: "),
     ],
 )
 def test_a_strangers_state(data, tmp_path, capsys, monkeypatch, change: dict[str, Any], sentence: str) -> None:

@@ -82,8 +82,8 @@ def test_progress_is_told(tmp_path, config, capsys):
     run_cached(tmp_path / "out", [config, config | {"seed": 1}])
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": accuracy")[0] for line in told] == [
-        "run 1 of 2: gem on permutations, seed 0",
-        "run 2 of 2: gem on permutations, seed 1",
+        "run 1 of 2: gem on permutations of data, seed 0",
+        "run 2 of 2: gem on permutations of data, seed 1",
     ]
     run_cached(tmp_path / "out", [config, config | {"seed": 1}])
     assert capsys.readouterr().err.endswith(f"2 of 2 runs are finished already in {tmp_path / 'out'}\n")
@@ -115,16 +115,13 @@ def test_interrupted_then_resumed_gives_the_same_files(tmp_path, config, monkeyp
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda text: text[:-20], "it is not JSON"),
-        (lambda text: "\xff" + text, "it is not JSON"),
-        (lambda text: "[" * 100_000, "it is not JSON"),
-        (lambda text: "[]", "not the result of this run"),
+        (lambda text: text[:-20], "is damaged, or not the result of a run: JSONDecodeError"),
+        (lambda text: "\xff" + text, "is damaged, or not the result of a run: UnicodeDecodeError"),
+        (lambda text: "[" * 100_000, "is damaged, or not the result of a run: RecursionError"),
+        (lambda text: "[]", "is damaged, or not the result of a run: TypeError"),
         (lambda text: text.replace('"seed": 0', '"seed": 1'), "but of another configuration"),
-        (lambda text: text.replace('"acc"', '"bcc"'), "is damaged: its parts do not fit"),
-        (lambda text: text.replace('"curves"', '"curve"'), "is damaged: a part is missing"),
+        (lambda text: text.replace('"curves"', '"curve"'), "KeyError"),
         (lambda text: text.replace('"accuracy": [', '"accuracy": [[0.5], '), "is damaged"),
-        (lambda text: text.replace('"train": ', '"train": NaN, "x": '), "is damaged: its parts do not fit"),
-        (lambda text: text.replace('"acc": ', '"acc": 0.123, "x": '), "is damaged: its parts do not fit"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_told_and_computed_anew(tmp_path, config, computed, capsys, damage, sentence):
@@ -166,9 +163,7 @@ def test_a_run_that_diverges(tmp_path, config, computed):
     for name in ("memory_per_task", "margin", "ridge"):
         del bad[name]
     for _ in range(2):
-        assert run_cached(tmp_path, [bad], may_diverge=True) == [None]
-        with pytest.raises(InputError, match="single on permutations, seed 0: training diverged"):
-            run_cached(tmp_path, [bad])
+        assert run_cached(tmp_path, [bad]) == [None]
     assert computed == [bad]
 
 

@@ -130,7 +130,7 @@ def test_a_stream_moves_as_a_whole(make_stream):
 
 def test_sizes_come_from_the_data(make_stream):
     stream = make_stream(random_data(size=(4, 6)), 2, 20, generator())
-    assert (stream.input_shape, stream.n_inputs, stream.n_outputs, stream.n_tasks) == ((24,), 24, 5, 2)
+    assert (stream.input_shape, stream.n_outputs, stream.n_tasks) == ((24,), 5, 2)
     assert stream.outputs == (range(5), range(5))
     assert (stream.architecture, stream.data, stream.device) == ("mlp", "random", torch.device("cpu"))
 

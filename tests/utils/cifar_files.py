@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,17 @@ def binary(images, labels, coarse=None) -> bytes:
 def cifar_files(n_train=30, n_test=20, seed=0) -> dict[str, bytes]:
     """Both files of a small data set."""
     return {file: binary(*arrays) for file, arrays in cifar_arrays(n_train, n_test, seed).items()}
+
+
+def all_classes(folder: Path, train_per_class=1, test_per_class=1) -> Path:
+    """Makes a folder with random images of all 100 classes, in no order."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for file, per_class in (("train.bin", train_per_class), ("test.bin", test_per_class)):
+        labels = rng.permutation(np.repeat(np.arange(100, dtype=np.uint8), per_class))
+        images = rng.integers(256, size=(len(labels), 3072), dtype=np.uint8)
+        (folder / file).write_bytes(binary(images, labels))
+    return folder
 
 
 def archive(files: dict[str, bytes], folder="cifar-100-binary") -> bytes:

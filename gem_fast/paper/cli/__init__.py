@@ -6,24 +6,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT
-from typing import Any, TextIO
+from typing import Any
 
 from gem_fast.paper.errors import PROGRAM, InputError, extra, print_line
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Runs the command line with the arguments after the name of the program, by default those of this process.
 
-    Args:
-        arguments: The arguments after the name of the program; those of this process by default.
-
-    Returns:
-        The exit code: 0; 1 if the output cannot be written; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
-
-    Raises:
-        SystemExit: With code 0, after --help.
+    Returns the exit code: 0; 1 if the output cannot be written; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
+    Raises SystemExit, with code 0, after --help.
     """
     try:
         try:
@@ -35,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = "it was closed" if isinstance(error, BrokenPipeError) else error.strerror or error
         print_line(f"{PROGRAM}: {what} cannot be written: {reason}")
         for stream in (sys.stdout, sys.stderr):
-            _silence(stream)
+            # What it still holds goes nowhere; otherwise Python complains at its end that it cannot be written.
+            with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
         return 1
 
 
@@ -76,9 +70,3 @@ def _parse(arguments: Sequence[str]) -> Any:
     if (size := processes().size) > 1 and not runs:
         raise InputError(f"only the command run can use several processes, got {size} of torchrun")
     return command
-
-
-def _silence(stream: TextIO) -> None:
-    """What a stream still holds goes nowhere; otherwise Python complains at its end that it cannot be written."""
-    with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())

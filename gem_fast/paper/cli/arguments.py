@@ -7,7 +7,7 @@ import itertools
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -15,7 +15,6 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from gem_fast.paper.config import shortened
 from gem_fast.paper.errors import PROGRAM, InputError
 
-T = TypeVar("T")
 REGISTRY = ConstructorRegistry()
 
 
@@ -25,61 +24,51 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     several = info.type_origin is tuple
     kind: Any = get_args(info.type)[0] if several else info.type
     kind = getattr(kind, "__origin__", kind)  # of Annotated
-    expected = {int: "a whole number", float: "a number"}.get(kind)
-    if expected is None:
+    if kind not in (int, float):
         return None
+    expected, form = ("a whole number", "d") if kind is int else ("a number", "g")
 
-    def read(text: str) -> Any:
+    def number(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
             raise ValueError(f"must be {expected}, got {shortened(text)!r}") from None
 
-    def shown(value: float) -> str:
-        return f"{value:g}" if kind is float else str(value)
-
     return PrimitiveConstructorSpec(
         nargs="*" if several else 1,
         metavar=kind.__name__.upper() + " ..." * several,
-        instance_from_str=lambda texts: tuple(map(read, texts)) if several else read(texts[0]),
+        instance_from_str=lambda texts: tuple(map(number, texts)) if several else number(texts[0]),
         is_instance=lambda value: isinstance(value, tuple if several else kind),
-        str_from_instance=lambda value: list(map(shown, value)) if several else [shown(value)],
+        str_from_instance=lambda value: [f"{each:{form}}" for each in (value if several else [value])],
     )
 
 
 def parse(commands: Mapping[str, tuple[Any, str]], arguments: Sequence[str]) -> Any:
     """Reads a command and its options: an object of the class that, with what it does, is given for each command.
 
-    An object in the place of a class has the command's defaults.
-
-    Raises:
-        InputError: The arguments are not those of a command.
-        SystemExit: With code 0, after --help.
+    An object in the place of a class has the command's defaults. Raises InputError where the arguments are not those of
+    a command, and SystemExit, with code 0, after --help.
     """
     kinds = []
     for name, (options, text) in commands.items():
         kind, default = (options, tyro.MISSING_NONPROP) if isinstance(options, type) else (type(options), options)
         subcommand = tyro.conf.subcommand(name, default=default, description=text, prefix_name=False)
         kinds.append(Annotated[kind, subcommand])
-    options, others = _read(functools.reduce(operator.or_, kinds), arguments)
+    options, others = read(functools.reduce(operator.or_, kinds), arguments)
     if others:
         raise InputError(f"unrecognized arguments: {shortened(' '.join(others))} (see {PROGRAM} COMMAND --help)")
     return options
 
 
-def split_off(kind: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]:
-    """Reads the options of one class, and returns them and all other arguments; errors as for `parse`."""
-    options, others = _read(kind, arguments, add_help=False)
-    return options, others
-
-
-def _read(kind: Any, arguments: Sequence[str], **how: Any) -> Any:
-    """An object of a class, and the arguments that are none of its options."""
-    how |= {"prog": PROGRAM, "config": (tyro.conf.OmitArgPrefixes,), "return_unknown_args": True}
+def read(kind: Any, arguments: Sequence[str], add_help: bool = True) -> tuple[Any, list[str]]:
+    """Reads the options of a class, and returns them and all other arguments; errors as for `parse`."""
     printed = io.StringIO()
+    config = (tyro.conf.OmitArgPrefixes,)
     try:
         with REGISTRY, contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, args=list(arguments), **how)
+            return tyro.cli(
+                kind, args=list(arguments), prog=PROGRAM, config=config, return_unknown_args=True, add_help=add_help
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gem_fast.paper.cli.arguments import split_off
+from gem_fast.paper.cli.arguments import read
 from gem_fast.paper.config import Options, Whole
 from gem_fast.paper.data import download
 from gem_fast.paper.errors import InputError, extra, flag
 from gem_fast.paper.experiments.checkpoint import Checkpointer
 from gem_fast.paper.experiments.torchrun import Processes, started
-from gem_fast.paper.experiments.training_run import TrainingRun, check_device, hyper_parameters
+from gem_fast.paper.experiments.training_run import TrainingRun, check_device, describe, hyper_parameters
 from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.learners import LEARNERS, LearnerName, SgdConfig
 from gem_fast.paper.reports.result import result_of, summary, to_json
@@ -78,11 +78,10 @@ class RunOptions(Options):
 def run_options(arguments: Sequence[str]) -> RunOptions:
     """The published settings of the stream and the learner that the subcommand's arguments name.
 
-    Raises:
-        InputError: There is no such stream or learner, the learner is not for the stream, or an option is given that
-            only others have.
+    Raises InputError where there is no such stream or learner, the learner is not for the stream, or an option is given
+    that only others have.
     """
-    main, others = split_off(Kinds, arguments)
+    main, others = read(Kinds, arguments, add_help=False)
     hyper = hyper_parameters(main.stream, main.learner, {})
     stream, learner = STREAM_CONFIGS[main.stream](), LEARNERS[main.learner].Config(**hyper)
     mine = stream.names() + learner.names()
@@ -102,23 +101,22 @@ def _train(options: RunOptions, mine: Processes) -> None:
     out, checkpoint = measuring.out, resuming.checkpoint
     if mine.size > 1 and checkpoint is not None:
         raise InputError(f"--checkpoint is for a run in one process, got {mine.size} processes of torchrun")
-    shows = mine.rank == 0
     for option in ("resume", "checkpoint_every"):
         if getattr(resuming, option) and checkpoint is None:
             raise InputError(f"{flag(option)} needs --checkpoint DIR, got none")
     check_device(measuring.device)
     with extra("the progress bar"):
-        from gem_fast.paper.reports.progress import Progress
+        from gem_fast.paper.reports.progress import progress
     if out is not None:
         with extra("--out"):
             from gem_fast.paper.reports import run_plots
-    if shows and measuring.download:
+    if mine.rank == 0 and measuring.download:
         download(options.stream.data, root=options.stream.data_root)
     if mine.size > 1:
         dist.barrier()
     config = asdict(options.main) | asdict(options.stream) | asdict(options.learner)
-    run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every}, mine)
-    if not shows:
+    run = TrainingRun(config | {"device": measuring.device, "eval_every": measuring.eval_every})
+    if mine.rank > 0:
         run.run()
         return
     for option, folder in (("--out", out), ("--checkpoint", checkpoint)):
@@ -130,8 +128,8 @@ def _train(options: RunOptions, mine: Processes) -> None:
         so_far = checkpointer.begin(resuming.resume)
     print(", ".join(f"{name} {value}" for name, value in run.config.items()), flush=True)
     try:
-        with Progress(run.schedule, so_far) as progress, checkpointer or nullcontext():
-            watch = [each.after_batch for each in (progress, checkpointer) if each is not None]
+        with progress(run.schedule, so_far) as show, checkpointer or nullcontext():
+            watch = [show] if checkpointer is None else [show, checkpointer.after_batch]
             record = run.run(*watch, record=so_far)
     except KeyboardInterrupt as interrupt:
         if checkpointer is not None and checkpointer.saved is not None:
@@ -142,15 +140,8 @@ def _train(options: RunOptions, mine: Processes) -> None:
         print(f"\n{summary(record)}", flush=True)
     finally:  # what was computed is kept, whatever became of the terminal
         if out is not None:
-            files = run_plots.draw_all(record, _title(options, run))
+            files = run_plots.draw_all(record, describe(run.config))
             # It comes last: where it is, the run is complete.
             files["result.json"] = to_json(result_of(record, run.config))
             write_files(out, files)
             print(f"written: {', '.join(str(out / name) for name in files)}")
-
-
-def _title(options: RunOptions, run: TrainingRun) -> str:
-    tasks = "1 task" if run.stream.n_tasks == 1 else f"{run.stream.n_tasks} tasks"
-    data = Path(run.stream.data).resolve().name
-    told = f", descriptor {options.stream.descriptor}" if options.stream.descriptor else ""
-    return f"{options.main.learner} on {options.main.stream} of {data}, {tasks}{told}, seed {options.stream.seed}"

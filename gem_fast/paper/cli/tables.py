@@ -1,16 +1,15 @@
 """The subcommands with a result table: those of the paper, beside what it printed, and what goes beyond it."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from gem_fast.paper.config import Whole
-from gem_fast.paper.data import MNIST_5K, STAND_IN
+from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import extra
 from gem_fast.paper.experiments.runner import CACHE, Experiment, TableOptions, run_experiments, write_table
 from gem_fast.paper.experiments.training_run import Config, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports import published
-from gem_fast.paper.reports.published import MEASURES, MEMORIES, Numbers
+from gem_fast.paper.reports.published import MEASURES, MEMORIES
 from gem_fast.paper.streams.config import DataOptions
 from gem_fast.paper.streams.descriptors import DESCRIPTORS
 
@@ -20,19 +19,12 @@ QUICK_CIFAR = {"tasks": 4, "samples_per_task": 20}
 # The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
 StreamName = Literal["permutations", "rotations", "cifar100"]
+# A result table before its experiments are run: title and notes as in ResultTable, an experiment for each row.
+Spec = tuple[str, list[Experiment], tuple[str, ...]]
 
 DIVIDED = "BWT and FWT are divided by T - 1, as in the paper's equations; its code divides by T."
 DIGITS = "Ours: 5000 MNIST digits, 4000 of them to learn from and 1000 to test; the paper's: all of MNIST."
 ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task of the stream but the last."
-CODE = "code: what the paper's code gives on these 5000 digits with seed 0."
-
-
-class TableSpec(NamedTuple):
-    """A result table before its experiments are run: title and notes as in ResultTable, an experiment for each row."""
-
-    title: str
-    experiments: list[Experiment]
-    notes: tuple[str, ...] = ()
 
 
 class PaperTable(TableOptions):
@@ -41,9 +33,18 @@ class PaperTable(TableOptions):
     name: ClassVar[str]
     cache: ClassVar[str] = CACHE
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """What is run."""
         raise NotImplementedError
+
+    def config(self, stream: str, learner: str, **more: Any) -> Config:
+        """The configuration of a run, of the paper's size or a quick one, on the data that the options name."""
+        given, cifar = vars(self), stream == "cifar100"
+        size = (QUICK_CIFAR if cifar else QUICK) if self.quick else CIFAR if cifar else {}
+        if cifar and learner == "gem":
+            more["memory_batch"] = given["memory_batch"]
+        more |= {"data": given["cifar" if cifar else "data"], "data_root": self.data_root, "device": self.device}
+        return configuration(stream, learner, **size | more)
 
     @classmethod
     def description(cls) -> str:
@@ -58,28 +59,10 @@ class PaperTable(TableOptions):
         with extra("the picture"):
             from gem_fast.paper.reports.table_plots import draw
         title, experiments, notes = self.spec()
-        self.prepare(*dict.fromkeys(each.config["data"] for each in experiments))
-        rows = run_experiments(experiments, self, cache=self.cache)
-        if any(experiment.config["data"] == MNIST_5K for experiment in experiments):
-            notes += (DIGITS,)
-        if any(experiment.published_code for experiment in experiments):
-            notes += (CODE,)
-        write_table(self.name, title, notes, rows, experiments, self, draw)
-
-
-class DigitsTable(DataOptions, PaperTable):
-    """What runs on MNIST."""
-
-    def digits(self, stream: str, learner: str, **more: Any) -> Config:
-        """A configuration."""
-        size = QUICK if self.quick else {}
-        more |= {"data": self.data, "data_root": self.data_root, "device": self.device}
-        return configuration(stream, learner, **size | more)
-
-    def published_code(self, stream: str, learner: str, measures: Sequence[str]) -> Numbers:
-        """What the published code gives on the same digits."""
-        numbers = published.PUBLISHED_CODE.get((stream, learner), {}) if self.data == MNIST_5K else {}
-        return {name: value for name, value in numbers.items() if name in measures}
+        data = dict.fromkeys(each.config["data"] for each in experiments)
+        self.prepare(*data)
+        rows = run_experiments(experiments, self, self.cache)
+        write_table(self.name, title, notes + (DIGITS,) * (MNIST_5K in data), rows, experiments, self, draw)
 
 
 class CifarTable(PaperTable):
@@ -90,46 +73,24 @@ class CifarTable(PaperTable):
     memory_batch: Whole | None = None
     """examples that gem draws of each past task for a step on cifar100; None: all, as published"""
 
-    @property
-    def cifar_name(self) -> str:
-        """The data set, for titles."""
-        return "a stand-in for CIFAR-100" if self.cifar == STAND_IN else "CIFAR-100"
 
-    @property
-    def size(self) -> dict[str, int]:
-        """The numbers of tasks and of examples."""
-        return QUICK_CIFAR if self.quick else CIFAR
-
-    def images(self, learner: str, **more: Any) -> Config:
-        """A configuration."""
-        if learner == "gem":
-            more["memory_batch"] = self.memory_batch
-        more |= {"data": self.cifar, "data_root": self.data_root, "device": self.device}
-        return configuration("cifar100", learner, **self.size | more)
-
-
-class Table1(DigitsTable):
+class Table1(DataOptions, PaperTable):
     """Reproduces, beside the paper's numbers, Table 1, the training time of all learners."""
 
     name = "table1"
     # It compares times, which must be measured side by side: it does not take runs of other tables.
     cache = f"{CACHE}/table1"
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """Each learner that the paper has times of, and two more, on both streams."""
-        experiments = [
-            Experiment(
-                {"stream": stream, "learner": learner},
-                self.digits(stream, learner),
-                ("seconds",),
-                paper=published.PAPER_TABLE1.get((stream, learner), {}),
-                published_code=self.published_code(stream, learner, ("seconds",)),
-            )
-            for stream in ("permutations", "rotations")
-            for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem")
-        ]
+        experiments = []
+        for stream in ("permutations", "rotations"):
+            for learner in ("single", "independent", "multimodal", "ewc", "gem", "gem_pure_python", "agem"):
+                paper = published.PAPER_TABLE1.get((stream, learner), {})
+                condition = {"stream": stream, "learner": learner}
+                experiments.append(Experiment(condition, self.config(stream, learner), ("seconds",), paper))
         title = f"Table 1: training time on {self.data_name} in seconds ({self.device})"
-        return TableSpec(title, experiments, ("Seconds of training without evaluation; the code's are with it.",))
+        return title, experiments, ("Seconds of training without evaluation.",)
 
 
 class Table2(CifarTable):
@@ -137,40 +98,38 @@ class Table2(CifarTable):
 
     name = "table2"
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """Both learners with a memory of a size, with all sizes."""
         experiments = []
+        tasks = self.config("cifar100", "gem")["tasks"]
         for learner in ("gem", "icarl"):
             for memory in MEMORIES:
-                size = {"memory_per_task": memory // self.size["tasks"]} if learner == "gem" else {"memory": memory}
-                paper = {} if self.cifar == STAND_IN else published.PAPER_TABLE2[learner, memory]
-                condition = {"learner": learner, "memory": memory}
-                experiments.append(Experiment(condition, self.images(learner, **size), ("acc",), paper=paper))
-        return TableSpec(f"Table 2: ACC on {self.cifar_name} by the examples in memory", experiments)
+                size = {"memory_per_task": memory // tasks} if learner == "gem" else {"memory": memory}
+                condition, paper = {"learner": learner, "memory": memory}, published.PAPER_TABLE2[learner, memory]
+                experiments.append(Experiment(condition, self.config("cifar100", learner, **size), ("acc",), paper))
+        return "Table 2: ACC on CIFAR-100 by the examples in memory", experiments, ()
 
 
-class Table3(DigitsTable):
+class Table3(DataOptions, PaperTable):
     """Reproduces, beside the paper's numbers, Table 3, ACC and BWT on rotations with 1, 2 and 5 epochs per task."""
 
     name = "table3"
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """All learners of the paper with all numbers of epochs."""
         experiments = []
         for learner in ("joint", "single", "independent", "multimodal", "ewc", "gem"):
             for epochs in (1, 2, 5):
                 measures = ("acc",) if learner == "joint" else ("acc", "bwt")
-                code = self.published_code("rotations", learner, measures) if epochs == 1 else {}
                 paper = {name: published.PAPER_TABLE3[learner, epochs][name] for name in measures}
-                config = self.digits("rotations", learner, epochs=epochs)
-                condition = {"learner": learner, "epochs": epochs}
-                experiments.append(Experiment(condition, config, measures, paper=paper, published_code=code))
+                config = self.config("rotations", learner, epochs=epochs)
+                experiments.append(Experiment({"learner": learner, "epochs": epochs}, config, measures, paper))
         note = 'joint, the paper\'s "single, shuffled data", learns all tasks at once: the oracle.'
         title = f"Table 3: ACC and BWT on rotations of {self.data_name} by epochs per task"
-        return TableSpec(title, experiments, (note, DIVIDED))
+        return title, experiments, (note, DIVIDED)
 
 
-class Figure1(DigitsTable, CifarTable):
+class Figure1(DataOptions, CifarTable):
     """Reproduces, beside the paper's numbers, Figure 1, ACC, BWT and FWT of all learners on three streams."""
 
     name = "figure1"
@@ -178,30 +137,23 @@ class Figure1(DigitsTable, CifarTable):
     streams: tuple[StreamName, ...] = ("permutations", "rotations", "cifar100")
     """panels of the figure"""
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """All learners of the paper on all streams, and one more."""
         experiments = []
         for stream in self.streams:
             for learner in ("single", "independent", "multimodal", "icarl", "ewc", "agem", "gem"):
-                if (stream, learner) not in PRESETS or (learner == "icarl" and stream != "cifar100"):
-                    continue
-                condition = {"stream": stream, "learner": learner}
-                paper = published.PAPER_FIGURE1.get((stream, learner), {})
-                code: Numbers = {}
-                if stream == "cifar100":
-                    config = self.images(learner)
-                    condition["stream"] = self.cifar_name
-                    paper = {} if self.cifar == STAND_IN else paper
-                else:
-                    config = self.digits(stream, learner)
-                    code = self.published_code(stream, learner, MEASURES)
-                experiments.append(Experiment(condition, config, MEASURES, "first_task", paper, code))
+                if (stream, learner) in PRESETS and (learner != "icarl" or stream == "cifar100"):
+                    paper = published.PAPER_FIGURE1.get((stream, learner), {})
+                    condition = {"stream": stream, "learner": learner}
+                    experiments.append(
+                        Experiment(condition, self.config(stream, learner), MEASURES, paper, "first_task")
+                    )
         note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
         title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
-        return TableSpec(title, experiments, (DIVIDED, note))
+        return title, experiments, (DIVIDED, note)
 
 
-class Descriptors(DigitsTable, CifarTable):
+class Descriptors(DataOptions, CifarTable):
     """Compares GEM told what each task is about with GEM that is not, also on tasks not yet seen."""
 
     name = "descriptors"
@@ -213,7 +165,7 @@ class Descriptors(DigitsTable, CifarTable):
     memory_batch: Whole | None = None
     """examples that gem draws of each past task for a step; None: all, as published"""
 
-    def spec(self) -> TableSpec:
+    def spec(self) -> Spec:
         """Both orders of the tasks, with every descriptor that the stream has and with none."""
         # All measures, and the curve, are of the ends of tasks.
         common: dict[str, Any] = {"eval_every": 10**9}
@@ -221,8 +173,6 @@ class Descriptors(DigitsTable, CifarTable):
         if self.samples_per_task is not None:
             common["samples_per_task"] = self.samples_per_task
             notes.append(f"Each task has {self.samples_per_task} training examples.")
-        if self.memory_batch is not None:
-            notes.append(f"{self.memory_batch} examples of each past task are drawn for a step; the paper uses all.")
         experiments = []
         for stream in self.streams:
             # Which class it is, one-hot, makes the network without a descriptor.
@@ -230,13 +180,10 @@ class Descriptors(DigitsTable, CifarTable):
             for order, shuffle_tasks in (("natural", False), ("random", True)):
                 for kind in (None, *kinds):
                     more = common | {"descriptor": kind, "shuffle_tasks": shuffle_tasks}
-                    if stream == "cifar100":
-                        config = self.images("gem", **more)
-                    else:
-                        config = self.digits(stream, "gem", memory_batch=self.memory_batch, **more)
+                    config = self.config(stream, "gem", memory_batch=self.memory_batch, **more)
                     condition = {"stream": stream, "order": order, "descriptor": kind or "none"}
-                    experiments.append(Experiment(condition, config, (*MEASURES, "zero_shot"), "zero_shot"))
-        return TableSpec("Task descriptors: GEM told what each task is about, and not", experiments, tuple(notes))
+                    experiments.append(Experiment(condition, config, (*MEASURES, "zero_shot"), curve="zero_shot"))
+        return "Task descriptors: GEM told what each task is about, and not", experiments, tuple(notes)
 
 
 TABLES: tuple[type[PaperTable], ...] = (Table1, Table2, Table3, Figure1, Descriptors)

@@ -3,13 +3,12 @@
 The binary format is two files, train.bin and test.bin. Each image is 3074 bytes: its coarse and its fine label, and
 3072 pixels, red before green before blue. The Python format is two pickles. A pickle can run any code when it is
 loaded, so only those with the checksums that torchvision publishes are. An archive is not unpacked to the disk.
-
-For tests there is a stand-in: made-up images of the same shape. Results on them say nothing about CIFAR-100.
 """
 
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import pickle
 import tarfile
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gem_fast.paper.data.images import ImageData
@@ -36,9 +34,6 @@ MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7f
 MAX_BYTES = 1 << 28
 MAX_ARCHIVE_BYTES = 1 << 29
 MAX_MEMBERS = 1000
-STAND_IN = "cifar100-stand-in"
-# What the names of made-up data end with.
-STAND_IN_SUFFIX = " (a stand-in, not CIFAR-100)"
 # By label, as in the archive's fine_label_names.txt.
 NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -55,22 +50,15 @@ CLASS_NAMES = tuple(name.replace("_", " ") for name in NAMES.split())
 def read_folder(folder: Path) -> ImageData | None:
     """Reads the two files of a folder in one of FORMATS, whatever its name; None where it has neither.
 
-    Returns:
-        The data on the CPU, with labels 0 ... 99.
-
-    Raises:
-        InputError: A file cannot be read or is not what it should be. No other exception comes from its contents, and
-            nothing in it is executed.
+    The data are on the CPU, with labels 0 ... 99. Raises InputError where a file cannot be read or is not what it
+    should be. No other exception comes from its contents, and nothing in it is executed.
     """
-    for format, files in FORMATS.items():
-        paths = [folder / file for file in files]
-        if all(map(Path.is_file, paths)):
-            contents = {}
-            for path in paths:
-                with readable(path), path.open("rb") as file:
-                    contents[str(path)] = read_bounded(file, path, MAX_BYTES)
-            return _image_data(str(folder), format, contents)
-    return None
+    found = {}
+    for path in (folder / file for files in FORMATS.values() for file in files):
+        if path.is_file():
+            with readable(path), path.open("rb") as file:
+                found[path.name] = read_bounded(file, path, MAX_BYTES)
+    return _image_data(folder, found)
 
 
 def read_archive(path: Path) -> ImageData:
@@ -80,30 +68,25 @@ def read_archive(path: Path) -> ImageData:
     """
     with readable(path), gzip.open(path) as file:
         unpacked = read_bounded(file, path, MAX_ARCHIVE_BYTES, "unpack to")
-    members = _members(unpacked, path)
-    for folder, files in FORMATS.items():
-        names = [f"{folder}/{file}" for file in files]
-        if all(name in members for name in names):
-            return _image_data(str(path), folder, {f"{name} in {path}": members[name] for name in names})
-    missing = " or ".join(f"{folder}/{' and '.join(files)}" for folder, files in FORMATS.items())
-    raise InputError(f"{path} has no {missing}: it is truncated, or not the archive of CIFAR-100")
+    if (data := _image_data(path, _members(unpacked, path))) is None:
+        missing = " or ".join(f"{folder}/{' and '.join(files)}" for folder, files in FORMATS.items())
+        raise InputError(f"{path} has no {missing}: it is truncated, or not the archive of CIFAR-100")
+    return data
 
 
 def _members(unpacked: bytes, path: Path) -> dict[str, bytes]:
     """The files of FORMATS in a tar archive, by name."""
-    names = {f"{folder}/{file}" for folder, files in FORMATS.items() for file in files}
+    names = {f"{folder}/{file}": file for folder, files in FORMATS.items() for file in files}
     found: dict[str, bytes] = {}
     try:
         # The mode for streams never seeks, so a header cannot send it around in circles.
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r|") as archive:
-            for count, member in enumerate(archive):
-                name = member.name.removeprefix("./")
-                if name in names and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
+            for member in itertools.islice(archive, MAX_MEMBERS):
+                name = names.get(member.name.removeprefix("./"))
+                if name and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                     contents = archive.extractfile(member)
                     assert contents is not None
                     found[name] = read_bounded(contents, f"{name} in {path}", MAX_BYTES)
-                if len(found) == 2 or count == MAX_MEMBERS:
-                    break
     except InputError:
         raise
     except Exception as error:  # tarfile raises many kinds for what a file can hold
@@ -112,21 +95,31 @@ def _members(unpacked: bytes, path: Path) -> dict[str, bytes]:
     return found
 
 
-def _image_data(name: str, format: str, files: dict[str, bytes]) -> ImageData:
-    """The data of the training and the test set; `files` has them by what they are called in an error."""
-    tensors: list[Tensor] = []
-    for (where, contents), digest in zip(files.items(), MD5.values(), strict=True):
-        is_binary = format == "cifar-100-binary"
-        tensors += _parse_binary(where, contents) if is_binary else _parse_pickle(where, contents, digest)
-    if len(tensors[1]) < len(tensors[3]):
-        raise InputError(
-            f"{name} must have no more test than training images, got {len(tensors[1])} for training and "
-            f"{len(tensors[3])} for testing: were the files swapped?"
-        )
-    return ImageData(name, *tensors)
+def _image_data(path: Path, found: dict[str, bytes]) -> ImageData | None:
+    """The data of the training and the test set; None unless both files of one of FORMATS were found there."""
+    for files in FORMATS.values():
+        if found.keys() >= {*files}:
+            tensors = [tensor for file in files for tensor in _parse(file, found[file], f"{file} in {path}")]
+            if len(tensors[1]) < len(tensors[3]):
+                raise InputError(
+                    f"{path} must have no more test than training images, got {len(tensors[1])} for training and "
+                    f"{len(tensors[3])} for testing: were the files swapped?"
+                )
+            return ImageData(str(path), *tensors)
+    return None
 
 
-def _parse_binary(where: str, contents: bytes) -> tuple[Tensor, Tensor]:
+def _parse(file: str, contents: bytes, where: str) -> tuple[Tensor, Tensor]:
+    """Images and labels."""
+    if expected := MD5.get(file):
+        digest = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+        if digest != expected:
+            raise InputError(
+                f"{where} must be the published file, whose MD5 is {expected}, got {digest}; a pickle of anybody else "
+                "is not loaded: use the binary format, cifar-100-binary.tar.gz"
+            )
+        state = pickle.loads(contents, encoding="bytes")
+        return torch.tensor(state[b"data"]).view(-1, *IMAGE_SHAPE), torch.tensor(state[b"fine_labels"])
     size = 2 + N_PIXELS
     if len(contents) == 0 or len(contents) % size:
         raise InputError(
@@ -143,38 +136,3 @@ def _parse_binary(where: str, contents: bytes) -> tuple[Tensor, Tensor]:
             f"below {N_CLASSES} before each image, got others"
         )
     return torch.tensor(rows[:, 2:]).view(-1, *IMAGE_SHAPE), torch.tensor(fine, dtype=torch.int64)
-
-
-def _parse_pickle(where: str, contents: bytes, expected: str) -> tuple[Tensor, Tensor]:
-    digest = hashlib.md5(contents, usedforsecurity=False).hexdigest()
-    if digest != expected:
-        raise InputError(
-            f"{where} must be the published file, whose MD5 is {expected}, got {digest}; a pickle of anybody else is "
-            "not loaded: use the binary format, cifar-100-binary.tar.gz"
-        )
-    state = pickle.loads(contents, encoding="bytes")
-    return torch.tensor(state[b"data"]).view(-1, *IMAGE_SHAPE), torch.tensor(state[b"fine_labels"])
-
-
-def make_stand_in(seed: int = 0, train_per_class: int = 50, test_per_class: int = 10) -> ImageData:
-    """Images of 100 classes, under a name that says what they are; CIFAR-100 has 500 and 100 examples of each class.
-
-    Each class has a smooth random pattern of colours. An image is the pattern of its class plus a pattern of its own,
-    so that a learner has to find out what the images of a class have in common. All of them come from the seed.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    patterns = _patterns(N_CLASSES, generator)
-    tensors = []
-    for per_class in (train_per_class, test_per_class):
-        labels = torch.arange(N_CLASSES).repeat(per_class)[torch.randperm(N_CLASSES * per_class, generator=generator)]
-        images = torch.empty(len(labels), *IMAGE_SHAPE, dtype=torch.uint8)
-        for rows in torch.arange(len(labels)).split(1000):
-            signal = patterns[labels[rows]] + _patterns(len(rows), generator)
-            images[rows] = (128 + 25 * signal).clamp(0, 255).byte()
-        tensors += [images, labels]
-    return ImageData(STAND_IN + STAND_IN_SUFFIX, *tensors)
-
-
-def _patterns(n: int, generator: torch.Generator) -> Tensor:
-    """Smooth random patterns, shape (n, 3, 32, 32), of mean 0 and variance 1, roughly."""
-    return F.interpolate(torch.randn(n, IMAGE_SHAPE[0], 4, 4, generator=generator), IMAGE_SHAPE[1:], mode="bicubic")

@@ -30,17 +30,11 @@ FILE_NAME = re.compile(
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     """Reads one IDX file of unsigned bytes, gzip-compressed if and only if its name ends in .gz.
 
-    Args:
-        path: The file.
-        ndim: The number of dimensions the file must have: 3 for images (n, height, width), 1 for labels (n,).
+    Returns a uint8 array with `ndim` dimensions, none of them 0: 3 of images (n, height, width), 1 of labels (n,).
 
-    Returns:
-        A uint8 array with `ndim` dimensions, none of them 0.
-
-    Raises:
-        InputError: The file cannot be read, is not such an IDX file, is truncated, empty or has bytes left over. No
-            other exception comes from the contents of a file. Memory use grows with the bytes that the file has, not
-            with the sizes that its header claims.
+    Raises InputError where the file cannot be read, is not such an IDX file, is truncated, empty or has bytes left
+    over. No other exception comes from its contents. Memory use grows with the bytes that the file has, not with the
+    sizes that its header claims.
     """
     with readable(path), gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
         contents = read_bounded(file, path, MAX_BYTES)
@@ -57,20 +51,17 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     size, got = math.prod(shape), len(contents) - start
     if size == 0:
         raise InputError(f"{path} is empty: its header gives the shape {shape}")
-    if got < size:
-        raise InputError(f"{path} is truncated: its header promises {size} bytes, shape {shape}, and {got} are there")
-    if got > size:
-        raise InputError(f"{path} has bytes left over after the {size} that its header promises, shape {shape}")
+    if got != size:
+        reason = "is truncated" if got < size else "has bytes left over"
+        raise InputError(f"{path} {reason}: its header promises {size} bytes, shape {shape}, and {got} are there")
     return np.frombuffer(contents, np.uint8, offset=start).reshape(shape)
 
 
 def read_idx_folder(folder: Path) -> ImageData:
     """Reads the four files of a folder, images and labels for training and for testing; the data are on the CPU.
 
-    Raises:
-        InputError: It has not one of each, or several data sets; a file is not sound; images and labels differ in
-            number, or training and test images in size.
-        OSError: There is no such folder.
+    Raises InputError where it has not one of each, or several data sets, a file is not sound, images and labels differ
+    in number, or training and test images in size; OSError where there is no such folder.
     """
     matches = [match for match in map(FILE_NAME.fullmatch, sorted(entry.name for entry in folder.iterdir())) if match]
     splits = sorted({match["split"] or "without a prefix" for match in matches})

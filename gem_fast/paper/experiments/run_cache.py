@@ -14,7 +14,7 @@ from pathlib import Path
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
 from gem_fast.paper.experiments.checkpoint import Checkpointer
 from gem_fast.paper.experiments.protocol import Record
-from gem_fast.paper.experiments.training_run import Config, TrainingRun, check_footprint
+from gem_fast.paper.experiments.training_run import Config, TrainingRun, check_footprint, describe
 from gem_fast.paper.files import prepare_folder, readable, write_files
 from gem_fast.paper.reports.result import result_of, to_json
 from gem_fast.paper.streams.config import load_data_of
@@ -26,18 +26,12 @@ def run_name(config: Config) -> str:
     return f"{config['stream']}-{config['learner']}-seed{config['seed']}-{digest[:12]}"
 
 
-def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = False) -> list[Record | None]:
+def run_cached(folder: Path, configs: Sequence[Config]) -> list[Record | None]:
     """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
 
-    The folder is made if need be, and a configuration may come several times.
-
-    Returns:
-        The measurements of each run, in order; None for one that diverged, which is an error unless it `may_diverge`.
-
-    Raises:
-        InputError: The folder cannot be written to, a run cannot be made or does not fit into memory, or one diverged
-            and must not.
-        KeyboardInterrupt: With a sentence that says how many runs are finished.
+    The folder is made if need be, and a configuration may come several times. Returns the measurements of each run, in
+    order; None for one that diverged. Raises InputError where the folder cannot be written to or a run cannot be made
+    or does not fit into memory, and KeyboardInterrupt with a sentence that says how many runs are finished.
     """
     prepare_folder("--out", folder)
     runs = {run_name(config): config for config in configs}
@@ -60,51 +54,36 @@ def run_cached(folder: Path, configs: Sequence[Config], *, may_diverge: bool = F
     try:
         for number, (name, config) in enumerate(runs.items(), start=1):
             if name not in records:
-                title = f"run {number} of {len(runs)}: {_describe(config)}"
+                title = f"run {number} of {len(runs)}: {describe(config)}"
                 records[name] = _finish(folder / name, config, title)
     except KeyboardInterrupt as interrupt:
         so_far = f"{len(records)} of {len(runs)} runs are finished in {folder}"
         interrupt.args = (f"{so_far}; the same command goes on from there",)
         raise
-    if not may_diverge:
-        for name, config in runs.items():
-            if records[name] is None:
-                raise InputError(f"{_describe(config)}: training diverged, as {folder / name}.json says")
     return [records[run_name(config)] for config in configs]
 
 
 def read_run(path: Path, config: Config) -> Record | None:
-    """Reads a finished run of a configuration.
+    """Reads the measurements of a finished run; None if training diverged.
 
-    Returns:
-        The measurements; None if training diverged.
-
-    Raises:
-        InputError: The file cannot be read, is damaged, or is of another configuration.
+    Raises InputError where the file cannot be read, is damaged, or is of another configuration.
     """
     with readable(path):
         contents = path.read_bytes()
     try:
         result = json.loads(contents)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as the result of a run: it is not JSON") from error
-    if not isinstance(result, dict) or result.get("key") != config:
+        key, record = result["key"], None if result["diverged"] else Record.of(result)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, or not the result of a run: {error!r}") from error
+    if key != config:
         raise InputError(f"{path} is not the result of this run, but of another configuration")
-    if result.get("diverged") is True:
-        return None
-    try:
-        record = Record.of(result)
-        if record.acc != result.get("acc"):
-            raise ValueError("its parts do not fit together")
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
     return record
 
 
 def _finish(path: Path, config: Config, title: str) -> Record | None:
     """Computes a run, or the rest of it, and writes its file; returns None if it diverged."""
     with extra("the progress bar"):
-        from gem_fast.paper.reports.progress import Progress
+        from gem_fast.paper.reports.progress import progress
     checkpoints = path.with_name(f"{path.name}.checkpoints")
     prepare_folder("--out", checkpoints)
     run = TrainingRun(config)
@@ -117,8 +96,8 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
         return _finish(path, config, title)
     result: Config = {"key": config, "diverged": False}
     try:
-        with Progress(run.schedule, record, title) as bar, checkpointer:
-            record = run.run(bar.after_batch, checkpointer.after_batch, record=record)
+        with progress(run.schedule, record, title) as show, checkpointer:
+            record = run.run(show, checkpointer.after_batch, record=record)
         result |= result_of(record, run.config)
     except Diverged:
         result["diverged"], record = True, None
@@ -126,9 +105,3 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     # Another command that was busy with the same run may have removed them first.
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record
-
-
-def _describe(config: Config) -> str:
-    epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
-    told = f", descriptor {config['descriptor']}" if "descriptor" in config else ""
-    return f"{config['learner']} on {config['stream']}{epochs}{told}, seed {config['seed']}"

@@ -1,16 +1,15 @@
 """Runs the experiments of a result table: the commands' common options, from experiments to rows, and the files."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from gem_fast.metrics import zero_shot
-from gem_fast.paper.data import STAND_IN, download
-from gem_fast.paper.errors import InputError
+from gem_fast.paper.config import Seed
+from gem_fast.paper.data import download
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.run_cache import run_cached
 from gem_fast.paper.experiments.training_run import Config, check_device
@@ -23,20 +22,18 @@ from gem_fast.paper.streams.config import RootOptions
 # The folder of the run cache, within --out.
 CACHE = "run_cache"
 QUICK_LABEL = "QUICK: few tasks, examples and seeds, a check that all works; not comparable with the paper."
-STAND_IN_LABEL = "STAND-IN: cifar100 is made-up images of CIFAR-100's shape; its numbers say nothing of CIFAR-100."
-SAMPLED_LABEL = "SAMPLED: gem on cifar100 draws {} examples of each past task for a step; the paper uses all of them."
+SAMPLED_LABEL = "SAMPLED: gem draws {} examples of each past task for a step; the paper uses all of them."
 
 
 @dataclass(frozen=True)
 class Experiment:
     """A configuration that is run with several seeds: a `Row` of a result table."""
 
-    condition: dict[str, Any]  # as in Row, like `paper` and `published_code`
+    condition: dict[str, Any]  # as in Row, like `paper`
     config: Config  # but for the seed
     measures: Sequence[str] = MEASURES  # which of acc, bwt, fwt, zero_shot and seconds the row has
-    curve: str | None = None  # which of CURVES the row has, if any
     paper: Numbers = field(default_factory=dict)
-    published_code: Numbers = field(default_factory=dict)
+    curve: Literal["first_task", "zero_shot"] | None = None  # accuracy along the stream: on which tasks
 
 
 class TableOptions(RootOptions):
@@ -46,8 +43,8 @@ class TableOptions(RootOptions):
 
     quick: bool = False
     """less of everything: a check that it works"""
-    seeds: str | None = None
-    """seeds such as 0-4, 3 or 0,2; None: five, one for grid, with --quick at most two"""
+    seeds: tuple[Seed, ...] = ()
+    """one or more seeds; none: 0 to 4, for grid 0, with --quick at most two"""
     device: str = "cpu"
     """torch device"""
     out: Path | None = None
@@ -58,9 +55,7 @@ class TableOptions(RootOptions):
     @property
     def seed_numbers(self) -> tuple[int, ...]:
         """The seeds."""
-        if self.seeds is None:
-            return self.default_seeds[:2] if self.quick else self.default_seeds
-        return parse_seeds(self.seeds)
+        return tuple(dict.fromkeys(self.seeds)) or self.default_seeds[: 2 if self.quick else None]
 
     @property
     def folder(self) -> Path:
@@ -68,44 +63,32 @@ class TableOptions(RootOptions):
         return self.out or Path("out/paper-quick" if self.quick else "out/paper")
 
     def prepare(self, *data: str) -> None:
-        """Downloads data sets where asked to; raises InputError unless seeds, device and folder can be used."""
+        """Downloads data sets where asked to; raises InputError unless device and folder can be used."""
         check_device(self.device)
-        _ = self.seed_numbers
         prepare_folder("--out", self.folder)
         if self.download:
             download(*data, root=self.data_root)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Reads seeds, such as 0-4, 3 or 0,2: at least one, all different. Raises InputError for another form."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
-        seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-        if not 0 < len(seeds) <= 1000:
-            raise InputError(f"--seeds must be seeds such as 0-4, 3 or 0,2, got {text!r}")
-        found += seeds
-    return tuple(dict.fromkeys(found))
-
-
-def run_experiments(
-    experiments: Sequence[Experiment], options: TableOptions, *, cache: str = CACHE, may_diverge: bool = False
-) -> list[Row]:
+def run_experiments(experiments: Sequence[Experiment], options: TableOptions, cache: str = CACHE) -> list[Row]:
     """Runs each experiment with each seed, but for the runs that are in the cache, a folder within the options' one.
 
-    Returns a row for each; one that diverged with a seed has no measures. `may_diverge` and errors are `run_cached`'s.
+    Returns a row for each; one that diverged with a seed has no measures. Errors are `run_cached`'s.
     """
     # Seed by seed, so that a machine that changes its speed changes it for all experiments.
     configs = [experiment.config | {"seed": seed} for seed in options.seed_numbers for experiment in experiments]
-    all_records = run_cached(options.folder / cache, configs, may_diverge=may_diverge)
+    all_records = run_cached(options.folder / cache, configs)
     rows = []
     for i, experiment in enumerate(experiments):
         records = [record for record in all_records[i :: len(experiments)] if record is not None]
-        ours, curves = {}, {}
+        ours: dict[str, MeanStd] = {}
+        curves: dict[str, Curve] = {}
         if len(records) == len(options.seed_numbers):
-            ours = {name: MeanStd(tuple(_measure(each, name) for each in records)) for name in experiment.measures}
-            curves = {experiment.curve: CURVES[experiment.curve](records)} if experiment.curve else {}
-        rows.append(Row(experiment.condition, ours, experiment.paper, experiment.published_code, curves))
+            for name in experiment.measures:
+                attribute = "train_seconds" if name == "seconds" else name
+                ours[name] = MeanStd(tuple(float(getattr(record, attribute)) for record in records))
+            curves = {experiment.curve: _curve(experiment.curve, records)} if experiment.curve else {}
+        rows.append(Row(experiment.condition, ours, experiment.paper, curves))
     return rows
 
 
@@ -120,15 +103,13 @@ def write_table(
 ) -> None:
     """Writes the files of a ResultTable into the folder, the JSON last, and prints it.
 
-    Where data of the experiments are a stand-in or a memory is sampled, the table says so. Its picture, if it has one,
-    is a PNG file that `draw` makes. Raises InputError where a file cannot be written.
+    Where a memory is sampled, the table says so. Its picture, if it has one, is a PNG file that `draw` makes. Raises
+    InputError where a file cannot be written.
     """
-    configs = [each.config for each in experiments]
-    flags = {"quick": options.quick, "stand_in": any(config["data"] == STAND_IN for config in configs)}
-    labels = [QUICK_LABEL] * flags["quick"] + [STAND_IN_LABEL] * flags["stand_in"]
-    gems = [config for config in configs if (config["stream"], config["learner"]) == ("cifar100", "gem")]
-    labels += [SAMPLED_LABEL.format(size) for size in dict.fromkeys(gem["memory_batch"] for gem in gems) if size]
-    table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), flags)
+    gems = [each.config for each in experiments if each.config["learner"] == "gem"]
+    labels = [SAMPLED_LABEL.format(size) for size in dict.fromkeys(gem["memory_batch"] for gem in gems) if size]
+    labels[:0] = [QUICK_LABEL] * options.quick
+    table = ResultTable(name, title, tuple(labels), notes, options.seed_numbers, tuple(rows), options.quick)
     files = {f"{name}.md": table.to_markdown()}
     if draw is not None:
         files[f"{name}.png"] = draw(table)
@@ -138,23 +119,11 @@ def write_table(
     print(f"written: {', '.join(str(options.folder / file) for file in files)}")
 
 
-def _measure(record: Record, name: str) -> float:
-    return record.train_seconds if name == "seconds" else float(getattr(record, name))
-
-
-def _first_task(records: list[Record]) -> Curve:
-    x = np.append(0, records[0].batch) * len(records[0].baseline) / records[0].batch[-1]
-    return _curve(x, [np.append(record.baseline[0], record.accuracy[:, 0]) for record in records])
-
-
-def _zero_shot(records: list[Record]) -> Curve:
-    curves = [np.append(record.baseline.mean(), zero_shot(record.accuracy, record.task)) for record in records]
-    return _curve(np.arange(len(curves[0])), curves)
-
-
-def _curve(x: Any, curves: list[Any]) -> Curve:
+def _curve(name: str, records: list[Record]) -> Curve:
+    if name == "first_task":
+        x = np.append(0, records[0].batch) * len(records[0].baseline) / records[0].batch[-1]
+        curves = [np.append(record.baseline[0], record.accuracy[:, 0]) for record in records]
+    else:
+        curves = [np.append(record.baseline.mean(), zero_shot(record.accuracy, record.task)) for record in records]
+        x = np.arange(len(curves[0]))
     return tuple(x.tolist()), tuple(MeanStd(tuple(values)) for values in np.stack(curves, axis=1).tolist())
-
-
-# Accuracy along the stream: on its first task, and on the tasks not yet seen.
-CURVES: dict[str, Callable[[list[Record]], Curve]] = {"first_task": _first_task, "zero_shot": _zero_shot}

@@ -1,11 +1,10 @@
 """The subcommand run under torchrun: processes train replicas of one model, each on its part of every mini-batch."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,31 +15,24 @@ from torch.nn.parallel import DistributedDataParallel
 from gem_fast.gem import GEM
 from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.learners.base import SgdLearner
-from gem_fast.paper.learners.baselines import Single
-from gem_fast.paper.learners.gem import Agem, Gem
 
 # Those whose loss is a mean over the mini-batch, and whose memory, if any, is that of a gem_fast hook.
 LEARNERS = ("single", "gem", "agem")
-Shareable = Single | Gem | Agem
 # Hyper-parameters that count examples of all processes together.
 SHARED = ("memory_per_task", "memory_batch")
 
 
-@dataclass(frozen=True)
-class Processes:
+class Processes(NamedTuple):
     """How many processes do a run, and the number of this one, from 0; number 0 alone shows and writes anything."""
 
     size: int = 1
     rank: int = 0
 
 
-ALONE = Processes()
-
-
 def processes() -> Processes:
     """Those that torchrun has started, as it says in the environment; one where it has not."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-    return Processes(size, int(os.environ["RANK"])) if size > 1 else ALONE
+    return Processes(size, int(os.environ["RANK"])) if size > 1 else Processes()
 
 
 @contextmanager
@@ -56,7 +48,16 @@ def started(device: str) -> Iterator[Processes]:
         yield mine
         return
     try:
-        _set_device(device)
+        if device == "cuda":
+            local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= count:
+                got = f"got {os.environ.get('LOCAL_WORLD_SIZE')}"
+                raise InputError(
+                    f"--nproc-per-node of torchrun must be at most {count}, the number of GPUs here, {got}"
+                )
+            torch.cuda.set_device(local)
+        elif device != "cpu":
+            raise InputError(f"--device must be cpu or cuda under torchrun, got {device!r}")
         backend = {"cpu": "gloo", "cuda": "nccl"}[device]
         dist.init_process_group(backend, store=_store(), rank=mine.rank, world_size=mine.size)
         yield mine
@@ -84,32 +85,18 @@ def _store() -> Any:
     return next(rendezvous("env://"))[0]
 
 
-def _set_device(name: str) -> None:
-    """Of GPUs the one of this process becomes torch's current one."""
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"--device must be cpu or cuda under torchrun, got {name!r}")
-    if name == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            most = f"at most {torch.cuda.device_count()}, the number of GPUs here"
-            got = os.environ.get("LOCAL_WORLD_SIZE")
-            raise InputError(f"--nproc-per-node of torchrun must be {most}, got {got}")
-        torch.cuda.set_device(local)
+def share(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of one process: its share of the examples that all keep, or draw, together.
 
-
-def check_options(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> None:
-    """Raises InputError unless several processes can do a run of a learner with its hyper-parameters together."""
-    if learner not in LEARNERS:
+    Raises InputError unless the processes can do a run of the learner together.
+    """
+    if mine.size > 1 and learner not in LEARNERS:
         got = f"{mine.size} processes of torchrun, which {', '.join(LEARNERS)} can use"
         raise InputError(f"--learner {learner} trains in one process only, got {got}")
     for name in SHARED:
         if (hyper.get(name) or 0) % mine.size:
             expected = f"a multiple of {mine.size}, the number of processes"
             raise InputError(f"{flag(name)} must be {expected}, got {hyper[name]}")
-
-
-def share(mine: Processes, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters of one process: its share of the examples that all keep, or draw, together."""
     return {name: value // mine.size if name in SHARED and value else value for name, value in hyper.items()}
 
 
@@ -122,7 +109,7 @@ class DataParallel(nn.Module):
 
     trains_jointly: ClassVar[bool] = False
 
-    def __init__(self, learner: Shareable, mine: Processes, n_tasks: int) -> None:
+    def __init__(self, learner: SgdLearner, mine: Processes, n_tasks: int) -> None:
         """Makes the reductions of a learner, whose model is in DistributedDataParallel, sums weighted by the parts."""
         super().__init__()
         self.learner = learner
@@ -151,19 +138,6 @@ class DataParallel(nn.Module):
     def predict(self, x: Tensor, task: int) -> Tensor:
         """The learner's logits."""
         return self.learner.predict(x, task)
-
-    def broadcast_buffers(self) -> None:
-        """Gives all processes the running statistics of number 0, so that they evaluate the same model."""
-        for buffer in self.learner.model.buffers():
-            dist.broadcast(buffer, 0)
-
-    def part(self, tasks: Sequence[int]) -> Sequence[int]:
-        """The tasks that this process evaluates."""
-        return tasks[self._mine.rank :: self._mine.size]
-
-    def sum_(self, x: Tensor) -> None:
-        """Adds up a tensor over all processes, in place."""
-        dist.all_reduce(x)
 
     def _reduce(self, bucket: Any) -> Any:
         """The gradient of the mean over the mini-batch: those of the parts' means, weighted by their examples."""

@@ -13,7 +13,7 @@ import torch
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import Diverged, InputError, flag
 from gem_fast.paper.experiments.protocol import Record, learn_stream
-from gem_fast.paper.experiments.torchrun import ALONE, DataParallel, Learner, Processes, Shareable, check_options, share
+from gem_fast.paper.experiments.torchrun import DataParallel, Learner, processes, share
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.config import STREAM_CONFIGS, load_data_of, make_stream
@@ -34,14 +34,9 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 def configuration(stream: str, learner: str, **options: Any) -> Config:
     """Everything that decides what a run does, by name: numbers, texts, booleans and None, which JSON can hold.
 
-    Args:
-        stream: Kind of tasks, one of STREAMS.
-        learner: Method, one of LEARNERS.
-        options: Whatever is to differ from the published settings, by the names that the subcommand `run` has.
-
-    Raises:
-        InputError: The learner was not run on the stream, an option is neither the stream's nor the learner's, or a
-            value is out of its bounds.
+    `options` are those that differ from the published settings of the learner on the stream, by the names that the
+    subcommand `run` has. Raises InputError where the learner was not run on the stream, an option is neither the
+    stream's nor the learner's, or a value is out of its bounds.
     """
     kind = STREAM_CONFIGS[stream]
     of_stream = {name: options.pop(name) for name in kind.names() if name in options}
@@ -56,9 +51,8 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
 def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
     """The published hyper-parameters of a learner on a stream by name, overruled by those given.
 
-    Raises:
-        InputError: The learner cannot be run on the stream, or a value is given for what it does not have, or is out of
-            its bounds.
+    Raises InputError where the learner cannot be run on the stream, a value is given for what it does not have, or is
+    out of its bounds.
     """
     preset = PRESETS.get((stream, learner))
     if preset is None:
@@ -67,6 +61,14 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
         if name not in preset:
             raise InputError(f"{flag(name)} is not an option of the learner {learner}")
     return asdict(LEARNERS[learner].Config(**{**preset, **given}))
+
+
+def describe(config: Config) -> str:
+    """A run in a few words, for titles."""
+    epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
+    told = f", descriptor {config['descriptor']}" if config.get("descriptor") else ""
+    data = Path(config["data"]).resolve().name
+    return f"{config['learner']} on {config['stream']} of {data}{epochs}{told}, seed {config['seed']}"
 
 
 def check_device(name: str) -> None:
@@ -128,20 +130,17 @@ def _bytes(size: int) -> str:
 class TrainingRun:
     """One learner on one stream with one seed; it can be run once.
 
-    Attributes:
-        config: The configuration, with the data's name for `data` and a number for `eval_every`.
-        stream: The tasks, on the device.
-        schedule: In which order the tasks are learned.
-        learner: The learner, on the device.
+    Its `stream` and `learner` are on the device, its `schedule` is in which order the tasks are learned, and its
+    `config` has the data's name for `data` and a number for `eval_every`.
     """
 
-    def __init__(self, config: Config, mine: Processes = ALONE) -> None:
+    def __init__(self, config: Config) -> None:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
-        If `eval_every` is None, each experience has as many evaluations as EVALUATIONS_PER_EXPERIENCE says. Raises
-        InputError where the data cannot be loaded, or are not enough, or the run does not fit into memory, or cannot be
-        done by the processes that do it together.
+        Raises InputError where the data cannot be loaded, or are not enough, or the run does not fit into memory, or
+        cannot be done by the processes that do it together.
         """
+        mine = processes()
         device = torch.device(config["device"])
         self._generator = torch.Generator().manual_seed(config["seed"])
         data = load_data_of(config)
@@ -152,35 +151,22 @@ class TrainingRun:
         eval_every = config["eval_every"] or math.ceil(longest / EVALUATIONS_PER_EXPERIENCE[self.stream.architecture])
         self.config = config | {"data": self.stream.data, "eval_every": eval_every}
         hyper = {name: config[name] for name in PRESETS[config["stream"], config["learner"]]}
-        if mine.size > 1:
-            check_options(mine, config["learner"], hyper)
-            self.config["processes"] = mine.size
-            hyper = share(mine, hyper)
+        hyper = share(mine, config["learner"], hyper)
         torch.manual_seed(config["seed"])
-        info = StreamInfo.of(self.stream)
-        self.learner: Learner = make_learner(config["learner"], info, device, **hyper)
-        if mine.size > 1 and isinstance(self.learner, Shareable):
-            self.learner = DataParallel(self.learner, mine, self.stream.n_tasks)
+        learner = make_learner(config["learner"], StreamInfo.of(self.stream), device, **hyper)
+        self.learner: Learner = learner
+        if mine.size > 1:
+            self.config["processes"] = mine.size
+            self.learner = DataParallel(learner, mine, self.stream.n_tasks)
 
     def run(self, *watch: Callable[[Record], None], record: Record | None = None) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""
         try:
-            return learn_stream(
-                self.learner,
-                self.stream,
-                self.schedule,
-                eval_every=self.config["eval_every"],
-                generator=self._generator,
-                watch=watch,
-                record=record,
-            )
+            how: dict[str, Any] = {"eval_every": self.config["eval_every"], "generator": self._generator}
+            return learn_stream(self.learner, self.stream, self.schedule, **how, watch=watch, record=record)
         except Diverged as error:
-            raise Diverged(f"{error}; try a smaller {_suspects(self.config)}") from error
-
-
-def _suspects(config: Config) -> str:
-    """The options that may have made training diverge: those above their published values, or else all such."""
-    preset = PRESETS[config["stream"], config["learner"]]
-    possible = [name for name in ("lr", "margin", "strength") if name in preset]
-    larger = [name for name in possible if config[name] > preset[name]]
-    return " or ".join(map(flag, larger or possible))
+            # The options above their published values, or else all that may have done it.
+            preset = PRESETS[self.config["stream"], self.config["learner"]]
+            possible = [name for name in ("lr", "margin", "strength") if name in preset]
+            larger = [name for name in possible if self.config[name] > preset[name]]
+            raise Diverged(f"{error}; try a smaller {' or '.join(map(flag, larger or possible))}") from error

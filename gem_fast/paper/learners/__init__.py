@@ -15,7 +15,6 @@ from gem_fast.paper.streams import STREAMS
 
 __all__ = ["LEARNERS", "PRESETS", "LearnerName", "SgdConfig", "SgdLearner", "make_learner"]
 
-
 LearnerName = Literal["single", "independent", "multimodal", "ewc", "icarl", "gem", "gem_pure_python", "agem", "joint"]
 LEARNERS: dict[str, type[SgdLearner]] = {
     "single": Single,

@@ -2,8 +2,6 @@
 
 import abc
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gem_fast.distributed import replica
-from gem_fast.memory import check_examples
 from gem_fast.paper.config import Options, Rate
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.models import MultiHeadModel
-from gem_fast.state import check_count, check_keys, check_plain_tensor
 
 
 class SgdConfig(Options):
@@ -40,10 +36,8 @@ class SgdLearner(nn.Module, abc.ABC):
     state_dict() holds all that decides how training goes on, as torch.load(weights_only=True) reads it back: the
     model's tensors by name, and as `_extra_state` the states of its `parts`, all attributes that have one.
 
-    Attributes:
-        trains_jointly: False for a learner that sees one task after another. True for joint training: the learner gets
-            mini-batches of the shuffled union of all tasks, and `task` is the task of each example, shape (batch,),
-            int64, on the CPU.
+    A learner that `trains_jointly` does not see one task after another, but mini-batches of the shuffled union of all
+    tasks, and `task` is the task of each example, shape (batch,), int64, on the CPU.
     """
 
     Config: ClassVar[type[SgdConfig]]
@@ -60,8 +54,8 @@ class SgdLearner(nn.Module, abc.ABC):
         self.stream_info = stream_info
         self.device = device
         self.descriptors = tuple(descriptor.to(device) for descriptor in stream_info.descriptors)
-        self._pass_task = stream_info.multi_head if model is None else True
         self.model = (stream_info.new_model() if model is None else model).to(device)
+        self._pass_task = model is not None or isinstance(self.model, MultiHeadModel)
         convolutions = [module for module in self.model.modules() if isinstance(module, nn.Conv2d)]
         if device.type == "cpu" and all(map(_is_safe_channels_last, convolutions)):
             # A convolution takes the format of its weights or of its input; this one is faster.
@@ -97,16 +91,6 @@ class SgdLearner(nn.Module, abc.ABC):
         """The model's logits."""
         return self.logits(x, task)
 
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """The model is in evaluation mode inside of the block, and after it in the mode that it had before."""
-        before = self.training
-        self.train(False)
-        try:
-            yield
-        finally:
-            self.train(before)
-
     def parts(self) -> dict[str, Any]:
         """What has a state of its own beside the model, by the name of its attribute: the optimizer, a memory, ..."""
         return {name: part for name, part in vars(self).items() if hasattr(part, "load_state_dict")}
@@ -117,38 +101,35 @@ class SgdLearner(nn.Module, abc.ABC):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Gives the parts their states; torch calls it from load_state_dict."""
-        parts = self.parts()
-        check_keys("_extra_state", state, tuple(parts))
-        # torch's optimizers load any values, even an lr of "fast", and then fail in the next step.
-        if self.optimizer.state_dict()["param_groups"] != state["optimizer"]["param_groups"]:
-            raise ValueError("the optimizer's options must be those of this learner, got others")
-        for name, part in parts.items():
+        for name, part in self.parts().items():
             part.load_state_dict(state[name])
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes up the state that `state_dict` returned, perhaps from a stranger's file; for the rest as torch's.
 
-        Raises ValueError where it is not one of such a learner, which is then as it was.
-        """
-        before = copy.deepcopy(self.state_dict())
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except Exception as error:  # torch raises many kinds for what a file can hold; the message says what it was
-            super().load_state_dict(before)
-            like = f"a {type(self).__name__} learner like this one"
-            raise ValueError(f"state_dict must be of {like}: {' '.join(str(error).split())}") from error
+class Part:
+    """A part of a learner, whose state are the attributes that STATE names: tensors, plain values, nests of such."""
+
+    STATE: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the attributes, by name."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self.STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes copies of what `state_dict` returned."""
+        for name in self.STATE:
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
-class CurrentTaskBuffer:
+class CurrentTaskBuffer(Part):
     """Keeps the first examples of the current task; they are evicted when another task begins."""
 
-    def __init__(self, n_tasks: int, capacity: int | None = None) -> None:
+    STATE = ("task", "batches")
+
+    def __init__(self, capacity: int | None = None) -> None:
         """Begins without a task; at most `capacity` examples are kept, None keeps all of them."""
         self.task: int | None = None  # the current one; None before the first example
-        self._n_tasks = n_tasks
+        self.batches: list[tuple[Tensor, Tensor]] = []
         self._capacity = capacity
-        self._batches: list[tuple[Tensor, Tensor]] = []
-        self._count = 0
 
     def ends_with(self, task: int) -> bool:
         """Whether an example of `task` ends the current task."""
@@ -157,42 +138,15 @@ class CurrentTaskBuffer:
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
         """Sees one mini-batch of a task, the current one or a new one."""
         if task != self.task:
-            self.task, self._batches, self._count = task, [], 0
-        free = len(y) if self._capacity is None else min(len(y), self._capacity - self._count)
-        if free:
-            self._batches.append((x[:free].clone(), y[:free].clone()))
-            self._count += free
+            self.task, self.batches = task, []
+        free = None if self._capacity is None else self._capacity - sum(len(labels) for _, labels in self.batches)
+        if free is None or free > 0:
+            self.batches.append((x[:free].clone(), y[:free].clone()))
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """The examples kept, x (n, ...) and y (n,), in the order in which they came; there is a current task."""
-        x, y = zip(*self._batches, strict=True)
+        x, y = zip(*self.batches, strict=True)
         return torch.cat(x), torch.cat(y)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The current task and its examples."""
-        return {"task": self.task, "examples": list(self.examples()) if self._batches else []}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
-        check_keys("current_task", state, ("task", "examples"))
-        task, examples = state["task"], state["examples"]
-        if not isinstance(examples, list) or len(examples) != (0 if task is None else 2):
-            raise ValueError(
-                "the current task's examples must be inputs and labels, or none without a task, got others"
-            )
-        batches = []
-        if task is not None:
-            check_count("the current task", task, 0, self._n_tasks - 1)
-            x, y = examples
-            check_plain_tensor("x", x)
-            check_plain_tensor("y", y)
-            check_examples(x, y)
-            if y.dtype != torch.int64 or y.dim() != 1:
-                raise ValueError(f"y must have shape (n,), int64, got {tuple(y.shape)}, {y.dtype}")
-            if self._capacity is not None and len(y) > self._capacity:
-                raise ValueError(f"the current task must have at most {self._capacity} examples, got {len(y)}")
-            batches.append((x.clone(), y.clone()))
-        self.task, self._batches, self._count = task, batches, sum(len(y) for _, y in batches)
 
 
 def _is_safe_channels_last(convolution: nn.Conv2d) -> bool:

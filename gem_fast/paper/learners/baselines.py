@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gem_fast.paper.config import Rate, by_stream
-from gem_fast.paper.errors import InputError
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.models import mlp
@@ -87,9 +86,6 @@ class Multimodal(Single):
         lr: Rate = by_stream(rotations=0.1, permutations=0.1, split=0.1)
 
     def __init__(self, stream_info: StreamInfo, device: torch.device, config: Config) -> None:
-        """Makes a new model; raises InputError unless the architecture is the MLP."""
-        if stream_info.architecture != "mlp":
-            raise InputError(f"--learner multimodal needs the architecture mlp, got {stream_info.architecture}")
         super().__init__(stream_info, device, config, _MultimodalMlp(stream_info))
 
 
@@ -97,12 +93,14 @@ class _MultimodalMlp(nn.Module):
     def __init__(self, stream_info: StreamInfo, hidden: int = 100) -> None:
         super().__init__()
         self.outputs = stream_info.outputs
-        self.inputs = nn.ModuleList(mlp(stream_info.n_inputs, hidden, hidden=()) for _ in range(stream_info.n_tasks))
+        self.inputs = nn.ModuleList(
+            mlp(stream_info.input_shape[0], hidden, hidden=()) for _ in range(stream_info.n_tasks)
+        )
         self.shared = mlp(hidden, stream_info.n_outputs, hidden=(hidden,))
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         outputs = self.outputs[task]
-        logits: Tensor = self.shared(F.relu(self.inputs[task](x.flatten(1))))
+        logits: Tensor = self.shared(F.relu(self.inputs[task](x)))
         return logits[:, outputs.start : outputs.stop]
 
 
@@ -132,14 +130,10 @@ class Joint(SgdLearner):
 
     def observe(self, x: Tensor, y: Tensor, task: int | Tensor) -> None:
         """Takes one step on the mini-batch (x, y); `task` is one for all, or one for each example, (batch,), int64."""
+        task = torch.as_tensor(task, device=x.device).expand(len(y))
         self.optimizer.zero_grad()
-        if isinstance(task, int):
-            loss = self.loss(x, y, task)
-        else:
-            task = task.to(x.device)
-            # One pass for all tasks: the outputs of other tasks get a probability of 0.
-            outputs = self.model(x, self._descriptors[task]) if self.descriptors else self.all_outputs(x)
-            logits = outputs.masked_fill(self._other_outputs[task], -torch.inf)
-            loss = F.cross_entropy(logits, y + self._first[task])
-        loss.backward()
+        # One pass for all tasks: the outputs of other tasks get a probability of 0.
+        outputs = self.model(x, self._descriptors[task]) if self.descriptors else self.all_outputs(x)
+        logits = outputs.masked_fill(self._other_outputs[task], -torch.inf)
+        F.cross_entropy(logits, y + self._first[task]).backward()
         self.optimizer.step()

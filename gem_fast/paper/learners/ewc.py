@@ -1,17 +1,12 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017): parameters that mattered for past tasks are held in place."""
 
-import contextlib
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
-from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
+from gem_fast.paper.learners.base import CurrentTaskBuffer, Part, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
-from gem_fast.state import check_keys, check_plain_tensor
 
 
 class Ewc(SgdLearner):
@@ -43,7 +38,7 @@ class Ewc(SgdLearner):
         super().__init__(stream_info, device, config)
         self.strength = config.strength
         self.per_example = config.per_example
-        self.current_task = CurrentTaskBuffer(stream_info.n_tasks, capacity=config.memory_per_task)
+        self.current_task = CurrentTaskBuffer(capacity=config.memory_per_task)
         self.penalty = Penalty(list(self.model.parameters()), config.consolidated)
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
@@ -63,16 +58,19 @@ class Ewc(SgdLearner):
         size = 1 if self.per_example else len(y)
         parameters = list(self.model.parameters())
         fisher = [torch.zeros_like(p) for p in parameters]
-        with self.evaluation_mode() if self.per_example else contextlib.nullcontext():
-            for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
-                grads = torch.autograd.grad(self.loss(x_part, y_part, self.current_task.task), parameters)
-                for total, grad in zip(fisher, grads, strict=True):
-                    total.addcmul_(grad, grad, value=size / len(y))
+        self.train(not self.per_example)
+        for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
+            grads = torch.autograd.grad(self.loss(x_part, y_part, self.current_task.task), parameters)
+            for total, grad in zip(fisher, grads, strict=True):
+                total.addcmul_(grad, grad, value=size / len(y))
+        self.train(True)
         return fisher
 
 
-class Penalty:
+class Penalty(Part):
     """The terms F (theta - anchor)^2, each as one tensor per parameter for F and one for the anchor."""
+
+    STATE = ("terms",)
 
     def __init__(self, parameters: list[Parameter], consolidated: bool) -> None:
         """Begins without a term of the parameters theta.
@@ -102,23 +100,3 @@ class Penalty:
             for p, weight, anchor in zip(self._parameters, fisher, anchors, strict=True):
                 assert p.grad is not None
                 p.grad.addcmul_(weight, p - anchor, value=2 * strength)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of all terms."""
-        return {"terms": copy.deepcopy(self.terms)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
-        check_keys("penalty", state, ("terms",))
-        if not isinstance(state["terms"], list) or (self._consolidated and len(state["terms"]) > 1):
-            raise ValueError("the terms of the penalty must be a list, of at most one if they are consolidated")
-        for term in state["terms"]:
-            if not isinstance(term, tuple) or len(term) != 2 or not all(isinstance(part, list) for part in term):
-                raise ValueError("a term of the penalty must be a pair of lists of tensors, got another value")
-            for part in term:
-                for value in part:
-                    check_plain_tensor("a term of the penalty", value)
-                expected, got = ([(v.shape, v.dtype) for v in values] for values in (self._parameters, part))
-                if expected != got:
-                    raise ValueError("a term of the penalty must have the shapes of the parameters, got others")
-        self.terms = copy.deepcopy(state["terms"])

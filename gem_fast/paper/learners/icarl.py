@@ -11,10 +11,9 @@ from torch import Tensor
 from gem_fast.memory.herding import herding_order
 from gem_fast.paper.config import Rate, Real, Whole, by_stream
 from gem_fast.paper.errors import InputError
-from gem_fast.paper.learners.base import CurrentTaskBuffer, SgdConfig, SgdLearner
+from gem_fast.paper.learners.base import CurrentTaskBuffer, Part, SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.classes import TEST_BATCH
-from gem_fast.state import check_count, check_generator, check_keys, check_plain_tensor
 
 Class = tuple[int, int]  # a task and a label of it
 
@@ -61,9 +60,9 @@ class Icarl(SgdLearner):
         super().__init__(stream_info, device, config)
         self.memory = memory
         self.strength = config.strength
-        self.current_task = CurrentTaskBuffer(stream_info.n_tasks)
-        self.exemplars = Exemplars(stream_info)
-        self.sampler = _Sampler(int(torch.randint(2**62, ())))
+        self.current_task = CurrentTaskBuffer()
+        self.exemplars = Exemplars()
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._other_outputs = stream_info.other_outputs_mask().to(device)
         # Caches: the first one depends on the exemplars and the current task, the second one on the model as well.
         self._past: _PastExemplars | None = None
@@ -108,17 +107,22 @@ class Icarl(SgdLearner):
             seen = torch.cat([x[y == label], exemplars[c]]) if c in exemplars else x[y == label]
             candidates[c] = seen.unique(dim=0)  # further epochs, and a task that comes back, show the same again
         n = self.memory // len(exemplars | candidates)
-        exemplars = {c: kept[:n] for c, kept in exemplars.items()}
+        exemplars = {c: kept[:n].clone() for c, kept in exemplars.items()}  # a view's state would hold all of it
         order = {c: herding_order(self._evaluate(seen).double(), n) for c, seen in candidates.items()}
         return exemplars | {c: seen[order[c]] for c, seen in candidates.items()}
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """The features of examples, in evaluation mode and without gradients."""
-        with torch.no_grad(), self.evaluation_mode():
-            return torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
+        mode = self.training
+        self.train(False)
+        with torch.no_grad():
+            features = torch.cat([self.all_outputs(part) for part in x.split(TEST_BATCH)])
+        self.train(mode)
+        return features
 
     def _distillation(self, past: _PastExemplars) -> Tensor:
-        rows = (past.first + self.sampler.below(past.sizes)).to(past.x.device)
+        draws = torch.rand(len(past.sizes), generator=self.generator, dtype=torch.float64)
+        rows = (past.sizes.cumsum(0) - past.sizes + (draws * past.sizes).long()).to(past.x.device)
         outputs, targets = self.all_outputs(past.x[rows]), past.outputs[rows]
         new, old = (
             logits.masked_fill(past.other_outputs, -torch.inf).log_softmax(1).masked_fill(past.other_outputs, 0.0)
@@ -136,46 +140,28 @@ class Icarl(SgdLearner):
         sizes = torch.tensor([len(kept) for kept, _ in past.values()])
         tasks = torch.tensor([past_task for past_task, _ in past])
         weights = 1 / tasks.bincount()[tasks].to(outputs)
-        return _PastExemplars(x, outputs, sizes.cumsum(0) - sizes, sizes, self._other_outputs[tasks], weights)
+        return _PastExemplars(x, outputs, sizes, self._other_outputs[tasks], weights)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The states of the parts and of the generator."""
+        return super().get_extra_state() | {"generator": self.generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Gives the parts their states."""
+        """Restores them."""
         super().set_extra_state(state)
+        self.generator.set_state(state["generator"])
         self._means = None
         self._past = None if self.current_task.task is None else self._past_exemplars(self.current_task.task)
 
 
-class Exemplars:
+class Exemplars(Part):
     """The exemplars of each class and the outputs that distillation compares with."""
 
-    def __init__(self, stream_info: StreamInfo) -> None:
-        """Begins without any."""
+    STATE = ("by_class",)
+
+    def __init__(self) -> None:
         # For each class the exemplars, shape (m, ...), first selected first, and their outputs for all classes.
         self.by_class: dict[Class, tuple[Tensor, Tensor]] = {}
-        self._stream_info = stream_info
-
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of all exemplars and outputs."""
-        return {"classes": [(*c, x.clone(), outputs.clone()) for c, (x, outputs) in self.by_class.items()]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned; raises ValueError for another, and is then as it was."""
-        check_keys("exemplars", state, ("classes",))
-        if not isinstance(state["classes"], list):
-            raise ValueError(f"classes must be a list, got {type(state['classes']).__name__}")
-        by_class = {}
-        for entry in state["classes"]:
-            if not isinstance(entry, tuple) or len(entry) != 4:
-                raise ValueError("a class must be a task, a label, exemplars and outputs, got another value")
-            task, label, x, outputs = entry
-            check_count("the task of a class", task, 0, self._stream_info.n_tasks - 1)
-            check_count("the label of a class", label, 0, len(self._stream_info.outputs[task]) - 1)
-            for name, value in (("exemplars", x), ("outputs", outputs)):
-                check_plain_tensor(name, value)
-            if x.dim() == 0 or not len(x) or outputs.shape != (len(x), self._stream_info.n_outputs):
-                raise ValueError("a class must have exemplars and as many rows of outputs, got other shapes")
-            by_class[task, label] = (x.clone(), outputs.clone())
-        self.by_class = by_class
 
 
 class _PastExemplars(NamedTuple):
@@ -183,26 +169,6 @@ class _PastExemplars(NamedTuple):
 
     x: Tensor  # (n, ...)
     outputs: Tensor  # (n, outputs), that the network's are compared with
-    first: Tensor  # (classes,), int64, on the CPU: the row of a class's first exemplar
     sizes: Tensor  # (classes,), int64, on the CPU: the exemplars of a class
     other_outputs: Tensor  # (classes, outputs), bool: those that are not of the class's task
     weights: Tensor  # (classes,): 1 over the number of classes of its task
-
-
-class _Sampler:
-    """Draws with a generator of its own, whose state goes into a file."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def below(self, sizes: Tensor) -> Tensor:
-        """For each of the sizes, int64, a random number from 0 to size - 1."""
-        return (torch.rand(len(sizes), generator=self._generator, dtype=torch.float64) * sizes).long()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        check_keys("sampler", state, ("generator",))
-        check_generator(state["generator"])
-        self._generator.set_state(state["generator"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,49 +10,23 @@ from torch import Tensor, nn
 from gem_fast.paper.models import ModulatedMlp, MultiHeadModel, NamedClasses, ResNet18, mlp
 from gem_fast.paper.streams import Stream
 
-ARCHITECTURES = ("mlp", "resnet18")
-
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """The shapes of a stream of T tasks, and the architecture that is trained on it.
-
-    Raises:
-        ValueError: The outputs do not fit the number of tasks or of outputs, or there is no such architecture.
-    """
+    """The shapes of a stream of T tasks, and the architecture that is trained on it."""
 
     n_tasks: int  # T
     outputs: tuple[range, ...]  # for each task those that are its classes; its labels count from 0 within them
     n_outputs: int  # outputs of a network for all tasks
-    input_shape: tuple[int, ...]  # of one example
-    architecture: str  # which network of ARCHITECTURES is trained
+    input_shape: tuple[int, ...]  # of one example; (pixels,) for an mlp
+    architecture: str  # mlp or resnet18: the network that is trained
     descriptors: tuple[Tensor, ...] = ()  # what is told about each task, (d,) or (classes of the task, d)
-
-    def __post_init__(self) -> None:
-        if len(self.outputs) != self.n_tasks:
-            raise ValueError(f"outputs must be one range for each of the {self.n_tasks} tasks, got {len(self.outputs)}")
-        for outputs in self.outputs:
-            if not (0 <= outputs.start < outputs.stop <= self.n_outputs and outputs.step == 1):
-                raise ValueError(f"outputs must be ranges within the {self.n_outputs} outputs, got {outputs}")
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
 
     @classmethod
     def of(cls, stream: Stream) -> StreamInfo:
         """That of a stream."""
-        shapes = stream.n_tasks, stream.outputs, stream.n_outputs, stream.input_shape
-        descriptors = tuple(task.descriptor for task in stream.tasks if task.descriptor is not None)
-        return cls(*shapes, stream.architecture, descriptors)
-
-    @property
-    def n_inputs(self) -> int:
-        """The number of elements of one example."""
-        return math.prod(self.input_shape)
-
-    @property
-    def multi_head(self) -> bool:
-        """Whether each task has outputs of its own (a multi-head network); otherwise each has all of them."""
-        return any(outputs != range(self.n_outputs) for outputs in self.outputs)
+        told = tuple(task.descriptor for task in stream.tasks if task.descriptor is not None)
+        return cls(stream.n_tasks, stream.outputs, stream.n_outputs, stream.input_shape, stream.architecture, told)
 
     def other_outputs_mask(self) -> Tensor:
         """Shape (T, n_outputs), bool, on the CPU: for each task, which outputs are not its own."""
@@ -68,11 +41,10 @@ class StreamInfo:
         """
         if self.architecture == "resnet18":
             return ResNet18(n_outputs, maps=max(1, 20 // width_divisor))
-        network = mlp(self.n_inputs, n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
-        return network if len(self.input_shape) == 1 else nn.Sequential(nn.Flatten(), network)
+        return mlp(self.input_shape[0], n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
 
-    def new_model(self, width_divisor: int = 1) -> nn.Module:
-        """One network for all tasks, of a width as `new_network`'s.
+    def new_model(self) -> nn.Module:
+        """One network for all tasks.
 
         Where all tasks share all outputs it is called as model(x), otherwise, a `MultiHeadModel`, as model(x, task).
         With descriptors it is a `ModulatedMlp`, or `NamedClasses` where a task's descriptor has a row for each of its
@@ -81,7 +53,8 @@ class StreamInfo:
         if self.descriptors:
             size = self.descriptors[0].shape[-1]
             if self.descriptors[0].dim() == 2:
-                return NamedClasses(self.new_network(size, width_divisor))
-            return ModulatedMlp(self.n_inputs, self.n_outputs, size)
-        network = self.new_network(self.n_outputs, width_divisor)
-        return MultiHeadModel(network, self.outputs) if self.multi_head else network
+                return NamedClasses(self.new_network(size))
+            return ModulatedMlp(self.input_shape[0], self.n_outputs, size)
+        network = self.new_network(self.n_outputs)
+        share_all = all(outputs == range(self.n_outputs) for outputs in self.outputs)
+        return network if share_all else MultiHeadModel(network, self.outputs)

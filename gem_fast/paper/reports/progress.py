@@ -1,6 +1,7 @@
 """Shows how far a run has come: a bar on a terminal, one line per task or, with a title, per run in a log."""
 
-from __future__ import annotations
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -9,37 +10,28 @@ from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.streams.schedule import Schedule
 
 
-class Progress:
-    """Counts mini-batches on stderr, with the running accuracy: the mean over the tasks seen so far."""
+@contextmanager
+def progress(schedule: Schedule, record: Record | None = None, title: str = "") -> Iterator[Callable[[Record], None]]:
+    """Counts mini-batches on stderr, with the running accuracy: the mean over the tasks seen so far.
 
-    def __init__(self, schedule: Schedule, record: Record | None = None, title: str = "") -> None:
-        """Starts the display; `record` is that of a resumed run, `title` tells which run of several this is."""
-        self.schedule = schedule
-        self.title = title
-        learned = 0 if record is None else record.batches
-        # disable=None: no bar unless stderr is a terminal.
-        self.bar = tqdm(total=schedule.n_batches, initial=learned, unit="batch", dynamic_ncols=True, disable=None)
+    `record` is that of a resumed run, `title` tells which run of several this is. Gives what is to be called after
+    every mini-batch.
+    """
+    ends, learned = schedule.ends, 0 if record is None else record.batches
+    # disable=None: no bar unless stderr is a terminal.
+    with tqdm(total=ends[-1], initial=learned, unit="batch", dynamic_ncols=True, disable=None) as bar:
 
-    def after_batch(self, record: Record) -> None:
-        """Notes one more mini-batch learned."""
-        self.bar.update()
-        if (accuracy := record.newest) is None:
-            return
-        number = self.schedule.experience_of(record.batches)
-        seen = 1 + max(experience.task for experience in self.schedule.experiences[: number + 1])
-        position = f"task {record.task[-1] + 1}/{len(accuracy)}"
-        running = f"accuracy {100 * accuracy[:seen].mean():.1f} %"
-        self.bar.set_description(", ".join(filter(None, [self.title, position, running])))
-        if self.bar.disable and record.batches in self.schedule.ends:
-            if not self.title:
+        def after_batch(record: Record) -> None:
+            bar.update()
+            if not len(record.batch) or record.batch[-1] < record.batches:
+                return
+            accuracy = record.accuracy[-1]
+            position = f"task {record.task[-1] + 1}/{len(accuracy)}"
+            running = f"accuracy {100 * accuracy[: record.task.max() + 1].mean():.1f} %"
+            bar.set_description(", ".join(filter(None, [title, position, running])))
+            if bar.disable and record.batches == ends[-1] and title:
+                print_line(f"{title}: {running}")
+            elif bar.disable and record.batches in ends and not title:
                 print_line(f"{position} learned, {running}")
-            elif record.batches == self.schedule.n_batches:
-                print_line(f"{self.title}: {running}")
 
-    def __enter__(self) -> Progress:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Ends the bar's line."""
-        self.bar.close()
+        yield after_batch

@@ -1,8 +1,4 @@
-"""Published numbers, which the tables show beside ours.
-
-PAPER_*: the paper's, on all of MNIST and CIFAR-100. PUBLISHED_CODE: what the paper's own code gives on the 5000 digits
-of mnist-5k with seed 0, run on two cores of the machine whose results are in bench/results.
-"""
+"""The paper's numbers, on all of MNIST and CIFAR-100, which the tables show beside ours."""
 
 Numbers = dict[str, float]
 
@@ -56,22 +52,5 @@ PAPER_FIGURE1: dict[tuple[str, str], Numbers] = {
         ("cifar100", "ewc"): (0.498, -0.080, -0.008),
         ("cifar100", "icarl"): (0.546, -0.083, 0.000),
         ("cifar100", "gem"): (0.678, 0.004, -0.008),
-    }.items()
-}
-
-# (stream, learner) -> the measures, BWT and FWT divided by T, and the seconds of its loop, evaluation included.
-PUBLISHED_CODE: dict[tuple[str, str], Numbers] = {
-    (stream, learner): dict(zip((*MEASURES, "seconds"), numbers, strict=True))
-    for (stream, learner), numbers in {
-        ("rotations", "single"): (0.532, -0.085, 0.390, 2.2),
-        ("rotations", "independent"): (0.692, 0.0, 0.0, 3.3),
-        ("rotations", "multimodal"): (0.788, -0.006, 0.007, 2.3),
-        ("rotations", "ewc"): (0.554, -0.186, 0.515, 12.1),
-        ("rotations", "gem"): (0.868, 0.008, 0.637, 92.0),
-        ("permutations", "single"): (0.586, -0.212, 0.009, 2.3),
-        ("permutations", "independent"): (0.583, 0.0, 0.0, 3.8),
-        ("permutations", "multimodal"): (0.784, -0.023, 0.018, 2.6),
-        ("permutations", "ewc"): (0.596, -0.209, 0.012, 14.5),
-        ("permutations", "gem"): (0.830, 0.036, 0.008, 83.3),
     }.items()
 }

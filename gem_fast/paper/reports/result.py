@@ -33,7 +33,6 @@ def result_of(record: Record, config: dict[str, Any]) -> dict[str, Any]:
     Accuracies are fractions between 0 and 1, `curves.batch` counts the mini-batches learned before each evaluation, and
     `config` has every option of the run by name.
     """
-    plain = record.to_dict()
     return {
         "acc": record.acc,
         "bwt": record.bwt,
@@ -41,8 +40,7 @@ def result_of(record: Record, config: dict[str, Any]) -> dict[str, Any]:
         # Joint training sees all tasks from the start.
         "zero_shot": None if config.get("learner") == "joint" else record.zero_shot,
         "R": record.R.tolist(),
-        "baseline": plain["baseline"],
-        "seconds": plain["seconds"],
+        **record.to_dict(),
         "config": config,
         "versions": {
             "python": platform.python_version(),
@@ -51,7 +49,6 @@ def result_of(record: Record, config: dict[str, Any]) -> dict[str, Any]:
             "torch": torch.__version__,
             "gem_fast": gem_fast.build_info(),
         },
-        "curves": plain["curves"],
     }
 
 

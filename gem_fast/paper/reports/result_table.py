@@ -2,8 +2,8 @@
 
 import os
 import platform
+import re
 import statistics
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,14 @@ class Row:
     condition: dict[str, Any]  # what tells it from the other rows, by name: the stream, the learner, ...
     ours: dict[str, MeanStd]  # our measures by name: acc, bwt, fwt, zero_shot, seconds; empty if training diverged
     paper: Numbers = field(default_factory=dict)  # the paper's numbers by the same names, where it has any
-    published_code: Numbers = field(default_factory=dict)  # what its code gives on the same data, where that is known
     curves: dict[str, Curve] = field(default_factory=dict)  # by name, such as first_task
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        ours = {name: measure.to_dict() for name, measure in self.ours.items()}
-        curves = {
-            name: {"tasks_learned": list(x), "accuracy": [point.to_dict() for point in accuracy]}
-            for name, (x, accuracy) in self.curves.items()
-        }
-        return self.condition | {"ours": ours, "paper": self.paper, "published_code": self.published_code} | curves
+        found = self.condition | {"ours": {name: measure.to_dict() for name, measure in self.ours.items()}}
+        for name, (x, accuracy) in self.curves.items():
+            found[name] = {"tasks_learned": x, "accuracy": [point.to_dict() for point in accuracy]}
+        return found | {"paper": self.paper}
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,11 @@ class ResultTable:
 
     name: str  # of its files: table3
     title: str  # what it shows, on what data
-    labels: tuple[
-        str, ...
-    ]  # sentences that every output of it carries: that data are made up, that a run was cut short
+    labels: tuple[str, ...]  # sentences that every output of it carries: that runs were cut short, say
     notes: tuple[str, ...]  # sentences below it
     seeds: tuple[int, ...]  # what the means are over
     rows: tuple[Row, ...]
-    flags: dict[str, bool]  # further entries of the JSON, by name
+    quick: bool  # whether the runs were cut short
 
     def to_text(self) -> str:
         """Aligned columns, for the terminal."""
@@ -94,9 +89,7 @@ class ResultTable:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        texts = {"name": self.name, "title": self.title, "labels": list(self.labels), "notes": list(self.notes)}
-        rows = [row.to_dict() for row in self.rows]
-        return {**texts, "seeds": list(self.seeds), **self.flags, "machine": machine(), "rows": rows}
+        return {**vars(self), "machine": machine(), "rows": [row.to_dict() for row in self.rows]}
 
     def _footer(self) -> list[str]:
         seeds = ", ".join(map(str, self.seeds))
@@ -107,18 +100,12 @@ class ResultTable:
 
     def _text_rows(self) -> list[list[str]]:
         """The head and the rows, as texts."""
-
-        def names(part: str) -> list[str]:
-            return list(dict.fromkeys(name for row in self.rows for name in getattr(row, part)))
-
-        rows = self.rows
-        columns = {_title(name): [_text(row.condition.get(name)) for row in rows] for name in names("condition")}
-        columns |= {_title(name): [_measured_text(name, row) for row in rows] for name in names("ours")}
-        for label, part in (("paper", "paper"), ("code", "published_code")):
-            for name in names(part):
-                columns[f"{label}: {_title(name)}"] = [
-                    _published_text(name, getattr(row, part).get(name)) for row in rows
-                ]
+        parts = {"condition": ("", _condition_text), "ours": ("", _measured_text), "paper": ("paper: ", _paper_text)}
+        columns = {
+            f"{label}{TITLES.get(name, name.replace('_', ' '))}": [text(name, row) for row in self.rows]
+            for part, (label, text) in parts.items()
+            for name in dict.fromkeys(name for row in self.rows for name in getattr(row, part))
+        }
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
@@ -139,19 +126,14 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _condition_text(name: str, row: Row) -> str:
+    value = row.condition[name]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _measured_text(name: str, row: Row) -> str:
@@ -161,8 +143,9 @@ def _measured_text(name: str, row: Row) -> str:
     return mean if measure.std is None else f"{mean} ± {_number_text(name, measure.std).removeprefix('+')}"
 
 
-def _published_text(name: str, value: float | None) -> str:
+def _paper_text(name: str, row: Row) -> str:
     """As many digits as were printed."""
+    value = row.paper.get(name)
     return "-" if value is None else f"{value:+g}" if name in SIGNED else f"{value:g}"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -47,11 +46,6 @@ class Stream(abc.ABC):
         return tuple(self.tasks[0].images.shape[1:])
 
     @property
-    def n_inputs(self) -> int:
-        """The number of elements of one input."""
-        return math.prod(self.input_shape)
-
-    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.tasks[0].images.device
@@ -65,15 +59,8 @@ class Stream(abc.ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Mini-batches of a task's training examples, in a new random order, by a CPU generator, in every epoch.
 
-        Args:
-            task: Number of the task, 0 ... T - 1.
-            batch_size: Examples per mini-batch; the last one of an epoch may be shorter.
-            epochs: Passes over the examples.
-            generator: Source of the order.
-            examples: The numbers of the examples to use; all of the task's by default.
-
-        Yields:
-            x, shape (batch, ...), float32 in [0, 1], and y, shape (batch,), int64.
+        The last one of an epoch may be shorter. `examples` are the numbers of those to use, by default all. Yields x,
+        shape (batch, ...), float32 in [0, 1], and y, shape (batch,), int64.
         """
         images, labels = self.tasks[task].images, self.tasks[task].labels
         examples = range(len(labels)) if examples is None else examples
@@ -88,13 +75,17 @@ class Stream(abc.ABC):
 
     def to(self, device: torch.device) -> Stream:
         """The same stream with all its tensors on `device`."""
-        stream: Stream = _moved(self, device)
-        return replace(stream, tasks=tuple(_moved(task, device) for task in self.tasks))
+
+        def moved(owner: Any) -> Any:
+            return replace(owner, **{name: tensor.to(device) for name, tensor in _tensors(owner).items()})
+
+        stream: Stream = replace(moved(self), tasks=tuple(map(moved, self.tasks)))
+        return stream
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors in a fixed order, first those of the stream, then those of each task: they tell streams apart."""
         for owner in (self, *self.tasks):
-            yield from _tensor_fields(owner).values()
+            yield from _tensors(owner).values()
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -102,12 +93,6 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def _tensor_fields(owner: Any) -> dict[str, Tensor]:
+def _tensors(owner: Any) -> dict[str, Tensor]:
     """The tensors of a dataclass by name."""
-    values = {field.name: getattr(owner, field.name) for field in fields(owner)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _moved(owner: Any, device: torch.device) -> Any:
-    """A copy of a dataclass with its tensors on a device."""
-    return replace(owner, **{name: tensor.to(device) for name, tensor in _tensor_fields(owner).items()})
+    return {name: value for name, value in vars(owner).items() if isinstance(value, Tensor)}

@@ -49,16 +49,12 @@ def cifar100(
 ) -> ClassStream:
     """Incremental CIFAR-100, on the CPU: disjoint sets of its classes, with one slice of the outputs per task.
 
-    Args:
-        data: CIFAR-100, or a stand-in of its shape.
-        n_tasks: The number of tasks T; 20 tasks have 5 classes and 2500 training examples each.
-        samples_per_task: Training examples of each task, drawn without replacement; None takes all.
-        generator: A CPU generator, source of the examples and of the order of classes; by default one with seed 0.
-        class_order: "natural", as published: task 0 has the classes 0 ... 4, and so on; "random": drawn.
+    20 tasks have 5 classes and 2500 training examples each; `samples_per_task` of them are drawn without replacement,
+    None takes all. With the class order "natural", as published, task 0 has the classes 0 ... 4, and so on; "random"
+    draws it. The CPU generator, by default one with seed 0, is the source of the examples and of the order.
 
-    Raises:
-        InputError: The data are not like CIFAR-100; there are fewer classes than tasks or fewer examples than asked
-            for, or no test examples of a task.
+    Raises InputError where the data are not like CIFAR-100, there are fewer classes than tasks or fewer examples than
+    asked for, or no test examples of a task.
     """
     if data.train_images.shape[1:] != IMAGE_SHAPE or data.n_outputs > N_CLASSES:
         raise InputError(
@@ -103,11 +99,10 @@ def _deal_out(
     if class_order == "random":
         classes = classes[torch.randperm(len(classes), generator=generator)]
     shared = range(len(classes)) if head == "shared" else None
-    tasks = []
-    first = 0
-    for number, own in enumerate(classes.tensor_split(n_tasks)):
+    tasks: list[ClassTask] = []
+    for own in classes.tensor_split(n_tasks):
+        first = sum(len(task.classes) for task in tasks)
         outputs = range(first, first + len(own))
-        first = outputs.stop
         train = torch.isin(data.train_labels, own).nonzero().flatten()
         train = train[torch.randperm(len(train), generator=generator)]
         test = torch.isin(data.test_labels, own).nonzero().flatten()
@@ -115,8 +110,8 @@ def _deal_out(
             raise InputError(f"{data.name} must have test examples of every task's classes, got none of {own.tolist()}")
         if samples_per_task is not None and samples_per_task > len(train):
             raise InputError(
-                f"--samples-per-task must be at most {len(train)}, the training examples of task {number + 1} of the "
-                f"classes of {data.name}, got {samples_per_task}"
+                f"--samples-per-task must be at most {len(train)}, the training examples of task {len(tasks) + 1} of "
+                f"the classes of {data.name}, got {samples_per_task}"
             )
         sample = train[:samples_per_task]
         # class -> its number among the task's outputs: the label that the learner sees

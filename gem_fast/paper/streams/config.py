@@ -70,12 +70,8 @@ class SplitConfig(Cifar100Config):
     """task: a task is answered with outputs of its own; shared: with all outputs, without the task's number"""
 
 
-STREAM_CONFIGS: dict[str, type[StreamConfig]] = {
-    "rotations": StreamConfig,
-    "permutations": StreamConfig,
-    "cifar100": Cifar100Config,
-    "split": SplitConfig,
-}
+STREAM_CONFIGS: dict[str, type[StreamConfig]] = dict.fromkeys(STREAMS, StreamConfig)
+STREAM_CONFIGS |= {"cifar100": Cifar100Config, "split": SplitConfig}
 
 
 def load_data_of(config: dict[str, Any]) -> ImageData:

