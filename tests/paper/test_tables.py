@@ -277,3 +277,24 @@ def test_pictures_take_one_seed_and_negative_values():
     picture = table_plots.draw(ResultTable("table3", "A title", (), (), (0,), rows, False))
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"
+
+
+@pytest.mark.parametrize("diverged", [1, 2])
+@pytest.mark.parametrize("name", ["table1", "table3", "figure1"])
+def test_what_diverged_is_left_out_of_a_picture_and_told_in_the_table(name, diverged):
+    curve = (0.0, 1.0), (MeanStd((0.1, 0.2)), MeanStd((0.5, 0.6)))
+    measures = {"table1": ("seconds",), "table3": ("acc", "bwt"), "figure1": MEASURES}[name]
+    rows = [
+        Row(
+            {"stream": "rotations", "learner": learner, "epochs": 1},
+            {measure: MeanStd((0.5, 0.6)) for measure in measures},
+            {"seconds": 9.0} if name == "table1" else {},
+            {"first_task": curve},
+        )
+        for learner in ("gem", "single")
+    ]
+    rows[:diverged] = [Row(row.condition, {}, row.paper) for row in rows[:diverged]]
+    result = ResultTable(name, "A title", (), (), (0, 1), tuple(rows), False)
+    assert result.to_text().count("diverged") == diverged * (len(measures) if diverged == 1 else 1)
+    with Image.open(io.BytesIO(table_plots.draw(result))) as image:
+        assert image.format == "PNG"

@@ -106,12 +106,14 @@ class ResultTable:
             for part, (label, text) in parts.items()
             for name in dict.fromkeys(name for row in self.rows for name in getattr(row, part))
         }
+        if not any(row.ours for row in self.rows):
+            columns["ACC"] = ["diverged"] * len(self.rows)
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
 def machine() -> dict[str, Any]:
     """What kind of machine this is."""
-    found = {
+    return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -119,10 +121,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "gem_fast": gem_fast.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
 
 
 def _cpu() -> str:

@@ -57,7 +57,7 @@ def _table(table: ResultTable) -> Figure:
                 for row in table.rows
                 for value in (*row.paper.values(), *(each.mean for each in row.ours.values()))
             ]
-            axes.set(yscale="log", ylim=(min(seconds) / 2, max(seconds) * 2))
+            axes.set(ylim=(min(seconds) / 2, max(seconds) * 2), yscale="log")
             axes.yaxis.set_major_formatter("{x:g}")
     _legend(figure, _by(table, "learner"))
     return figure
