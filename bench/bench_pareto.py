@@ -101,7 +101,7 @@ def main() -> None:
                 "median_seconds": statistics.median(seconds[stream, method]),
             }
         )
-    result = {"seeds": list(args.seeds), "data": args.data, "machine": machine(), "points": points}
+    result = {"seeds": list(args.seeds), "data": Path(args.data).name, "machine": machine(), "points": points}
     (RESULTS / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(args.streams, points).savefig(RESULTS / f"{args.name}.png")
     print("| stream | method | ACC | BWT | seconds |\n|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""What torch.compile needs to know of the operators: the shapes that come out, without computing."""
+"""What torch is told of the operators: the shapes that come out, for torch.compile; and what autograd need not record."""
 
 from typing import Any
 
