@@ -5,7 +5,7 @@
 
 Writes results/NAME.json and results/NAME.png beside this file. The runs that give ACC are not computed again where
 they are finished; on a busy machine they take longer and nothing else. Their training time is then measured: all
-methods in turn, seed 0 on 5000 digits, medians over the rounds.
+methods in turn, one seed on 5000 digits, medians over the rounds.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from gem_fast.paper.reports.result_table import MeanStd, machine
 from gem_fast.paper.streams.config import STREAM_CONFIGS
 
 RESULTS = Path(__file__).parent / "results"
+TIMED_SEED = 1  # with seed 0 and two threads, r = 2 with m' = 8 diverges at the published learning rate
 
 
 class Method(NamedTuple):
@@ -57,7 +58,7 @@ METHODS = (
 STYLES = {
     "GEM, exact": ("#000000", "*", (1, 0)),
     "GEM, m' of 256 examples a step": ("#0072B2", "o", (0, 1)),
-    "GEM, both": ("#009E73", "P", (-1, 0)),
+    "GEM, both": ("#009E73", "P", (1, -1)),
     "A-GEM": ("#CC79A7", "^", (1, 0)),
     "single, EWC": ("#7F7F7F", "D", (0, -1)),
 }
@@ -86,7 +87,7 @@ def main() -> None:
     # Round by round, so that a machine that changes its speed changes it for all methods.
     for _ in range(args.rounds):
         for key, values in seconds.items():
-            values.append(TrainingRun(config_of(*key)).run().train_seconds)
+            values.append(TrainingRun(config_of(*key, seed=TIMED_SEED)).run().train_seconds)
     points = []
     for stream, method in keys:
         mine = [record for seed in args.seeds if (record := records[stream, method, seed]) is not None]
