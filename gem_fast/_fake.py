@@ -1,4 +1,4 @@
-"""What torch is told of the operators: the shapes that come out, for torch.compile; and what autograd need not record."""
+"""What torch is told of the operators: shapes, for torch.compile, and what autograd need not record."""
 
 from typing import Any
 
