@@ -402,3 +402,12 @@ def test_a_gradient_changed_between_pass_and_projection_counts_as_it_is(by: str)
         by_step = run(by_step=True)
     torch.testing.assert_close(by_step, run(by_step=False), rtol=1e-8, atol=1e-10)
     assert (len(done) > 0) == (by == "a scheduler")  # which changes no gradient
+
+
+@pytest.mark.parametrize("part", [0.2, 0.9], ids=["entries", "dense"])
+def test_some_rows_are_those_of_all(part: float) -> None:
+    model = model_of([30, 20], torch.float32)
+    memory = memory_of([4] * 5, 30, torch.float32, part)
+    G, _ = both_forms(model, memory, sample_each([4] * 5, 3, torch.Generator()), list(model.parameters()))
+    for first, end in ((0, 1), (2, 3), (1, 4), (4, 5)):
+        torch.testing.assert_close(G.rows(slice(first, end)), G.G[first:end], rtol=1e-6, atol=1e-7)

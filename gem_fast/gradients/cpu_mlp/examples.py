@@ -157,18 +157,30 @@ class ExampleGradients:
     @cached_property
     def G(self) -> Tensor:
         """(t, p): the rows."""
-        plan, sizes = self._plan, TaskSizes(self._plan.sizes)
+        return self.rows(slice(0, len(self._plan.sizes)))
+
+    def rows(self, some: slice) -> Tensor:
+        """(n, p): the rows of n tasks."""
+        plan, sizes = self._plan, TaskSizes(self._plan.sizes[some])
+        first = sum(plan.sizes[: some.start])
+        mine = slice(first, first + sizes.total)
         G = rows_for(len(sizes), plan.parameters)
         blocks: dict[Tensor, Tensor] = dict(zip(plan.parameters, by_parameter(G, plan.parameters), strict=True))
         planes = [
-            plane.view(self._rows, -1)[: sizes.total]
+            plane.view(self._rows, -1)[mine]
             for plane in self._kept.split([self._rows * padded(columns) for columns in plan.shapes])
         ]
         deltas, inputs = [planes[0], *planes[1::2]], planes[2::2]
+        dense, entries, positions = plan.input(self._batch)
+        given = (
+            None if dense is None else dense[mine],
+            entries,
+            None if positions is None else positions[mine],
+        )
         for k, (weight, bias, delta) in enumerate(zip(plan.weights, plan.biases, deltas, strict=True)):
             if weight in blocks:
-                x = plan.input(self._batch) if k == 0 else (inputs[k - 1][:, : weight.shape[1]], [], None)
-                torch.ops.gem_fast._layer_gradient_(blocks[weight], delta, *x, plan.sizes)
+                x = given if k == 0 else (inputs[k - 1][:, : weight.shape[1]], [], None)
+                torch.ops.gem_fast._layer_gradient_(blocks[weight], delta, *x, sizes.sizes)
             if bias in blocks:
                 sizes.sum(delta[:, : len(weight)], blocks[bias])
         for i in plan._others:

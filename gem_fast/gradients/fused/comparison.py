@@ -109,13 +109,14 @@ def _errors(parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> t
 
 def _length(x: Tensor, minus: Tensor | None = None) -> Tensor:
     """() float64: the length of x (1, n), or of x - minus, which are never in float64 as a whole."""
-    total = x.new_zeros((), dtype=torch.float64)
+    total: Tensor | None = None
     for start in range(0, x.shape[1], _BLOCK):
-        block = x[:, start : start + _BLOCK].double()
+        block = x[:, start : start + _BLOCK]
         if minus is not None:
-            block = block - minus[:, start : start + _BLOCK].double()
-        total += block.square().sum()
-    return total.sqrt()
+            block = block.double() - minus[:, start : start + _BLOCK]
+        length = torch.linalg.vector_norm(block, dtype=torch.float64)
+        total = length if total is None else torch.hypot(total, length)
+    return x.new_zeros((), dtype=torch.float64) if total is None else total
 
 
 def _doubled(value: Nest) -> Nest:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_fast.gradients import reentrant
+from gem_fast.gradients.cpu_mlp import ExampleGradients
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.comparison import RowsDiffer, compare_buffers, compare_row
 from gem_fast.gradients.fused.descriptors import with_descriptors
@@ -300,6 +301,8 @@ def _row(G: TaskGradients | Tensor, k: int, t: int, parameters: Sequence[Paramet
     """(1, p): row k of G (t, p), which need not be kept as rows."""
     if isinstance(G, RowGradients | Tensor):
         return (G if isinstance(G, Tensor) else G.G)[k : k + 1]
+    if isinstance(G, ExampleGradients):
+        return G.rows(slice(k, k + 1))
     row = rows_for(1, parameters).zero_()
     unit = torch.zeros(t, dtype=torch.float64, device=row.device)
     unit[k] = 1.0
