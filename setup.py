@@ -36,7 +36,7 @@ rule cuda
   depfile = $out.d
   deps = gcc
 rule link
-  command = $cxx -shared $in -o $out $libraries $ldflags
+  command = $cxx -shared -Wl,--exclude-libs,ALL $in -o $out $libraries $ldflags
 """
 
 

@@ -32,7 +32,7 @@ cuda::Stream current_stream(int32_t device) {
     return reinterpret_cast<Getter>(symbol);
   }();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return static_cast<cuda::Stream>(stream);
 }
 
