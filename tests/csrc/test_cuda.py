@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.asserts import assert_as_accurate_as_torch, assert_same_bits, kkt_violation
 from utils.problems import DTYPES, problem
 from utils.samplers import SAMPLERS, sample
+from utils.waiting import waiting_raises
 
 from gem_fast import GEM, EpisodicMemory, Status, ops, project_
 
@@ -36,10 +37,8 @@ def violated(t: int, p: int, dtype: torch.dtype = torch.float32, parts: int = 3)
 @pytest.fixture
 def no_synchronisation() -> Iterator[None]:
     """Every call of torch that would wait for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    with waiting_raises():
+        yield
 
 
 def graph_of(step: Callable[[], object], warm_up: int) -> torch.cuda.CUDAGraph:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from utils.waiting import waiting_raises
 
 from gem_fast import Batch, Engine, Fused, Loop, Objective, project_
 
@@ -32,14 +33,9 @@ def projected(engine: Engine, device: str, dtype: torch.dtype, calls: int = 1) -
     objective = Objective(net, F.cross_entropy)
     g = torch.autograd.grad(-F.cross_entropy(net(x[:TASKS].flatten(0, 1)), y[:TASKS].flatten()), parameters)
     for call in range(calls):
-        if call > 0 and call == calls - 1:
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_raises(call > 0 and call == calls - 1):
             grads = [part.clone() for part in g]
             result = project_(grads, engine(objective, constraints, parameters), margin=0.1)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     return torch.cat([part.flatten() for part in grads]).cpu(), result.multipliers.cpu()
 
 
