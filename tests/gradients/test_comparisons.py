@@ -378,6 +378,46 @@ def test_a_buffer_that_begins_to_count_passes_is_found_out() -> None:
     assert run.model.calls == 3
 
 
+class Coarse(nn.Module):
+    """Rounds as TF32 does on a GPU: coarsely, and otherwise for another number of examples; not in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return x
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(len(x)))
+        return x * (1 + 2**-11 * noise)
+
+
+class Mixing(Coarse):
+    """Keeps the mean of each call, whatever the tasks of its examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.running_mean.lerp_(x.detach().mean(0), 0.02)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"tasks_per_pass": 1}, {"form": "layerwise"}])
+def test_running_statistics_may_differ_by_rounding(options: dict[str, Any]) -> None:
+    """One that is almost zero has no digit in common, be it in the first comparison or in a later one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), Coarse(), nn.BatchNorm1d(64, momentum=1.0), nn.Tanh(), nn.Linear(64, 3))
+    run = Run(model, **options)
+    batches = memory((40, 40, 40), rows, classes, torch.float32)
+    for t in (2, 3, 3, 3, 3):
+        run.step(batches[:t])
+    assert run.lines == []
+
+
+def test_a_statistic_that_differs_by_more_than_rounding_is_found() -> None:
+    run = Run(nn.Sequential(nn.Linear(6, 64), Mixing(), nn.Tanh(), nn.Linear(64, 3)))
+    run.step(memory((40, 40), rows, classes, torch.float32))
+    assert ["running_mean is not left as by one pass per task" in line for line in run.lines] == [True]
+
+
 @pytest.mark.parametrize("make", [mlp, lambda: Transformer(dropout=0.3)], ids=["mlp", "dropout"])
 def test_no_generator_of_the_users_moves(make: Callable[[], nn.Module]) -> None:
     run = Run(make())

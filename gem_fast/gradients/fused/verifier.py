@@ -201,7 +201,8 @@ class Verifier:
                 compare_row(objective, parameters, batch, expected, got)
             elif has_changed:
                 objective.loss(batch)
-        compare_buffers(objective.model, after)
+        expected_buffers = [buffer.clone() for buffer in objective.model.buffers()]
+        compare_buffers(objective, [batch for _, batch in batches], before, expected_buffers, after)
 
     def _up_to_rounding(self, check: Callable[[], None], first: int = 0) -> None:
         """Runs a comparison; where gradients differ, at other parameters, where rounding flips other ReLUs if any."""
@@ -235,20 +236,22 @@ class Verifier:
 
     def _check(self, batches: Sequence[Batch], learn_dims: bool = True) -> None:
         """Raises CannotFuse unless both ways do the same, to rounding; leaves no trace in the model."""
-        model, parameters = self._model.objective.model, self._model.parameters
-        t, constraints = len(batches), [[batch] for batch in batches]
+        objective, parameters = self._model.objective, self._model.parameters
+        model, t, constraints = objective.model, len(batches), [[batch] for batch in batches]
         expected, got = rows_for(t, parameters), rows_for(t, parameters)
         with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
+            before = Buffers(model.modules())
             with buffers_restored(model.modules()):
-                depends = fill_rows(self._model.objective, constraints, parameters, expected, slice(0, t))
-                buffers = [buffer.clone() for buffer in model.buffers()]
+                depends = fill_rows(objective, constraints, parameters, expected, slice(0, t))
+                expected_buffers = [buffer.clone() for buffer in model.buffers()]
             with buffers_restored(model.modules()), failures_as_reasons():
                 same = self._fill(batches, got, learn_dims) == depends
-                compare_buffers(model, buffers)
+                buffers = [buffer.clone() for buffer in model.buffers()]
+            compare_buffers(objective, batches, before, expected_buffers, buffers)
         if not bool(expected.isfinite().all()):
             raise CannotVerify("the gradients are not finite")
         for k, batch in enumerate(batches):
-            compare_row(self._model.objective, parameters, batch, expected[k : k + 1], got[k : k + 1])
+            compare_row(objective, parameters, batch, expected[k : k + 1], got[k : k + 1])
         if not same:
             raise CannotFuse("a parameter that is used outside of its layer would be missed")
 

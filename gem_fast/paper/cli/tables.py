@@ -145,8 +145,11 @@ class Figure1(DataOptions, CifarTable):
                 if (stream, learner) in PRESETS and (learner != "icarl" or stream == "cifar100"):
                     paper = published.PAPER_FIGURE1.get((stream, learner), {})
                     condition = {"stream": stream, "learner": learner}
-                    measures, curve = (("acc",), None) if learner == "joint" else (MEASURES, "first_task")
-                    experiments.append(Experiment(condition, self.config(stream, learner), measures, paper, curve))
+                    config, is_joint = self.config(stream, learner), learner == "joint"  # which has no first task
+                    measures = ("acc",) if is_joint else MEASURES
+                    experiments.append(
+                        Experiment(condition, config, measures, paper, None if is_joint else "first_task")
+                    )
         note = "The paper's figure prints no numbers: here they are of the matrices of its Appendix B, divided by T."
         title = "Figure 1: ACC, BWT and FWT, and the first task along the stream"
         return title, experiments, (ORACLE, DIVIDED, note)
