@@ -83,14 +83,14 @@ class SamplePlan(MlpPlan):
     def __init__(self, layers: Sequence[nn.Linear], parameters: Sequence[Parameter], batch: TaskBatch) -> None:
         super().__init__(layers, parameters)
         self.sizes, self.total = batch.tasks.sizes, batch.tasks.total
-        self._memory, self._targets = batch.memory, batch.targets
+        self._inputs, self._targets = batch.inputs, batch.targets
         row = sum((weight.shape[1] + 1) * padded(len(weight)) for weight in self.weights)
         is_by_products = _products_cost_less(self.weights, batch)
         self.rows = self.nothing if is_by_products else self.nothing.new_empty((len(self.sizes) + 1) * row)
 
     def serves(self, batch: TaskBatch) -> bool:
         """Whether this is the plan for a sample of the same memory, as many of each task."""
-        is_same = batch.memory is self._memory and batch.targets is self._targets
+        is_same = batch.inputs is self._inputs and batch.targets is self._targets
         return is_same and batch.tasks.sizes == self.sizes
 
     def input(self, batch: TaskBatch) -> tuple[Tensor | None, Sequence[Tensor], Tensor | None]:
@@ -208,7 +208,7 @@ def step_pass(plan: SamplePlan, batch: TaskBatch, current: TaskBatch, margin: fl
 def alone_pass(plan: MlpPlan, current: TaskBatch) -> tuple[list[Tensor | None], Tensor]:
     """The gradients of the current mini-batch alone, and its loss: a step without past tasks."""
     no_sample: tuple[Any, ...] = (
-        current.memory[:0].flatten(1),
+        current.x[:0].flatten(1),
         [],
         None,
         current.targets[:0],
@@ -231,7 +231,7 @@ def _step(
 ) -> tuple[list[Tensor | None], Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     grads = plan.new_gradients()
     weight_grads, bias_grads, _ = plan.split(grads)
-    x = current.memory.flatten(1).contiguous()
+    x = current.x.flatten(1).contiguous()
     loss, *projection = torch.ops.gem_fast._mlp_step_(
         kept, *of_sample, x, current.targets, weight_grads, bias_grads, margin, ridge, rows
     )
@@ -251,7 +251,7 @@ def _products_cost_less(weights: Sequence[Tensor], batch: TaskBatch) -> bool:
         outputs, inputs = weight.shape
         per_row: float = inputs
         if k == 0 and batch.entries is not None:
-            per_row = _SPARSE * len(batch.entries.by_rows[1]) / len(batch.memory)
+            per_row = _SPARSE * len(batch.entries.by_rows[1]) / len(batch.targets)
         products += n * n / 2 * (per_row + outputs) + 2 * n * per_row * outputs
         rows += n * per_row * outputs + (t * (t + 1) / 2 + 2 * t) * inputs * outputs
     return products <= _OF_ROWS * rows

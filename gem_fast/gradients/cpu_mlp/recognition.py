@@ -81,7 +81,7 @@ def is_whole(layers: Sequence[nn.Linear], model: nn.Module, batch: TaskBatch) ->
     """Whether a batch goes through such a model as it is, to cross entropy with class targets."""
     if not layers or not has_class_targets(batch):
         return False
-    weight, x = layers[0].weight, batch.memory
+    weight, x = layers[0].weight, batch.inputs.parts[0]
     return (
         isinstance(x, Tensor)
         and x.device.type == weight.device.type == "cpu"

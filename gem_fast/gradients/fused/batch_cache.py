@@ -11,7 +11,7 @@ from gem_fast.containers import tensors
 from gem_fast.gradients.fused.entries import SparseEntries, TaskEntries
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.recorder import CannotFuse
-from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
+from gem_fast.gradients.fused.task_batch import Inputs, TaskBatch, TaskSizes
 from gem_fast.gradients.interface import Batch, Constraint, Sample
 
 
@@ -76,7 +76,7 @@ class BatchCache:
             self._sizes = TaskSizes(sizes)
         every = self._all  # without dataclasses.replace, which takes as long as all the rest
         return TaskBatch(
-            every.memory, every.targets, None, self._sizes, every.plain_cross_entropy, every.entries, positions
+            every.inputs, every.targets, None, self._sizes, every.plain_cross_entropy, every.entries, positions
         )
 
     def _holds(self, sources: list[Tensor]) -> bool:
@@ -85,16 +85,17 @@ class BatchCache:
         )
 
     def _fill(self, batches: Sequence[Batch], sources: list[Tensor]) -> None:
-        x, y = _together("x", "inputs", batches), _together("y", "targets", batches)
         # An inference tensor has no version, so that a change of it would go unnoticed: it is copied each time.
         is_tracked = not any(source.is_inference() for source in sources)
         self._sources = [(source, source._version) for source in sources] if is_tracked else []
         self._versions = [version for _, version in self._sources]
         inputs = [batch.x for batch in batches]
-        # Of inputs that were padded, the entries are not those of the batch.
-        has_entries = is_tracked and isinstance(x, Tensor) and all(mine.shape[1:] == x.shape[1:] for mine in inputs)
+        has_entries = is_tracked and _are_alike(inputs)
         entries = self._entries_of(inputs) if has_entries else None
         self._entries = self._entries if has_entries else []
+        y = _together("y", "targets", batches)
+        # What is kept as entries need not be put together.
+        x = Inputs(inputs if entries is not None else [_together("x", "inputs", batches)])
         tasks = TaskSizes([batch.size for batch in batches])
         self._all = TaskBatch(x, y, None, tasks, is_plain_cross_entropy(self.loss_fn, y), entries)
 
@@ -116,6 +117,15 @@ def _together(name: str, kind: str, batches: Sequence[Batch]) -> Any:
         return concatenate(name, [getattr(batch, name) for batch in batches], batches[0].pad)
     except DoNotFit as error:
         raise CannotFuse(f"the tasks' {kind} differ in structure, shape, dtype or device") from error
+
+
+def _are_alike(inputs: Sequence[Any]) -> bool:
+    """Whether these are tensors whose examples have one shape and dtype, on one device."""
+    first = inputs[0]
+    return isinstance(first, Tensor) and all(
+        isinstance(x, Tensor) and (x.shape[1:], x.dtype, x.device) == (first.shape[1:], first.dtype, first.device)
+        for x in inputs
+    )
 
 
 def _is_unchanged(new: Tensor, old: Tensor, version: int) -> bool:

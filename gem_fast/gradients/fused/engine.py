@@ -160,8 +160,8 @@ class Fused(RowEngine):
             if t > 1 and not self._has_said_several:
                 self._has_said_several = True
                 _log.warning(_LEFT, reason)
-        # One task is one backward in any case.
-        elif stale.stop - stale.start > 1 or is_layerwise:
+        # One task is one backward in any case, but for shortcuts that need none.
+        elif stale.stop - stale.start > 1 or is_layerwise or (self._shortcuts and model.mlp_layers):
             try:
                 G = self._with_descriptors(
                     model, verifier, objective, constraints, parameters, sample, stale, is_layerwise
@@ -347,6 +347,8 @@ class Fused(RowEngine):
             is_new = is_mlp = False
             try:
                 is_mlp = shortcuts and not model.call_per_task and model.is_mlp(batches[0])
+                if len(tasks) == 1 and not (is_mlp or is_layerwise):
+                    return None
                 is_new = verifier.verify_new(constraints, shortcuts=shortcuts, is_mlp=is_mlp)
             except CannotVerify:
                 if not is_layerwise:  # else what is not finite is found in P and q
@@ -379,15 +381,14 @@ class Fused(RowEngine):
                         raise RowsDiffer(self._with_unchecked(error)) from error
                 self._schedule.passed(tasks, due)
                 self._known = None
-                if is_mlp and self._rows.refresh_every == 1 and len(tasks) > 1 and (sample is None or plan is not None):
+                if is_mlp and self._rows.refresh_every == 1 and (sample is None or plan is not None):
                     self._known = "memory" if sample is None else "sample"
                 return G
 
     def _needs_no_rows(self, constraints: Sequence[Constraint], parameters: Sequence[Parameter]) -> bool:
         """Whether G may be what a sample's products give: all is computed anew in each step, and at once."""
         is_free = self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None
-        t = len(constraints)
-        return is_free and t > 1 and set(map(len, constraints)) == {1} and not self._is_layerwise(t, parameters)
+        return is_free and set(map(len, constraints)) == {1} and not self._is_layerwise(len(constraints), parameters)
 
     def _rows_of_passes(
         self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int

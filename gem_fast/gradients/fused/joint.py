@@ -15,7 +15,7 @@ from gem_fast.gradients.fused.descriptors import repeated
 from gem_fast.gradients.fused.losses import is_plain_cross_entropy
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
-from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
+from gem_fast.gradients.fused.task_batch import Inputs, TaskBatch, TaskSizes
 from gem_fast.gradients.fused.verifier import Verifier, failures_as_reasons, random_states
 from gem_fast.gradients.interface import Batch, Constraint, JointPass, Sample, is_captured, random_devices
 from gem_fast.gradients.rows import RowGradients, by_parameter
@@ -67,7 +67,7 @@ class Joint:
         if not model.mlp_layers or model.parameters[0].device.type != "cpu":
             return None
         plain = is_plain_cross_entropy(model.objective.loss_fn, current.y)
-        batch = TaskBatch(current.x, current.y, None, TaskSizes([current.size]), plain)
+        batch = TaskBatch(Inputs([current.x]), current.y, None, TaskSizes([current.size]), plain)
         return batch if model.is_mlp(batch) else None
 
     def by_shortcut(self, current: Batch, batch: TaskBatch) -> tuple[list[Tensor | None], Tensor] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -74,23 +74,39 @@ class TaskSizes:
         return torch.cat([value.expand(size) for value, size in zip(per_task, self.sizes, strict=True)])
 
 
+class Inputs:
+    """Inputs of some tasks, one task after the other.
+
+    Attributes:
+        parts: each task's (n_k, ...), or all of them (M, ...) as one.
+    """
+
+    def __init__(self, parts: Sequence[Nest]) -> None:
+        self.parts = parts
+
+    @cached_property
+    def together(self) -> Nest:
+        """(M, ...), made when first asked for: their non-zero entries may be all it takes."""
+        return self.parts[0] if len(self.parts) == 1 else concatenate("x", self.parts)
+
+
 @dataclass(frozen=True)
 class TaskBatch:
     """What goes through the model in one forward.
 
     Attributes:
-        memory: (M, ...): inputs, one task after the other.
+        inputs: of M examples.
         targets: (M, ...): of the same examples, or None.
         task: the model's argument `task`, where it takes one; the examples are then one task's.
         tasks: which examples are whose.
         plain_cross_entropy: whether the losses of all tasks can be one call, see `losses.is_plain_cross_entropy`.
-        entries: the non-zero entries of `memory`, where they are few.
-        positions: (N,) int64: the examples of `memory` that count; None for all of them.
+        entries: the non-zero entries of `inputs`, where they are few.
+        positions: (N,) int64: the examples of `inputs` that count; None for all of them.
         past: the same without the last task, where that is the current mini-batch.
         descriptor: the task's, where the examples are one task's; else (N, ...): each example has its task's.
     """
 
-    memory: Nest
+    inputs: Inputs
     targets: Nest
     task: Hashable
     tasks: TaskSizes
@@ -103,7 +119,8 @@ class TaskBatch:
     @cached_property
     def x(self) -> Nest:
         """(N, ...): the inputs. Of a sample they are copied when first asked for: its entries may be all it takes."""
-        return self.memory if self.positions is None else select(self.memory, self.positions)
+        whole = self.inputs.together
+        return whole if self.positions is None else select(whole, self.positions)
 
     @cached_property
     def y(self) -> Nest:
@@ -118,7 +135,7 @@ class TaskBatch:
         except DoNotFit:
             return None
         sizes = [*self.tasks.sizes, size_of(x) - self.tasks.total]
-        return TaskBatch(x, y, None, TaskSizes(sizes, with_current=True), past=self, descriptor=descriptor)
+        return TaskBatch(Inputs([x]), y, None, TaskSizes(sizes, with_current=True), past=self, descriptor=descriptor)
 
     def of_tasks(self, some: slice) -> TaskBatch:
         """The part that belongs to some of the tasks."""
@@ -130,6 +147,7 @@ class TaskBatch:
         tasks, descriptor = TaskSizes(sizes), select(self.descriptor, examples)
         if self.positions is not None:
             return replace(self, tasks=tasks, descriptor=descriptor, positions=self.positions[examples])
-        memory, targets = select(self.memory, examples), select(self.targets, examples)
-        entries = self.entries and self.entries.of_tasks(some)
-        return replace(self, memory=memory, targets=targets, tasks=tasks, descriptor=descriptor, entries=entries)
+        parts = self.inputs.parts
+        inputs = Inputs([select(parts[0], examples)] if len(parts) == 1 else parts[some])
+        targets, entries = select(self.targets, examples), self.entries and self.entries.of_tasks(some)
+        return replace(self, inputs=inputs, targets=targets, tasks=tasks, descriptor=descriptor, entries=entries)

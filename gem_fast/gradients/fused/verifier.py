@@ -19,7 +19,7 @@ from gem_fast.gradients.fused.comparison import RowsDiffer, compare_buffers, com
 from gem_fast.gradients.fused.descriptors import with_descriptors
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
-from gem_fast.gradients.fused.task_batch import TaskBatch, TaskSizes
+from gem_fast.gradients.fused.task_batch import Inputs, TaskBatch, TaskSizes
 from gem_fast.gradients.interface import Batch, Constraint, Sample, TaskGradients, random_devices
 from gem_fast.gradients.loop import fill_rows
 from gem_fast.gradients.restore import Buffers, buffers_restored, parameters_moved
@@ -286,7 +286,7 @@ def failures_as_reasons() -> Iterator[None]:
 
 def batch_of_task(batch: Batch) -> TaskBatch:
     """One task's examples alone, for a call of their own."""
-    return TaskBatch(batch.x, batch.y, batch.task, TaskSizes([batch.size]), descriptor=batch.descriptor)
+    return TaskBatch(Inputs([batch.x]), batch.y, batch.task, TaskSizes([batch.size]), descriptor=batch.descriptor)
 
 
 def random_states(devices: Sequence[int]) -> list[Tensor]:
