@@ -8,13 +8,14 @@ of all lines there with these streams and data. Finished runs are not computed a
 """
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from bench_pareto import Line, draw_acc
 from matplotlib.figure import Figure
 
 from gem_fast import MEMORY_POLICIES
@@ -97,23 +98,16 @@ def summary(runs: list[dict[str, Any]]) -> Points:
 def draw(points: Points) -> Figure:
     streams, policies = (list(dict.fromkeys(key[i] for key in points)) for i in (0, 1))
     sizes = sorted({key[2] for key in points})
-    figure = Figure(figsize=(5 * len(streams), 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, stream in zip(figure.subplots(1, len(streams), squeeze=False)[0], streams, strict=True):
-        for policy, (colour, marker) in zip(policies, STYLES, strict=False):
-            mine = [(size, points[stream, policy, size]) for size in sizes if (stream, policy, size) in points]
-            x, y = [size for size, _ in mine], [acc.mean for _, acc in mine]
-            error = [acc.std or 0.0 for _, acc in mine]
-            axes.errorbar(x, y, error, color=colour, marker=marker, lw=1.2, capsize=3, label=policy)
-        axes.set_xscale("log")
+    lines: dict[str, list[Line]] = {stream: [] for stream in streams}
+    for stream, (policy, (colour, marker)) in itertools.product(streams, zip(policies, STYLES, strict=False)):
+        mine = [size for size in sizes if (stream, policy, size) in points]
+        accs = [points[stream, policy, size] for size in mine]
+        looks = {"color": colour, "marker": marker, "lw": 1.2, "label": policy}
+        lines[stream].append(Line(mine, [acc.mean for acc in accs], [acc.std or 0.0 for acc in accs], looks))
+    figure = draw_acc(lines, 5, 4.6, "examples of each task in memory (log scale)")
+    for axes in figure.axes:
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-        axes.set_xlabel("examples of each task in memory (log scale)")
-        axes.set_ylabel("ACC")
-        axes.set_title(stream)
-        axes.grid(alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 

@@ -9,6 +9,7 @@ methods in turn, one seed on 5000 digits, medians over the rounds.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from conftest import THREADS
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gem_fast.paper.experiments.run_cache import run_cached
@@ -119,40 +120,61 @@ def config_of(stream: str, method: Method, **options: Any) -> Config:
     return configuration(stream, method.learner, eval_every=100, **options, **method.options)
 
 
-def draw(streams: list[str], points: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(6 * len(streams), 5.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, stream in zip(figure.subplots(1, len(streams), squeeze=False)[0], streams, strict=True):
-        for group, (colour, marker, place) in STYLES.items():
-            mine = [point for point in points if point["stream"] == stream and point["group"] == group]
-            x = [point["median_seconds"] for point in mine]
-            y = [point["acc"]["mean"] for point in mine]
-            error = [point["acc"]["std"] or 0.0 for point in mine]
-            line = "-" if group in JOINED else ""
-            axes.errorbar(x, y, error, color=colour, marker=marker, markersize=8, ls=line, lw=1, capsize=3, label=group)
-            for point, *at in zip(mine, x, y, error, strict=True):
-                # Above or below the bar, or beside the point.
-                end = (at[0], at[1] + place[1] * at[2] if place[1] else at[1])
-                name = point["method"].removeprefix("m' = ") if group in JOINED else point["method"]
-                axes.annotate(
-                    name,
-                    end,
-                    xytext=(10 * place[0], 4 * place[1]),
-                    textcoords="offset points",
-                    color=colour,
-                    fontsize=8,
-                    ha={-1: "right", 0: "center", 1: "left"}[place[0]],
-                    va={-1: "top", 0: "center", 1: "bottom"}[place[1]],
-                )
-        axes.set_xscale("log")
-        axes.set_xlabel("training time (seconds, log scale)")
-        axes.set_ylabel("ACC")
-        axes.set_title(stream)
+class Line(NamedTuple):
+    """Points with error bars: x and ACC of each, and what errorbar of matplotlib is told of their looks."""
+
+    x: list[float]
+    acc: list[float]
+    std: list[float]
+    looks: dict[str, Any]
+
+
+def draw_acc(lines: dict[str, list[Line]], width: float, height: float, label: str) -> Figure:
+    """ACC over what `label` says, on a log scale: the lines of each stream in a panel of `width` times `height`."""
+    figure = Figure(figsize=(width * len(lines), height), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(lines), squeeze=False)[0]
+    for axes, (stream, of_stream) in zip(panels, lines.items(), strict=True):
+        for x, acc, std, looks in of_stream:
+            axes.errorbar(x, acc, std, capsize=3, **looks)
+        axes.set(xscale="log", xlabel=label, ylabel="ACC", title=stream)
         axes.grid(alpha=0.15)
-        axes.margins(x=0.18, y=0.1)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     return figure
+
+
+def draw(streams: list[str], points: list[dict[str, Any]]) -> Figure:
+    lines: dict[str, list[Line]] = {stream: [] for stream in streams}
+    for stream, group in itertools.product(streams, STYLES):
+        mine = [point for point in points if point["stream"] == stream and point["group"] == group]
+        x, acc = [point["median_seconds"] for point in mine], [point["acc"]["mean"] for point in mine]
+        colour, marker, _ = STYLES[group]
+        style = "-" if group in JOINED else ""
+        looks = {"color": colour, "marker": marker, "markersize": 8, "ls": style, "lw": 1, "label": group}
+        lines[stream].append(Line(x, acc, [point["acc"]["std"] or 0.0 for point in mine], looks))
+    figure = draw_acc(lines, 6, 5.2, "training time (seconds, log scale)")
+    for axes, stream in zip(figure.axes, streams, strict=True):
+        axes.margins(x=0.18, y=0.1)
+        for point in points:
+            if point["stream"] == stream:
+                annotate(axes, point)
+    return figure
+
+
+def annotate(axes: Axes, point: dict[str, Any]) -> None:
+    """Writes a method's name above or below its error bar, or beside its point."""
+    group, x, y, error = point["group"], point["median_seconds"], point["acc"]["mean"], point["acc"]["std"] or 0.0
+    colour, _, (right, up) = STYLES[group]
+    axes.annotate(
+        point["method"].removeprefix("m' = ") if group in JOINED else point["method"],
+        (x, y + up * error if up else y),
+        xytext=(10 * right, 4 * up),
+        textcoords="offset points",
+        color=colour,
+        fontsize=8,
+        ha={-1: "right", 0: "center", 1: "left"}[right],
+        va={-1: "top", 0: "center", 1: "bottom"}[up],
+    )
 
 
 if __name__ == "__main__":

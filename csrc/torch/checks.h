@@ -4,9 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
+#include <optional>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "core/types.h"
@@ -25,12 +26,21 @@ void check(bool condition, const Parts&... parts) {
   throw Error(message.str());
 }
 
-inline std::string shape_of(const Tensor& x) {
-  std::ostringstream text;
+// A tensor's shape in the text of an error, or "none" for an absent tensor. Shapes are asked for in every call of an
+// operator, so the text is made only where it is written.
+struct ShapeText {
+  const Tensor* x;
+};
+
+inline ShapeText shape_of(const Tensor& x) { return {&x}; }
+inline ShapeText shape_of(const std::optional<Tensor>& x) { return {x.has_value() ? &*x : nullptr}; }
+
+inline std::ostream& operator<<(std::ostream& text, ShapeText shape) {
+  if (shape.x == nullptr) return text << "none";
+  const int64_t dim = shape.x->dim();
   text << "(";
-  for (int64_t d = 0; d < x.dim(); ++d) text << (d > 0 ? ", " : "") << x.size(d);
-  text << (x.dim() == 1 ? ",)" : ")");
-  return text.str();
+  for (int64_t d = 0; d < dim; ++d) text << (d > 0 ? ", " : "") << shape.x->size(d);
+  return text << (dim == 1 ? ",)" : ")");
 }
 
 inline const char* name_of(ScalarType type) {

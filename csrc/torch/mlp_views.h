@@ -104,7 +104,7 @@ struct InputView {
       check(dense.has_value() && dense->dim() == 2 && dense->size(0) == n && dense->size(1) == inputs &&
                 dense->scalar_type() == like.scalar_type(),
             "x must have shape (n, inputs) = (", n, ", ", inputs, ") and ", like_name, "'s dtype, got ",
-            dense.has_value() ? shape_of(*dense) : "none");
+            shape_of(dense));
       x = dense->stride(1) == 1 ? *dense : as_contiguous(*dense);
       input.dense = const_matrix_of(x);
     } else if (positions.has_value()) {

@@ -57,8 +57,9 @@ std::tuple<Tensor, Tensor, Tensor> nnqp_cpu(const Tensor& P, const Tensor& q, do
   const int64_t count = call.batch.count;
   cpu::nnqp(call.batch, doubles(call.v), ints(call.status), doubles(call.residual), nullptr, kTorchThreads);
   for (int64_t b = 0; b < count; ++b) {
-    check<std::runtime_error>(ints(call.status)[b] != kNonFinite, "P and q must be finite, got a NaN or an infinity",
-                              count > 1 ? " in problem " + std::to_string(b) : std::string());
+    if (ints(call.status)[b] != kNonFinite) continue;
+    check<std::runtime_error>(false, "P and q must be finite, got a NaN or an infinity",
+                              count > 1 ? " in problem " + std::to_string(b) : "");
   }
   return {call.v, call.status, call.residual};
 }

@@ -229,8 +229,10 @@ def test_bad_arguments_of_the_operators() -> None:
     with pytest.raises(ValueError, match=r"positions must have shape \(n,\) = \(6,\), got \(5,\)"):
         gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), [3, 3], entries, torch.arange(5))
     layer_gradient_ = torch.ops.gem_fast._layer_gradient_
-    with pytest.raises(ValueError, match=r"x must have shape \(n, inputs\) = \(6, 4\) and delta's dtype, got \(5, 4\)"):
-        layer_gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), torch.zeros(5, 4), [], None, [3, 3])
+    for dense, got in ((torch.zeros(5, 4), r"\(5, 4\)"), (torch.zeros(24), r"\(24,\)"), (None, "none")):
+        expected = r"x must have shape \(n, inputs\) = \(6, 4\) and delta's dtype, got " + got
+        with pytest.raises(ValueError, match=expected):
+            layer_gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), dense, [], None, [3, 3])
     with pytest.raises(ValueError, match="pairs must be four tensors, got 3"):
         layer_gradient_(torch.zeros(2, 2, 4), torch.zeros(6, 2), None, entries.by_rows, None, [3, 3])
     with pytest.raises(ValueError, match=r"out must have shape \(t, outputs, inputs\) with contiguous tasks"):
