@@ -10,17 +10,17 @@ from typing import Any, Literal
 import torch
 from torch.nn import Parameter
 
-from gem_fast.containers import Objects
 from gem_fast.gradients import cpu_mlp
-from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.comparison import RowsDiffer
-from gem_fast.gradients.fused.descriptors import DescriptorCache, has_descriptors
+from gem_fast.gradients.fused.descriptors import has_descriptors
 from gem_fast.gradients.fused.joint import Joint
 from gem_fast.gradients.fused.model import FusedModel, LayerPass
+from gem_fast.gradients.fused.options import Form, Options
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
 from gem_fast.gradients.fused.schedule import Schedule
 from gem_fast.gradients.fused.task_batch import TaskBatch
-from gem_fast.gradients.fused.verifier import Verifier, batch_of_task, failures_as_reasons
+from gem_fast.gradients.fused.task_batches import TaskBatches
+from gem_fast.gradients.fused.verifier import Verifier, failures_as_reasons
 from gem_fast.gradients.interface import (
     Batch,
     Constraint,
@@ -34,14 +34,11 @@ from gem_fast.gradients.interface import (
 from gem_fast.gradients.layerwise import layerwise
 from gem_fast.gradients.loop import RowEngine, fill_rows
 from gem_fast.gradients.restore import buffers_restored
-from gem_fast.gradients.rows import number_of
 from gem_fast.state import check_keys
 from gem_fast.wrappers import uncompiled
 
 _log = logging.getLogger("gem_fast")
 _LEFT = "one backward per past task instead of one for all: %s"
-
-Form = Literal["auto", "rows", "layerwise"]
 
 
 class Fused(RowEngine):
@@ -85,28 +82,9 @@ class Fused(RowEngine):
         row_bytes: int = 2**31,
         shortcuts: bool = True,
     ) -> None:
-        if form not in ("auto", "rows", "layerwise"):
-            raise ValueError(f'form must be "auto", "rows" or "layerwise", got {form!r}')
-        if tasks_per_pass is not None and tasks_per_pass < 1:
-            raise ValueError(f"tasks_per_pass must be at least 1 task, got {tasks_per_pass}")
-        for name, value in (("activation_bytes", activation_bytes), ("row_bytes", row_bytes)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 byte, got {value}")
-        if form == "layerwise" and refresh_every != 1:
-            raise ValueError(f'refresh_every must be 1 with form="layerwise", which keeps no rows, got {refresh_every}')
-        if form == "layerwise" and tasks_per_pass is not None:
-            raise ValueError(
-                'tasks_per_pass must be None with form="layerwise", which needs all tasks in one pass, '
-                f"got {tasks_per_pass}"
-            )
+        self._options = Options(form, refresh_every, tasks_per_pass, activation_bytes, row_bytes, shortcuts)
         super().__init__(refresh_every)
-        self._form = form
-        self._tasks_per_pass = tasks_per_pass
-        self._activation_bytes = activation_bytes
-        self._row_bytes = row_bytes
-        self._shortcuts = shortcuts
-        self._cache: BatchCache | None = None
-        self._descriptors = DescriptorCache()
+        self._batches = TaskBatches()
         self._call_per_task = False  # because the model takes descriptors of one task only in a call
         self._model: FusedModel | None = None
         self._verifier: Verifier | None = None
@@ -149,7 +127,7 @@ class Fused(RowEngine):
         except CannotFuse as error:
             reason = error
         rows, tasks, t = self._rows, [batches[0].task for batches in constraints], len(constraints)
-        is_layerwise = self._is_layerwise(t, parameters)
+        is_layerwise = self._options.is_layerwise(t, parameters)
         if not is_layerwise:
             rows.begin_step(tasks, parameters)
         stale = slice(0, t) if is_layerwise else rows.stale
@@ -161,7 +139,7 @@ class Fused(RowEngine):
                 self._has_said_several = True
                 _log.warning(_LEFT, reason)
         # One task is one backward in any case, but for shortcuts that need none.
-        elif stale.stop - stale.start > 1 or is_layerwise or (self._shortcuts and model.mlp_layers):
+        elif stale.stop - stale.start > 1 or is_layerwise or (self._options.shortcuts and model.mlp_layers):
             try:
                 G = self._with_descriptors(
                     model, verifier, objective, constraints, parameters, sample, stale, is_layerwise
@@ -170,7 +148,7 @@ class Fused(RowEngine):
                     return G
             except CannotFuse as error:
                 reason = error
-        if self._form == "layerwise":
+        if self._options.form == "layerwise":
             raise RuntimeError(
                 f'form="layerwise" takes a model that one pass can handle, got one where {reason or self._reason}; '
                 'take "rows"'
@@ -199,7 +177,7 @@ class Fused(RowEngine):
         is_own = type(self).__call__ is not Fused.__call__  # of a subclass, which may make something else of G
         if is_own or self._reason is not None or not self._joint.takes(current):
             return None
-        if self._shortcuts:
+        if self._options.shortcuts:
             batch = self._joint.mlp_batch(current)
             if batch is not None:
                 if margins is not None and sample is not None:
@@ -214,25 +192,25 @@ class Fused(RowEngine):
                     return JointPass(G, *alone)
         t = len(constraints)
         if (
-            self._rows.refresh_every > 1
-            or self._is_layerwise(t, parameters)
+            self._options.refresh_every > 1
+            or self._options.is_layerwise(t, parameters)
             or any(len(batches) != 1 for batches in constraints)
-            or (self._tasks_per_pass is None and model.is_faster_one_by_one())
+            or (self._options.tasks_per_pass is None and model.is_faster_one_by_one())
         ):
             return None
         every = slice(0, t)
         with self._joint.attempt(), torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
-            batches = self._task_batches(model, constraints, sample, every)
+            batches = self._batches(model, constraints, sample, every)
             joint = self._joint.batch(batches, current)
-            is_new = verifier.verify_new(constraints, shortcuts=self._shortcuts, is_mlp=False)
-            if joint is None or self._tasks_at_once(joint.tasks.sizes, verifier.bytes_per_example) < t:
+            is_new = verifier.verify_new(constraints, shortcuts=self._options.shortcuts, is_mlp=False)
+            if joint is None or self._options.tasks_at_once(joint.tasks.sizes, verifier.bytes_per_example) < t:
                 return None
             tasks = [batch.task for [batch] in constraints]
             self._rows.begin_step(tasks, parameters, with_current=True)
             is_first = is_new or self._joint.is_first
             due = [] if is_captured(parameters) else self._schedule.due(tasks, is_new=is_first)
             with buffers_restored(model.stateful(), only_on_failure=True), failures_as_reasons():
-                done = self._joint.run(joint, self._rows, constraints, sample, due, current, self._shortcuts)
+                done = self._joint.run(joint, self._rows, constraints, sample, due, current, self._options.shortcuts)
             self._schedule.passed(tasks, due)
             return done
         return None
@@ -245,11 +223,11 @@ class Fused(RowEngine):
         None where it is of no such kind, or a comparison is due. Such a pass draws no random numbers and leaves no
         trace in the model.
         """
-        if self._cache is None or self._reason is not None or self._known != ("memory" if sample is None else "sample"):
+        if self._reason is not None or self._known != ("memory" if sample is None else "sample"):
             return None
-        batch = self._cache.again(constraints, sample)
-        if batch is None and sample is not None and self._needs_no_rows(constraints, model.parameters):
-            [batch] = self._task_batches(model, constraints, sample, slice(0, len(constraints)))
+        batch = self._batches.again(constraints, sample)
+        if batch is None and sample is not None and self._options.needs_no_rows(constraints, model.parameters):
+            [batch] = self._batches(model, constraints, sample, slice(0, len(constraints)))
         if batch is None or (sample is not None and model.sample_plan(batch) is None):
             return None
         tasks = [batches[0].task for batches in constraints]
@@ -300,11 +278,6 @@ class Fused(RowEngine):
         passes = self._schedule.unchecked + 1
         return f"{error}; the last comparison, {passes} passes ago, found no difference" if passes > 1 else str(error)
 
-    def _is_layerwise(self, t: int, parameters: Sequence[Parameter]) -> bool:
-        if self._form != "auto" or self._rows.refresh_every > 1 or self._tasks_per_pass is not None:
-            return self._form == "layerwise"
-        return t * number_of(parameters) * parameters[0].element_size() > self._row_bytes
-
     def _with_descriptors(
         self,
         model: FusedModel,
@@ -337,13 +310,13 @@ class Fused(RowEngine):
         is_layerwise: bool,
     ) -> TaskGradients | None:
         """G by one pass, or by a few where not all activations fit; None where the loop is as fast."""
-        may_be_slower = not is_layerwise and self._tasks_per_pass is None
+        may_be_slower = not is_layerwise and self._options.tasks_per_pass is None
         if self._reason is not None or (may_be_slower and model.is_faster_one_by_one()):
             return None
-        shortcuts = self._shortcuts and not is_layerwise
+        shortcuts = self._options.shortcuts and not is_layerwise
         tasks = [batch.task for [batch] in constraints[stale]]
         with torch.random.fork_rng(random_devices(parameters)), torch.enable_grad():
-            batches = self._task_batches(model, constraints, sample, stale)
+            batches = self._batches(model, constraints, sample, stale)
             is_new = is_mlp = False
             try:
                 is_mlp = shortcuts and not model.call_per_task and model.is_mlp(batches[0])
@@ -354,7 +327,11 @@ class Fused(RowEngine):
                 if not is_layerwise:  # else what is not finite is found in P and q
                     raise
 
-            plan = model.sample_plan(batches[0]) if is_mlp and self._needs_no_rows(constraints, parameters) else None
+            plan = (
+                model.sample_plan(batches[0])
+                if is_mlp and self._options.needs_no_rows(constraints, parameters)
+                else None
+            )
 
             def run() -> TaskGradients:
                 if plan is not None:
@@ -381,14 +358,9 @@ class Fused(RowEngine):
                         raise RowsDiffer(self._with_unchecked(error)) from error
                 self._schedule.passed(tasks, due)
                 self._known = None
-                if is_mlp and self._rows.refresh_every == 1 and (sample is None or plan is not None):
+                if is_mlp and self._options.refresh_every == 1 and (sample is None or plan is not None):
                     self._known = "memory" if sample is None else "sample"
                 return G
-
-    def _needs_no_rows(self, constraints: Sequence[Constraint], parameters: Sequence[Parameter]) -> bool:
-        """Whether G may be what a sample's products give: all is computed anew in each step, and at once."""
-        is_free = self._form == "auto" and self._rows.refresh_every == 1 and self._tasks_per_pass is None
-        return is_free and set(map(len, constraints)) == {1} and not self._is_layerwise(len(constraints), parameters)
 
     def _rows_of_passes(
         self, model: FusedModel, batches: list[TaskBatch], stale: slice, shortcuts: bool, bytes_per_example: int
@@ -396,7 +368,7 @@ class Fused(RowEngine):
         """The stale rows, by as many passes as the activations need."""
         rows, call_per_task = self._rows, model.call_per_task
         sizes = [size for batch in batches for size in batch.tasks.sizes]
-        step = self._tasks_at_once(sizes, bytes_per_example)
+        step = self._options.tasks_at_once(sizes, bytes_per_example)
         t = len(rows.G)
         for first in range(stale.start, stale.stop, step):
             last = min(first + step, stale.stop)
@@ -405,9 +377,6 @@ class Fused(RowEngine):
             done.write(rows.G if last - first == t else rows.G[first:last], model.parameters)
             rows.computed(done.depends(model.parameters))
         return rows
-
-    def _tasks_at_once(self, sizes: list[int], bytes_per_example: int) -> int:
-        return self._tasks_per_pass or max(1, self._activation_bytes // (bytes_per_example * max(sizes)))
 
     def _current(
         self, objective: Objective, constraints: Sequence[Constraint], parameters: Sequence[Parameter]
@@ -434,18 +403,3 @@ class Fused(RowEngine):
             self._known = None
             self._joint = Joint(self._model, self._verifier)
         return self._model, self._verifier
-
-    def _task_batches(
-        self, model: FusedModel, constraints: Sequence[Constraint], sample: Sample | None, rows: slice
-    ) -> list[TaskBatch]:
-        if any(isinstance(batch.x, Objects) for [batch] in constraints):
-            raise CannotFuse("the examples are objects that collate_fn puts together")
-        if model.call_per_task:
-            sampled = constraints if sample is None else sample.of(constraints)
-            return [batch_of_task(batch) for [batch] in sampled[rows]]
-        loss_fn = model.objective.loss_fn
-        if self._cache is None or self._cache.loss_fn != loss_fn:
-            self._cache = BatchCache(loss_fn)
-        batch = self._cache([batch for [batch] in constraints], sample, rows)
-        self._cache.made_of = constraints
-        return [self._descriptors(batch, [source for [source] in constraints[rows]])]

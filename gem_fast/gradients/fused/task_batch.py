@@ -14,6 +14,7 @@ from torch import Tensor
 from gem_fast.batches import DoNotFit, concatenate, select, size_of
 from gem_fast.containers import Nest
 from gem_fast.gradients.fused.entries import SparseEntries
+from gem_fast.gradients.interface import Batch
 
 
 class Run(NamedTuple):
@@ -115,6 +116,11 @@ class TaskBatch:
     positions: Tensor | None = None
     past: TaskBatch | None = None
     descriptor: Nest = None
+
+    @classmethod
+    def of(cls, batch: Batch) -> TaskBatch:
+        """One task's examples alone, for a call of their own."""
+        return cls(Inputs([batch.x]), batch.y, batch.task, TaskSizes([batch.size]), descriptor=batch.descriptor)
 
     @cached_property
     def x(self) -> Nest:

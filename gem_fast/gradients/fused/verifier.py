@@ -19,7 +19,7 @@ from gem_fast.gradients.fused.comparison import RowsDiffer, compare_buffers, com
 from gem_fast.gradients.fused.descriptors import with_descriptors
 from gem_fast.gradients.fused.model import FusedModel
 from gem_fast.gradients.fused.recorder import CannotFuse, CannotVerify
-from gem_fast.gradients.fused.task_batch import Inputs, TaskBatch, TaskSizes
+from gem_fast.gradients.fused.task_batch import TaskBatch
 from gem_fast.gradients.interface import Batch, Constraint, Sample, TaskGradients, random_devices
 from gem_fast.gradients.loop import fill_rows
 from gem_fast.gradients.restore import Buffers, buffers_restored, parameters_moved
@@ -258,7 +258,7 @@ class Verifier:
     def _fill(self, batches: Sequence[Batch], G: Tensor, learn_dims: bool) -> list[bool]:
         model = self._model
         of_tasks = (
-            [batch_of_task(batch) for batch in batches]
+            [TaskBatch.of(batch) for batch in batches]
             if model.call_per_task
             else [with_descriptors(BatchCache(model.objective.loss_fn)(batches, None, slice(0, len(batches))), batches)]
         )
@@ -282,11 +282,6 @@ def failures_as_reasons() -> Iterator[None]:
         if reentrant.is_reason_of(error):
             raise CannotFuse(reentrant.REASON) from error
         raise CannotFuse(f"the fused pass failed: {type(error).__name__}: {error}") from error
-
-
-def batch_of_task(batch: Batch) -> TaskBatch:
-    """One task's examples alone, for a call of their own."""
-    return TaskBatch(Inputs([batch.x]), batch.y, batch.task, TaskSizes([batch.size]), descriptor=batch.descriptor)
 
 
 def random_states(devices: Sequence[int]) -> list[Tensor]:
