@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gem_fast.paper.experiments.run_cache import run_cached
-from gem_fast.paper.experiments.training_run import Config, TrainingRun, configuration
+from gem_fast.paper.experiments.training_run import RunConfig, TrainingRun, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports.result_table import MeanStd, machine
 from gem_fast.paper.streams.config import STREAM_CONFIGS
@@ -115,7 +115,7 @@ def main() -> None:
         )
 
 
-def config_of(stream: str, method: Method, **options: Any) -> Config:
+def config_of(stream: str, method: Method, **options: Any) -> RunConfig:
     """What a run does; it is evaluated at the end of each task alone."""
     return configuration(stream, method.learner, eval_every=100, **options, **method.options)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from utils.asserts import assert_same_bits
 from utils.engines import layerwise_by, memory
 from utils.models import classes
+from utils.training import train
 
 from gem_fast import AGEM, GEM, Engine, EpisodicMemory, Fused, Loop, Objective, Status, ops, project_
 from gem_fast.gradients import LayerwiseGradients, RowGradients
@@ -304,12 +305,7 @@ def test_what_cannot_be_relied_on_is_said_once(caplog: pytest.LogCaptureFixture)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=5), margin=0.0, engine=Unsolvable())
     with caplog.at_level(logging.WARNING, logger="gem_fast"):
-        for task in range(4):
-            x, y = torch.randn(5, 3), torch.randint(3, (5,))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            gem.observe(x, y, task)
-            optimizer.step()
+        train(model, optimizer, gem, [(torch.randn(5, 3), torch.randint(3, (5,)), task) for task in range(4)])
     assert gem.last is not None
     assert gem.last.status == Status.INACCURATE
     assert len(caplog.records) == 1

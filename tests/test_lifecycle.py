@@ -9,26 +9,13 @@ import weakref
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from utils.asserts import assert_same_bits
 from utils.models import mlp, stream
+from utils.training import sgd, train, weights
 
 from gem_fast import AGEM, GEM, EpisodicMemory, project_
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, batches) -> list[Tensor]:
-    for x, y, task in batches:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        gem.observe(x, y, task)
-        optimizer.step()
-    return [p.detach().clone() for p in model.parameters()]
 
 
 def test_detach_twice() -> None:
@@ -137,8 +124,9 @@ def test_a_copied_model_and_optimizer_have_no_hook() -> None:
     twin, twins_optimizer = copy.deepcopy((model, optimizer))
     twins = GEM(twin, twins_optimizer)
     twins.load_state_dict(gem.state_dict())
-    ours, theirs = (train(m, o, g, stream(3)) for m, o, g in ((model, optimizer, gem), (twin, twins_optimizer, twins)))
-    for a, b in zip(ours, theirs, strict=True):
+    train(model, optimizer, gem, stream(3))
+    train(twin, twins_optimizer, twins, stream(3))
+    for a, b in zip(weights(model), weights(twin), strict=True):
         assert_same_bits(a, b)
 
 
@@ -150,7 +138,8 @@ def test_threads_train_as_if_alone() -> None:
             for p in model.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator))
         optimizer = sgd(model)
-        results[seed] = train(model, optimizer, GEM(model, optimizer, memory=EpisodicMemory(per_task=9)), stream(5, 12))
+        train(model, optimizer, GEM(model, optimizer, memory=EpisodicMemory(per_task=9)), stream(5, 12))
+        results[seed] = weights(model)
 
     alone: dict[int, list[Tensor]] = {}
     together: dict[int, list[Tensor]] = {}
@@ -161,8 +150,8 @@ def test_threads_train_as_if_alone() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    for seed, weights in alone.items():
-        for a, b in zip(weights, together[seed], strict=True):
+    for seed in alone:
+        for a, b in zip(alone[seed], together[seed], strict=True):
             assert_same_bits(a, b)
 
 
@@ -184,7 +173,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_workers_load_the_data() -> None:
     batches = list(stream(3))
-    weights = []
+    ends = []
     for workers in (0, 2):
         torch.manual_seed(0)
         model = mlp()
@@ -195,7 +184,7 @@ def test_forked_workers_load_the_data() -> None:
                 examples = Examples(torch.cat([x for x, _, _ in mine]), torch.cat([y for _, y, _ in mine]))
                 context = "fork" if workers else None
                 loader = DataLoader(examples, batch_size=4, num_workers=workers, multiprocessing_context=context)
-                last = train(model, optimizer, gem, ((x, y, task) for x, y in loader))
-        weights.append(last)
-    for a, b in zip(*weights, strict=True):
+                train(model, optimizer, gem, ((x, y, task) for x, y in loader))
+        ends.append(weights(model))
+    for a, b in zip(*ends, strict=True):
         assert_same_bits(a, b)

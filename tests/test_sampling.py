@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from utils.engines import loop
 from utils.models import MultiHead, mlp, stream
+from utils.training import train
 
 from gem_fast import GEM, Batch, EpisodicMemory, Fused, Loop, RowGradients, Sample
 from gem_fast.sampling import sample_all, sample_each
@@ -86,11 +87,7 @@ def test_all_examples_count_by_default_and_where_there_are_fewer() -> None:
         model = mlp(torch.float64)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=20), **options)
-        for x, y, task in stream(3, dtype=torch.float64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            gem.observe(x, y, task)
-            optimizer.step()
+        train(model, optimizer, gem, stream(3, dtype=torch.float64))
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(weights[0], weights[1], rtol=1e-10, atol=1e-14)
 
@@ -130,11 +127,7 @@ def test_rows_that_are_not_stale_stay_as_they_were(make: type[Fused | Loop]) -> 
             return G
 
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=20), engine=Spied(refresh_every=3))
-    for x, y, task in stream(5, batches=6, dtype=torch.float64):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        gem.observe(x, y, task)
-        optimizer.step()
+    train(model, optimizer, gem, stream(5, batches=6, dtype=torch.float64))
     changes = [
         ({k for k in range(len(now)) if not now[k].equal(before[k])}, set(range(stale.start, stale.stop)))
         for (_, before), (stale, now) in itertools.pairwise(computed)
@@ -158,19 +151,12 @@ def test_a_resumed_hook_goes_on_with_the_same_bits(
         memory, engine = EpisodicMemory(per_task=9), make(refresh_every=refresh_every)
         return model, optimizer, GEM(model, optimizer, memory=memory, memory_batch=memory_batch, engine=engine)
 
-    def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, part: slice) -> None:
-        for x, y, task in batches[part]:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            gem.observe(x, y, task)
-            optimizer.step()
-
     whole, halves, resumed = start(), start(), start()
-    train(*whole, slice(None))
-    train(*halves, slice(13))
+    train(*whole, batches)
+    train(*halves, batches[:13])
     resumed[0].load_state_dict(halves[0].state_dict())
     resumed[2].load_state_dict(copy.deepcopy(halves[2].state_dict()))
-    train(*resumed, slice(13, None))
+    train(*resumed, batches[13:])
     for one, other in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
         assert one.equal(other)
 

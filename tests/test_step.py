@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from utils.models import CASES, MultiHead, case, conv, mlp, stream
+from utils.training import train
 from utils.waiting import waiting_raises
 
 from gem_fast import AGEM, GEM, Batch, EpisodicMemory, Fused, Loop, ReservoirMemory
@@ -62,11 +63,11 @@ def joint() -> Iterator[list[str]]:
         yield taken
 
 
-def train(
+def trained(
     model: nn.Module,
     batches: list[Examples],
     *,
-    step: bool,
+    by_step: bool,
     new_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
     hook: type[GEM] = GEM,
     lr: float = 0.05,
@@ -79,20 +80,15 @@ def train(
     optimizer = new_optimizer(model.parameters(), lr=lr)
     options = {"memory": EpisodicMemory(per_task=7), "loss_fn": F.cross_entropy, **options}
     gem = hook(model, optimizer, **options)
-    losses = []
-    for i, (x, y, task) in enumerate(batches):
-        update = (i + 1) % update_every == 0
-        if step:
-            losses.append(gem.step(x, y, task, update=update))
-            continue
-        if i % update_every == 0:
-            optimizer.zero_grad()
-        loss = gem.objective.loss(Batch(task, x, y))
-        loss.backward()
-        gem.observe(x, y, task)
-        if update:
-            optimizer.step()
-        losses.append(loss.detach())
+    losses = train(
+        model,
+        optimizer,
+        gem,
+        batches,
+        by_step=by_step,
+        loss_of=lambda x, y, task: gem.objective.loss(Batch(task, x, y)),
+        update_every=update_every,
+    )
     state = torch.get_rng_state()
     parameters, buffers = [p.detach() for p in model.parameters()], [b.clone() for b in model.buffers()]
     return Result(torch.stack(losses), parameters, buffers, state, gem)
@@ -100,8 +96,8 @@ def train(
 
 def assert_same(model: nn.Module, batches: list[Examples], tolerance: float = 1e-9, **options: Any) -> Result:
     """Steps are the loop's, to rounding: losses, parameters, buffers, memory, random numbers, projections."""
-    expected = train(model, batches, step=False, **{k: copy.deepcopy(v) for k, v in options.items()})
-    got = train(model, batches, step=True, **options)
+    expected = trained(model, batches, by_step=False, **{k: copy.deepcopy(v) for k, v in options.items()})
+    got = trained(model, batches, by_step=True, **options)
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(got.losses, expected.losses, **close)
     torch.testing.assert_close(got.parameters, expected.parameters, **close)
@@ -268,20 +264,13 @@ def after_accumulation(model: nn.Module, seen: list[Any]) -> None:
 @pytest.mark.parametrize("new_model", [mlp, smooth])
 def test_who_looks_into_the_model_sees_the_mini_batch_alone(new_model: Any, watch: Any, caplog: Any) -> None:
     seen: dict[bool, list[Any]] = {False: [], True: []}
-    for step in (False, True):
+    for by_step in (False, True):
         torch.manual_seed(0)
         model = new_model().double()
-        watch(model, seen[step])
+        watch(model, seen[by_step])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=7), memory_batch=3)
-        for x, y, task in doubles():
-            if step:
-                gem.step(x, y, task)
-            else:
-                optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                gem.observe(x, y, task)
-                optimizer.step()
+        train(model, optimizer, gem, doubles(), by_step=by_step)
     assert seen[True] == pytest.approx(seen[False])
 
 
@@ -486,11 +475,5 @@ def test_a_gpu_is_never_waited_for(cuda_graph: bool, in_one_call: bool, memory_b
             # Comparisons are due when a task joins, and in pass 32 and 64: of 40 passes before, and this task's 24th.
             may_wait = task < 2 or i < 10 or i >= 23
             with waiting_raises(not may_wait):
-                if in_one_call:
-                    gem.step(x, y, task)
-                else:
-                    optimizer.zero_grad()
-                    F.cross_entropy(model(x), y).backward()
-                    gem.observe(x, y, task)
-                    optimizer.step()
+                train(model, optimizer, gem, [(x, y, task)], by_step=in_one_call)
     assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.asserts import assert_same_bits
 from utils.engines import loop
 from utils.models import MultiHead, mlp, stream
-from utils.training import at_a_conflict, flat_grad, learn, sgd, weights
+from utils.training import at_a_conflict, flat_grad, sgd, train, weights
 
 from gem_fast import GEM, EpisodicMemory
 
@@ -116,7 +116,7 @@ def test_layers_frozen_and_thawed() -> None:
         for p in model[0].parameters():
             p.requires_grad_(not frozen)
         before = weights(model[0])
-        learn(model, optimizer, gem, batches[8 * part : 8 * part + 8])
+        train(model, optimizer, gem, batches[8 * part : 8 * part + 8])
         assert gem.last is not None
         assert all(a.equal(b) for a, b in zip(weights(model[0]), before, strict=True)) == frozen
 
@@ -157,7 +157,7 @@ def test_a_model_converted_after_attaching() -> None:
     model = mlp()
     optimizer = sgd(model)
     gem = GEM(model, optimizer)
-    learn(model, optimizer, gem, stream(2))
+    train(model, optimizer, gem, stream(2))
     model.double()
     before = weights(model)
     x, y, _ = next(stream(1, dtype=torch.float64))
@@ -166,10 +166,10 @@ def test_a_model_converted_after_attaching() -> None:
     with pytest.raises(
         RuntimeError, match=r"examples, torch.float32 on cpu, .* parameters of torch.float64 on cpu; .* memory\.to"
     ):
-        learn(model, optimizer, gem, [(x, y, "new")])
+        train(model, optimizer, gem, [(x, y, "new")])
     assert all(a.equal(b) for a, b in zip(weights(model), before, strict=True))
     assert gem.memory.to(dtype=torch.float64) is gem.memory
-    learn(model, optimizer, gem, [(x, y, 1), (x, y, "new")])
+    train(model, optimizer, gem, [(x, y, 1), (x, y, "new")])
     assert gem.last is not None
 
 
@@ -215,7 +215,7 @@ def test_no_warnings_in_an_ordinary_loop() -> None:
         warnings.simplefilter("always")
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
         gem = GEM(model, optimizer)
-        learn(model, optimizer, gem, stream(2))
+        train(model, optimizer, gem, stream(2))
         schedule.step()
     assert [str(warning.message) for warning in caught] == []
     assert gem.last is not None

@@ -1,5 +1,6 @@
 """Optimizers and models inside of wrappers: what is found, what it does there, what is refused."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from utils.asserts import assert_same_bits
 from utils.models import MultiHead, mlp, stream
+from utils.training import sgd, train
 
 from gem_fast import AGEM, GEM, EpisodicMemory
 from gem_fast.wrappers import inner_optimizer, task_parameter
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1)
-
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 
@@ -95,11 +92,7 @@ def test_the_step_inside_is_projected(name: str) -> None:
         model = mlp()
         optimizer = wrap(model)
         gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=8))
-        for x, y, task in stream(3):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            gem.observe(x, y, task)
-            optimizer.step()
+        train(model, optimizer, gem, stream(3))
         assert gem.last is not None
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert_same_bits(*results)
@@ -213,11 +206,8 @@ def test_every_task_goes_through_its_own_head(name: str, attach: type[GEM]) -> N
         [inner] = [module for module in model.modules() if isinstance(module, MultiHead)]
         optimizer = sgd(model)
         gem = attach(model, optimizer, memory=EpisodicMemory(per_task=8))
-        for x, y, task in stream(3):
-            optimizer.zero_grad()
-            F.cross_entropy(MultiHead.forward(inner, x, task), y).backward()
-            gem.observe(x, y, task)
-            optimizer.step()
+        forward = functools.partial(MultiHead.forward, inner)
+        train(model, optimizer, gem, stream(3), loss_of=lambda x, y, task, of=forward: F.cross_entropy(of(x, task), y))
         assert gem.objective.pass_task
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*results, atol=1e-6)
@@ -263,11 +253,7 @@ def test_a_parameter_of_another_name_takes_the_task_where_it_is_named() -> None:
     model = Experience()
     optimizer = sgd(model)
     gem = GEM(model, optimizer, pass_task="experience")
-    for x, y, task in stream(2):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x, task), y).backward()
-        gem.observe(x, y, task)
-        optimizer.step()
+    train(model, optimizer, gem, stream(2), loss_of=lambda x, y, task: F.cross_entropy(model(x, task), y))
     assert gem.last is not None
 
 

@@ -6,6 +6,8 @@
 ```
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +19,9 @@ import gem_fast
 from gem_fast.integrations import framework
 
 with framework("avalanche"):
+    from avalanche import training
     from avalanche.models.utils import is_multi_task_module
     from avalanche.training.plugins import SupervisedPlugin
-    from avalanche.training.plugins.evaluation import default_evaluator
     from avalanche.training.templates import SupervisedTemplate
 
 __all__ = ["AGEM", "GEM", "AGEMPlugin", "GEMPlugin"]
@@ -132,83 +134,52 @@ class AGEMPlugin(_HookPlugin):
         return gem_fast.AGEM(model, optimizer, memory_batch=self.sample_size, **options, **self.options)
 
 
-class GEM(SupervisedTemplate):
+class _Template(SupervisedTemplate):
+    """Avalanche's template with one more plugin, and as its GEM and AGEM set it up."""
+
+    def __init__(
+        self,
+        *,
+        plugin: _HookPlugin,
+        criterion: Any,
+        eval_mb_size: int | None = None,
+        plugins: list[SupervisedPlugin] | None = None,
+        **options: Any,
+    ) -> None:
+        plugins = [*(plugins or []), plugin]
+        super().__init__(criterion=criterion, eval_mb_size=eval_mb_size, plugins=plugins, **options)
+
+
+def _signature_of(strategy: type[SupervisedTemplate], init: Callable[..., None]) -> None:
+    """Shows another strategy's signature, from which Avalanche takes the order of arguments given by position."""
+    vars(init)["__signature__"] = inspect.signature(strategy.__init__)
+
+
+class GEM(_Template):
     """`avalanche.training.GEM` with `GEMPlugin`.
 
     Args:
-        model: as in Avalanche, and so are the arguments that are not listed here.
         patterns_per_exp: number of examples kept of each experience.
         memory_strength: lower bound on every multiplier when a constraint is violated.
+        options: all other arguments, as in Avalanche: `model`, `optimizer`, `criterion`, `train_mb_size`, ...
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        criterion: Any,
-        patterns_per_exp: int,
-        memory_strength: float = 0.5,
-        train_mb_size: int = 1,
-        train_epochs: int = 1,
-        eval_mb_size: int | None = None,
-        device: str | torch.device = "cpu",
-        plugins: list[SupervisedPlugin] | None = None,
-        evaluator: Any = default_evaluator,
-        eval_every: int = -1,
-        **base_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            criterion=criterion,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=[*(plugins or []), GEMPlugin(patterns_per_exp, memory_strength)],
-            evaluator=evaluator,
-            eval_every=eval_every,
-            **base_kwargs,
-        )
+    def __init__(self, *, patterns_per_exp: int, memory_strength: float = 0.5, **options: Any) -> None:
+        super().__init__(plugin=GEMPlugin(patterns_per_exp, memory_strength), **options)
+
+    _signature_of(training.GEM, __init__)
 
 
-class AGEM(SupervisedTemplate):
+class AGEM(_Template):
     """`avalanche.training.AGEM` with `AGEMPlugin`.
 
     Args:
-        model: as in Avalanche, and so are the arguments that are not listed here.
         patterns_per_exp: number of examples kept of each experience.
         sample_size: number of them that are drawn for each step, of all past experiences together.
+        options: all other arguments, as in Avalanche: `model`, `optimizer`, `criterion`, `train_mb_size`, ...
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        criterion: Any,
-        patterns_per_exp: int,
-        sample_size: int = 64,
-        train_mb_size: int = 1,
-        train_epochs: int = 1,
-        eval_mb_size: int | None = None,
-        device: str | torch.device = "cpu",
-        plugins: list[SupervisedPlugin] | None = None,
-        evaluator: Any = default_evaluator,
-        eval_every: int = -1,
-        **base_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            criterion=criterion,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=[*(plugins or []), AGEMPlugin(patterns_per_exp, sample_size)],
-            evaluator=evaluator,
-            eval_every=eval_every,
-            **base_kwargs,
-        )
+    def __init__(self, *, patterns_per_exp: int, sample_size: int = 64, **options: Any) -> None:
+        super().__init__(plugin=AGEMPlugin(patterns_per_exp, sample_size), **options)
+
+    _signature_of(training.AGEM, __init__)

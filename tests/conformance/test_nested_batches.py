@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from utils.engines import assert_as_the_loop, log_lines
 from utils.nests import Fields, Pair, Record
+from utils.training import train
 
 from gem_fast import AGEM, GEM, Batch, EpisodicMemory, Fused, Loop
 from gem_fast.containers import Nest
@@ -208,11 +209,8 @@ def trained_by(
             optimizer, gem = hooked()
             gem.load_state_dict(state)
         tokens, mask, y = example(4, length, step)
-        x = make(tokens, mask)
-        optimizer.zero_grad()
-        F.cross_entropy(call(model, x), y).backward()
-        gem.observe(x, y, step // 2)
-        optimizer.step()
+        batch = make(tokens, mask), y, step // 2
+        train(model, optimizer, gem, [batch], loss_of=lambda x, y, task: F.cross_entropy(call(model, x), y))
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
@@ -229,12 +227,12 @@ def test_training_is_that_of_the_loop(call: str, options: dict[str, Any]) -> Non
         lambda model, x: model(**x) if hasattr(x, "keys") else model(*x) if isinstance(x, tuple) else model(x)
     )
     pad = {"first": 0, "second": 3} if way else MASKED
-    train = functools.partial(trained_by, GEM, kind, make, run, pad=pad, **options, **way)
+    trained = functools.partial(trained_by, GEM, kind, make, run, pad=pad, **options, **way)
     with log_lines() as lines:
-        expected = train(engine=Loop())
+        expected = trained(engine=Loop())
         for engine in (Fused(), Fused(form="layerwise")):
-            assert torch.allclose(train(engine=engine), expected, rtol=0, atol=1e-12)
-        assert torch.equal(train(resumed_at=5), train())
+            assert torch.allclose(trained(engine=engine), expected, rtol=0, atol=1e-12)
+        assert torch.equal(trained(resumed_at=5), trained())
     assert lines == []
 
 
@@ -244,9 +242,9 @@ def test_averaged_gem_takes_tasks_of_different_lengths(pad: Any) -> None:
     make: Callable[[Tensor, Tensor], Any] = lambda tokens, mask: {"tokens": tokens, "mask": mask}  # noqa: E731
     run: Callable[[nn.Module, Any], Tensor] = lambda model, x: model(**x)  # noqa: E731
     lengths = (5, 5, 7, 7, 4, 4)
-    train = functools.partial(trained_by, AGEM, Tagger, make, run, lengths, memory_batch=5)
-    assert torch.allclose(train(pad=pad), train(pad={"tokens": 9, "mask": 0}), rtol=0, atol=1e-12)
-    assert torch.equal(train(pad=pad, resumed_at=3), train(pad=pad))
+    trained = functools.partial(trained_by, AGEM, Tagger, make, run, lengths, memory_batch=5)
+    assert torch.allclose(trained(pad=pad), trained(pad={"tokens": 9, "mask": 0}), rtol=0, atol=1e-12)
+    assert torch.equal(trained(pad=pad, resumed_at=3), trained(pad=pad))
 
 
 def test_a_model_that_takes_the_task_and_a_mapping() -> None:
@@ -290,7 +288,7 @@ def test_graphs_of_pytorch_geometric() -> None:
             data.x = torch.relu(self.conv(data.x, data.edge_index))  # changes its batch, as models do
             return self.head(global_mean_pool(data.x, data.batch))
 
-    def train(hook: Callable[..., GEM], resumed_at: int = -1, **options: Any) -> tuple[Tensor, list[str]]:
+    def trained(hook: Callable[..., GEM], resumed_at: int = -1, **options: Any) -> tuple[Tensor, list[str]]:
         torch.manual_seed(0)
         model = Net().double()
 
@@ -313,16 +311,16 @@ def test_graphs_of_pytorch_geometric() -> None:
                 optimizer.step()
         return nn.utils.parameters_to_vector(model.parameters()).detach(), lines
 
-    expected, quiet = train(GEM, engine=Loop())
-    got, lines = train(GEM)
+    expected, quiet = trained(GEM, engine=Loop())
+    got, lines = trained(GEM)
     assert torch.equal(got, expected)
     assert quiet == []
     assert lines == [
         "one backward per past task instead of one for all: the examples are objects that collate_fn puts together"
     ]
-    assert torch.equal(train(GEM, resumed_at=4)[0], expected)
+    assert torch.equal(trained(GEM, resumed_at=4)[0], expected)
     for hook, options in ((GEM, {"memory_batch": 3}), (AGEM, {"memory_batch": 5})):
-        assert torch.equal(train(hook, **options)[0], train(hook, resumed_at=4, **options)[0])
+        assert torch.equal(trained(hook, **options)[0], trained(hook, resumed_at=4, **options)[0])
 
 
 def test_graphs_cannot_go_layerwise() -> None:
@@ -347,7 +345,7 @@ def test_a_memory_of_the_users_own_keeps_objects() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._inner, name)
 
-    def train(wrap: Callable[[EpisodicMemory], Any]) -> Tensor:
+    def trained(wrap: Callable[[EpisodicMemory], Any]) -> Tensor:
         torch.manual_seed(0)
         model = nn.Linear(2, 3)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -360,4 +358,4 @@ def test_a_memory_of_the_users_own_keeps_objects() -> None:
     def as_batch(texts: list[str]) -> Tensor:
         return torch.tensor([[float(number) for number in text.strip("[]").split(",")] for text in texts])
 
-    assert torch.equal(train(Own), train(lambda memory: memory))
+    assert torch.equal(trained(Own), trained(lambda memory: memory))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.asserts import assert_as_accurate_as_torch, assert_same_bits, kkt_violation
 from utils.problems import DTYPES, problem
 from utils.samplers import SAMPLERS, sample
+from utils.training import train
 from utils.waiting import waiting_raises
 
 from gem_fast import GEM, EpisodicMemory, Status, ops, project_
@@ -233,12 +234,8 @@ def test_training_follows_the_cpu() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=8))
         for task in range(3):
-            for i in range(0, 40, 10):
-                inputs, targets = x[task, i : i + 10].to(device), y[task, i : i + 10].to(device)
-                optimizer.zero_grad()
-                F.cross_entropy(model(inputs), targets).backward()
-                gem.observe(inputs, targets, task)
-                optimizer.step()
+            batches = zip(x[task].to(device).split(10), y[task].to(device).split(10), [task] * 4, strict=True)
+            train(model, optimizer, gem, batches)
         parameters.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
     assert torch.allclose(parameters[0], parameters[1], atol=1e-9)
 

@@ -28,6 +28,7 @@ from utils.engines import (
 from utils.forwards import Net
 from utils.models import MultiHead, Transformer, classes, mlp, rows, tokens
 from utils.states import through_a_file
+from utils.training import train
 
 from gem_fast import GEM, Batch, Engine, EpisodicMemory, Fused, Loop, Objective, RowGradients, Sample
 from gem_fast.gradients.fused import comparison, verifier
@@ -192,11 +193,7 @@ def test_training_ends_as_with_the_loop(kind: str, memory_batch: int | None) -> 
         gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=48), memory_batch=memory_batch, engine=engine)
         with log_lines() as lines:
             for task, x, y, *_ in tasks:
-                for _ in range(4):
-                    optimizer.zero_grad()
-                    F.cross_entropy(model(x), y).backward()
-                    gem.observe(x, y, task)
-                    optimizer.step()
+                train(model, optimizer, gem, [(x, y, task)] * 4)
         # A sample of few examples may never come to where the model mixes them.
         assert len(lines) in ({0} if isinstance(engine, Loop) else {1} if memory_batch is None else {0, 1})
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.engines import assert_as_the_loop, fused, half_of_each, log_lines, memory, relu_mlp, sparse_rows, trained
 from utils.mlps import LOSSES, MLPS, OTHERS, SIZES, sequential
 from utils.models import classes, rows
+from utils.training import train
 
 from gem_fast import GEM, Engine, EpisodicMemory, Fused, Loop, Sample
 from gem_fast.gradients.cpu_mlp import MlpPass
@@ -315,26 +316,18 @@ CHANGES = {f.__name__: f for f in (hook_on_all, hook_on_one, other_layer, frozen
 def test_a_change_between_two_passes_is_seen(change: str, memory_batch: int | None, by_step: bool) -> None:
     """What a pass has found out of the model is not taken for granted in the next one."""
 
-    def train(engine: Engine) -> list[Tensor]:
+    def after_training(engine: Engine) -> list[Tensor]:
         torch.manual_seed(0)
         model = relu_mlp([6, 5, 3]).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         gem = GEM(model, optimizer, engine=engine, memory=EpisodicMemory(8), memory_batch=memory_batch, margin=0.1)
-        handle = None
-        for step in range(24):
-            if step == 21:
-                handle = CHANGES[change](model)
-            x, y, task = torch.randn(4, 6).double(), torch.randint(3, (4,)), step // 6
-            if by_step:
-                gem.step(x, y, task)
-            else:
-                optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                gem.observe(x, y, task)
-                optimizer.step()
+        batches = [(torch.randn(4, 6).double(), torch.randint(3, (4,)), i // 6) for i in range(24)]
+        train(model, optimizer, gem, batches[:21], by_step=by_step)
+        handle = CHANGES[change](model)
+        train(model, optimizer, gem, batches[21:], by_step=by_step)
         if handle is not None:
             handle.remove()
         return [p.detach().clone() for p in model.parameters()]
 
-    for mine, theirs in zip(train(Fused()), train(Loop()), strict=True):
+    for mine, theirs in zip(after_training(Fused()), after_training(Loop()), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)

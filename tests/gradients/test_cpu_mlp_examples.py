@@ -1,5 +1,6 @@
 """G from inner products of a few examples: the same projection as from its rows, in a step and by the hook."""
 
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from utils.training import train
 
 import gem_fast
 from gem_fast import Batch, Fused, Objective, Sample, Status, project_
@@ -319,34 +321,28 @@ def test_gradients_of_any_strides() -> None:
     torch.testing.assert_close(strided, dense, rtol=1e-4, atol=1e-5)
 
 
-def trained(by_step: bool, **options: Any) -> tuple[list[Tensor], list[Tensor], list[str]]:
-    """Parameters, losses and the forms of G after a few tasks of sparse inputs."""
+def trained(by_step: bool, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and losses after a few tasks of sparse inputs."""
     torch.manual_seed(0)
     model = model_of([40, 30, 20], torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     hook = gem_fast.GEM(model, optimizer, memory=gem_fast.EpisodicMemory(per_task=12), memory_batch=3, **options)
-    forms, losses = [], []
-    for task in range(4):
-        weights = torch.randn(40, CLASSES, dtype=torch.float64)
-        for _ in range(9):
-            x = torch.randn(5, 40, dtype=torch.float64) * (torch.rand(5, 40) < 0.2)
-            y = (x @ weights).argmax(1)
-            if by_step:
-                losses.append(hook.step(x, y, task))
-                continue
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            losses.append(loss.detach())
-            hook.observe(x, y, task)
-            optimizer.step()
-    return [p.detach() for p in model.parameters()], losses, forms
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
+        for task in range(4):
+            weights = torch.randn(40, CLASSES, dtype=torch.float64)
+            for _ in range(9):
+                x = torch.randn(5, 40, dtype=torch.float64) * (torch.rand(5, 40) < 0.2)
+                yield x, (x @ weights).argmax(1), task
+
+    losses = train(model, optimizer, hook, batches(), by_step=by_step)
+    return [p.detach() for p in model.parameters()], losses
 
 
 def test_a_step_is_as_the_hook_and_as_rows() -> None:
-    by_hook, hook_losses, _ = trained(by_step=False)
+    by_hook, hook_losses = trained(by_step=False)
     for by_step, options in ((True, {}), (False, {"engine": Fused(form="rows")}), (False, {"engine": gem_fast.Loop()})):
-        parameters, losses, _ = trained(by_step, **options)
+        parameters, losses = trained(by_step, **options)
         torch.testing.assert_close(parameters, by_hook, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(losses, hook_losses, rtol=1e-8, atol=1e-10)
 
@@ -384,16 +380,8 @@ def test_a_gradient_changed_between_pass_and_projection_counts_as_it_is(by: str)
         else:
             torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         hook = gem_fast.GEM(model, optimizer, memory_batch=2)
-        for task in range(3):
-            for _ in range(6):
-                x, y = torch.randn(5, 40, dtype=torch.float64), torch.randint(CLASSES, (5,))
-                if by_step:
-                    hook.step(x, y, task)
-                    continue
-                optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                hook.observe(x, y, task)
-                optimizer.step()
+        batches = ((torch.randn(5, 40, dtype=torch.float64), torch.randint(CLASSES, (5,)), i // 6) for i in range(18))
+        train(model, optimizer, hook, batches, by_step=by_step)
         if handle is not None:
             handle.remove()
         return [p.detach() for p in model.parameters()]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from utils.engines import assert_as_the_loop, loop, memory, trained
 from utils.models import classes, mlp, rows, stream
+from utils.training import train
 
 import gem_fast
 from gem_fast import GEM, Constraint, Engine, EpisodicMemory, Objective, RowGradients, Sample, TaskGradients, project_
@@ -56,16 +56,12 @@ class Vmapped(Engine):
         return Explicit(torch.stack([torch.cat([grads[name].flatten() for name in names]) for grads in per_task]))
 
 
-def train(engine: Any) -> list[Tensor]:
+def after_training(engine: Any) -> list[Tensor]:
     torch.manual_seed(0)
     model = mlp(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=8), engine=engine)
-    for x, y, task in stream(4, dtype=torch.float64):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        gem.observe(x, y, task)
-        optimizer.step()
+    train(model, optimizer, gem, stream(4, dtype=torch.float64))
     assert gem.last is not None
     assert gem.last.multipliers.equal(gem.last.v)
     state = gem.state_dict()
@@ -76,7 +72,7 @@ def train(engine: Any) -> list[Tensor]:
 
 
 def test_an_engine_of_ones_own() -> None:
-    for mine, right in zip(train(Vmapped()), train("auto"), strict=True):
+    for mine, right in zip(after_training(Vmapped()), after_training("auto"), strict=True):
         assert (mine - right).norm() <= 1e-10 * right.norm()
 
 

@@ -1,6 +1,7 @@
 """LayerwiseGradients: G as an operator, by blocks of columns and by inner products of examples."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from utils.asserts import assert_same_bits
 from utils.engines import assert_projects_as_rows, assert_untouched, fused, layerwise_by, log_lines, memory, trained
 from utils.forwards import LOOPED, Net
 from utils.models import MultiHead, Transformer, case, classes, mlp, rows, stream, tokens
+from utils.training import train
 
 from gem_fast import GEM, Engine, EpisodicMemory, Fused, Loop, Objective, project_
 from gem_fast.gradients import layerwise
@@ -222,17 +224,17 @@ def test_one_row(products: bool) -> None:
 # ---- in the hook -----------------------------------------------------------------------------------------------------
 
 
-def run(model: nn.Module, steps: int, batches: Any = None, **options: Any) -> list[Tensor]:
+def run(model: nn.Module, steps: int, **options: Any) -> list[Tensor]:
     torch.manual_seed(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=6), **options)
     violated = 0
-    for x, y, task in batches or [b for _, b in zip(range(steps), stream(5, dtype=torch.float64), strict=False)]:
-        optimizer.zero_grad()
-        output = model(x, task) if isinstance(model, MultiHead) else model(x)
-        F.cross_entropy(output, y).backward()
-        gem.observe(x, y, task)
-        optimizer.step()
+
+    def loss_of(x: Tensor, y: Tensor, task: int) -> Tensor:
+        return F.cross_entropy(model(x, task) if isinstance(model, MultiHead) else model(x), y)
+
+    for batch in itertools.islice(stream(5, dtype=torch.float64), steps):
+        train(model, optimizer, gem, [batch], loss_of=loss_of)
         violated += gem.last is not None and bool(gem.last.violations.any())
     assert violated > 2
     return [p.detach() for p in model.parameters()]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from utils.engines import assert_rows_close, assert_untouched, log_lines, loop, trained
 from utils.models import MultiHead, conv, mlp
+from utils.training import train
 
 from gem_fast import GEM, Batch, Fused, Loop, Objective
 
@@ -213,10 +214,6 @@ def test_training_with_reentrant_checkpoints() -> None:
     gem = GEM(model, optimizer)
     with log_lines() as lines:
         for [batch] in doubles(3):
-            for _ in range(3):
-                optimizer.zero_grad()
-                F.cross_entropy(model(batch.x), batch.y).backward()
-                gem.observe(batch.x, batch.y, batch.task)
-                optimizer.step()
+            train(model, optimizer, gem, [(batch.x, batch.y, batch.task)] * 3)
     assert len(lines) == 1
     assert gem.last is not None

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from utils.fake_gpu import FakeGpu, OnFakeGpu, move_to_fake_gpu, on_fake_gpu
-from utils.models import MultiHead, mlp
+from utils.models import MultiHead, mlp, stream
+from utils.training import train
 
 from gem_fast import GEM, EpisodicMemory, Fused, Loop, ops, sampling
 from gem_fast.hook import cuda_graph
@@ -56,7 +57,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     return FakeGpu()
 
 
-def train(
+def train_on_gpu(
     gpu: FakeGpu, new_graph: Any = None, steps: Sequence[int] = (5, 10, 8), new_model: Any = mlp, **options: Any
 ) -> tuple[list[Tensor], GEM, torch.optim.Optimizer]:
     """So many steps of each task; the parameters after them, the hook and what it is attached to."""
@@ -91,8 +92,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, gem: GEM, task: int
     ids=["rows", "sampled", "layerwise", "loop", "heads"],
 )
 def test_steps_from_a_graph_are_those_without(gpu: FakeGpu, options: dict[str, Any]) -> None:
-    eager, *_ = train(gpu, **options)
-    graphed, gem, _ = train(gpu, FakeGraph, **options)
+    eager, *_ = train_on_gpu(gpu, **options)
+    graphed, gem, _ = train_on_gpu(gpu, FakeGraph, **options)
     for x, y in zip(graphed, eager, strict=True):
         assert torch.equal(x, y)
     # Of the second task's 10 steps and the third's 8, three are eager each; the first has no past.
@@ -127,7 +128,7 @@ def frozen_parameter(model: nn.Module, gem: GEM) -> None:
     "change", [changed_examples, changed_mode, changed_margin, moved_parameter, frozen_parameter, None]
 )
 def test_another_graph_where_steps_are_of_another_kind(gpu: FakeGpu, change: Any) -> None:
-    _, gem, optimizer = train(gpu, FakeGraph, steps=(2, 6))
+    _, gem, optimizer = train_on_gpu(gpu, FakeGraph, steps=(2, 6))
     assert FakeGraph.captured == 1
     model = gem.objective.model
     with gpu:
@@ -139,9 +140,9 @@ def test_another_graph_where_steps_are_of_another_kind(gpu: FakeGpu, change: Any
 
 
 def test_a_pass_that_cannot_be_captured_stays_eager(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
-    eager, *_ = train(gpu)
+    eager, *_ = train_on_gpu(gpu)
     with caplog.at_level(logging.WARNING, "gem_fast"):
-        graphed, *_ = train(gpu, Unable)
+        graphed, *_ = train_on_gpu(gpu, Unable)
     for x, y in zip(graphed, eager, strict=True):
         assert torch.equal(x, y)
     assert caplog.messages == [
@@ -152,7 +153,7 @@ def test_a_pass_that_cannot_be_captured_stays_eager(gpu: FakeGpu, caplog: pytest
 
 def test_rows_that_are_refreshed_in_turns_are_not_captured(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "gem_fast"):
-        train(gpu, FakeGraph, engine=Fused(refresh_every=2))
+        train_on_gpu(gpu, FakeGraph, engine=Fused(refresh_every=2))
     assert FakeGraph.captured == 0
     assert caplog.messages == [
         "the memory pass runs without a CUDA graph: the engine does something else in each step (refresh_every), or "
@@ -165,13 +166,7 @@ def test_on_a_cpu_there_is_no_graph(caplog: pytest.LogCaptureFixture) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=4), cuda_graph=True)
     with caplog.at_level(logging.WARNING, "gem_fast"):
-        for task in (0, 1):
-            for _ in range(6):
-                x, y = torch.randn(4, 6), torch.randint(3, (4,))
-                optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                gem.observe(x, y, task)
-                optimizer.step()
+        train(model, optimizer, gem, stream(2, batches=6))
     assert caplog.messages == [
         "the memory pass runs without a CUDA graph: the parameters are on cpu, and graphs are a GPU's"
     ]

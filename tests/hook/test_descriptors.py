@@ -13,6 +13,7 @@ from utils.asserts import assert_same_bits
 from utils.descriptor_models import FromTwo, Hypernetwork, Modulated, ModulatedHeads
 from utils.models import mlp, stream
 from utils.states import through_a_file
+from utils.training import train
 
 from gem_fast import AGEM, GEM, EpisodicMemory, Loop
 from gem_fast.containers import map_tensors
@@ -33,15 +34,12 @@ def attached(model: nn.Module, rule: type[GEM] = GEM, **options: Any) -> tuple[A
     return optimizer, rule(model, optimizer, memory=EpisodicMemory(per_task=6), **options)
 
 
-def train(
+def train_told(
     model: nn.Module, optimizer: Any, gem: GEM, tasks: int = 4, told: Any = DESCRIPTORS, observed: Any = None
 ) -> None:
     """told: what the model is called with; observed: what the hook is given with each batch, nothing by default."""
-    for x, y, task in stream(tasks, batches=3):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x, told[task]), y).backward()
-        gem.observe(x, y, task, **({} if observed is None else {"descriptor": observed[task]}))
-        optimizer.step()
+    batches = ((*batch, *([] if observed is None else [observed[batch[2]]])) for batch in stream(tasks, batches=3))
+    train(model, optimizer, gem, batches, loss_of=lambda x, y, task: F.cross_entropy(model(x, told[task]), y))
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -54,9 +52,9 @@ def test_a_mapping_and_descriptors_with_the_batches_train_the_same(make: Any, ru
     first = make()
     second, third = copy.deepcopy(first), copy.deepcopy(first)
     optimizer, gem = attached(first, rule, descriptors=DESCRIPTORS)
-    train(first, optimizer, gem)
+    train_told(first, optimizer, gem)
     optimizer, gem = attached(second, rule)
-    train(second, optimizer, gem, observed=DESCRIPTORS)
+    train_told(second, optimizer, gem, observed=DESCRIPTORS)
     assert gem.last is not None
     assert_same_bits(weights(first), weights(second))
     # With the first batch of each task is enough.
@@ -144,7 +142,7 @@ def test_observed_in_inference_mode() -> None:
     with torch.inference_mode():
         gem.observe(X.clone(), Y.clone(), 0, torch.ones(4))
         gem.observe(X.clone(), Y.clone(), 0, torch.ones(4))
-    train(
+    train_told(
         model,
         optimizer,
         gem,
@@ -271,7 +269,7 @@ def test_any_other_nest_is_another_descriptor(one: Any, other: Any) -> None:
 def test_a_resumed_run_has_the_same_bits(make: Any) -> None:
     model = make()
     optimizer, gem = attached(model, memory_batch=3)
-    train(model, optimizer, gem, tasks=3, observed=DESCRIPTORS)
+    train_told(model, optimizer, gem, tasks=3, observed=DESCRIPTORS)
     resumed = copy.deepcopy(model)
     other_optimizer, other = attached(resumed, memory_batch=3)
     other.load_state_dict(through_a_file(gem.state_dict()))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from utils.memory_streams import BATCHES, SIZES, batch, make, numbers, seen_by, through_a_file
+from utils.training import train
 
 from gem_fast import GEM, MEMORY_POLICIES, EpisodicMemory
 
@@ -258,12 +259,7 @@ def test_the_hook_takes_every_policy(policy: str) -> None:
     model = nn.Linear(2, 3).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     gem = GEM(model, optimizer, memory=make(policy, per_task=6))
-    for step in range(12):
-        optimizer.zero_grad()
-        x, y = batch(5 * step, 5)
-        nn.functional.cross_entropy(model(x), y).backward()
-        gem.observe(x, y, step // 4)
-        optimizer.step()
+    train(model, optimizer, gem, ((*batch(5 * step, 5), step // 4) for step in range(12)))
     assert gem.past_tasks == [0, 1]
     assert gem.last is not None
 

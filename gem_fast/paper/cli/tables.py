@@ -6,7 +6,7 @@ from gem_fast.paper.config import Whole
 from gem_fast.paper.data import MNIST_5K
 from gem_fast.paper.errors import extra
 from gem_fast.paper.experiments.runner import CACHE, Experiment, TableOptions, run_experiments, write_table
-from gem_fast.paper.experiments.training_run import Config, configuration
+from gem_fast.paper.experiments.training_run import RunConfig, configuration
 from gem_fast.paper.learners import PRESETS
 from gem_fast.paper.reports import published
 from gem_fast.paper.reports.published import MEASURES, MEMORIES
@@ -18,7 +18,7 @@ QUICK = {"tasks": 4, "samples_per_task": 200}
 QUICK_CIFAR = {"tasks": 4, "samples_per_task": 20}
 # The paper's sizes on CIFAR-100.
 CIFAR = {"tasks": 20, "samples_per_task": 2500}
-StreamName = Literal["permutations", "rotations", "cifar100"]
+PaperStream = Literal["permutations", "rotations", "cifar100"]
 # A result table before its experiments are run: title and notes as in ResultTable, an experiment for each row.
 Spec = tuple[str, list[Experiment], tuple[str, ...]]
 
@@ -29,7 +29,7 @@ ZERO_SHOT = "zero-shot: mean accuracy on the tasks not yet seen, after each task
 
 
 class PaperTable(TableOptions):
-    """A result table with a picture, most of them of the paper; the class's docstring is the command's description."""
+    """A result table with a picture; the class's docstring is the command's description."""
 
     name: ClassVar[str]
     cache: ClassVar[str] = CACHE
@@ -38,7 +38,7 @@ class PaperTable(TableOptions):
         """What is run."""
         raise NotImplementedError
 
-    def config(self, stream: str, learner: str, **more: Any) -> Config:
+    def config(self, stream: str, learner: str, **more: Any) -> RunConfig:
         """The configuration of a run, of the paper's size or a quick one, on the data that the options name."""
         given, cifar = vars(self), stream == "cifar100"
         size = (QUICK_CIFAR if cifar else QUICK) if self.quick else CIFAR if cifar else {}
@@ -134,7 +134,7 @@ class Figure1(DataOptions, CifarTable):
 
     name = "figure1"
 
-    streams: tuple[StreamName, ...] = ("permutations", "rotations", "cifar100")
+    streams: tuple[PaperStream, ...] = ("permutations", "rotations", "cifar100")
     """panels of the figure"""
 
     def spec(self) -> Spec:
@@ -160,7 +160,7 @@ class Descriptors(DataOptions, CifarTable):
 
     name = "descriptors"
 
-    streams: tuple[StreamName, ...] = ("rotations", "permutations")
+    streams: tuple[PaperStream, ...] = ("rotations", "permutations")
     """kinds of tasks"""
     samples_per_task: Whole | None = None
     """training examples of each task; None: as published"""

@@ -63,7 +63,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._good: Path | None = None  # the last one that was read or written
+        self._good: Path | None = None  # the file that was read or written last
 
     def paths(self) -> list[Path]:
         """The files, newest first."""
@@ -102,7 +102,7 @@ class Checkpoints:
 
 
 class Stopped(KeyboardInterrupt):
-    """The signal of a number, SIGINT or SIGTERM, has come."""
+    """A signal has come; `number` is SIGINT or SIGTERM."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -128,17 +128,17 @@ class Checkpointer:
         self._every = every
         self._run = run
         self._fingerprint = _fingerprint(run.stream)
-        self._failed = False  # the last save
-        self._save_seconds = 0.0  # the last save took
-        self._last_save = time.perf_counter()  # its end
-        self._signal: int | None = None  # that has come
-        self._handlers: dict[int, Any] = {}  # of the signals, before this context
+        self._failed = False  # whether the last save did
+        self._save_seconds = 0.0  # how long the last save took
+        self._last_save = time.perf_counter()  # when the last save ended
+        self._signal: int | None = None  # the signal that has come
+        self._handlers: dict[int, Any] = {}  # by signal, those from before this context
 
     def begin(self, resume: bool) -> Record | None:
         """Restores the learner and torch's global generator from the newest sound checkpoint, if it is to resume.
 
-        Returns the run so far; None at the beginning. Raises InputError where the folder has checkpoints but resume is
-        False, or they are all damaged, or of another run.
+        Returns the run so far; None where it starts from the beginning. Raises InputError where the folder has
+        checkpoints but resume is False, or where they are all damaged or of another run.
         """
         folder = self._checkpoints.folder
         if not resume:

@@ -82,7 +82,7 @@ class Record:
 
     @classmethod
     def of(cls, values: Any, batches: int = 0) -> Record:
-        """What `to_dict` was called of."""
+        """The record that `to_dict` made the values of; the mini-batches learned are not among them."""
         curves, seconds = values["curves"], values["seconds"]
         batch, task = (np.array(curves[name], dtype=np.int64) for name in ("batch", "task"))
         baseline = np.array(values["baseline"], dtype=np.float64)

@@ -1,8 +1,8 @@
 """The run cache: results of training runs stay in a folder, so that none is computed twice.
 
-A run's file is named after its configuration, and holds what `result_of` returns. A command that was interrupted
-goes on with the runs that are missing; the one that it was busy with goes on from its last checkpoint. Data are known
-by name: other data under an old name need a folder of their own.
+A run's file is named after its configuration. It holds that configuration, whether training diverged, and if not what
+`result_of` returns. A command that was interrupted goes on with the runs that are missing; the one that it was busy
+with goes on from its last checkpoint. Data are known by name: other data under an old name need a folder of their own.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gem_fast.paper.errors import Diverged, InputError, extra, print_note
-from gem_fast.paper.experiments.checkpoint import Checkpointer
+from gem_fast.paper.experiments.checkpoint import Checkpointer, Checkpoints
 from gem_fast.paper.experiments.protocol import Record
-from gem_fast.paper.experiments.training_run import Config, TrainingRun, check_footprint, describe
+from gem_fast.paper.experiments.training_run import RunConfig, TrainingRun, check_footprint, describe
 from gem_fast.paper.files import prepare_folder, readable, write_files
 from gem_fast.paper.reports.result import result_of, to_json
 from gem_fast.paper.streams.config import load_data_of
 
 
-def run_name(config: Config) -> str:
+def run_name(config: RunConfig) -> str:
     """The name of a run's file without its ending, such as rotations-gem-seed0-1f0c2a9b3d5e: the end is a hash."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     return f"{config['stream']}-{config['learner']}-seed{config['seed']}-{digest[:12]}"
 
 
-def run_cached(folder: Path, configs: Sequence[Config]) -> list[Record | None]:
+def run_cached(folder: Path, configs: Sequence[RunConfig]) -> list[Record | None]:
     """Computes the runs that are not in the cache yet, one after another, and shows on stderr how far it is.
 
     The folder is made if need be, and a configuration may come several times. Returns the measurements of each run, in
@@ -63,7 +63,7 @@ def run_cached(folder: Path, configs: Sequence[Config]) -> list[Record | None]:
     return [records[run_name(config)] for config in configs]
 
 
-def read_run(path: Path, config: Config) -> Record | None:
+def read_run(path: Path, config: RunConfig) -> Record | None:
     """Reads the measurements of a finished run; None if training diverged.
 
     Raises InputError where the file cannot be read, is damaged, or is of another configuration.
@@ -80,8 +80,8 @@ def read_run(path: Path, config: Config) -> Record | None:
     return record
 
 
-def _finish(path: Path, config: Config, title: str) -> Record | None:
-    """Computes a run, or the rest of it, and writes its file; returns None if it diverged."""
+def _finish(path: Path, config: RunConfig, title: str) -> Record | None:
+    """Computes a run, or the rest of it, and writes the file `path`.json; returns None if training diverged."""
     with extra("the progress bar"):
         from gem_fast.paper.reports.progress import progress
     checkpoints = path.with_name(f"{path.name}.checkpoints")
@@ -89,12 +89,12 @@ def _finish(path: Path, config: Config, title: str) -> Record | None:
     run = TrainingRun(config)
     checkpointer = Checkpointer(checkpoints, None, run)
     try:
-        record = checkpointer.begin(resume=any(checkpoints.glob("checkpoint-*.gem")))
+        record = checkpointer.begin(resume=bool(Checkpoints(checkpoints).paths()))
     except InputError as error:
         print_note(f"{error}; the run starts from its beginning")
         shutil.rmtree(checkpoints)
         return _finish(path, config, title)
-    result: Config = {"key": config, "diverged": False}
+    result: dict[str, object] = {"key": config, "diverged": False}
     try:
         with progress(run.schedule, record, title) as show, checkpointer:
             record = run.run(show, checkpointer.after_batch, record=record)

@@ -12,7 +12,7 @@ from gem_fast.paper.config import Seed
 from gem_fast.paper.data import download
 from gem_fast.paper.experiments.protocol import Record
 from gem_fast.paper.experiments.run_cache import run_cached
-from gem_fast.paper.experiments.training_run import Config, check_device
+from gem_fast.paper.experiments.training_run import RunConfig, check_device
 from gem_fast.paper.files import prepare_folder, write_files
 from gem_fast.paper.reports.published import MEASURES, Numbers
 from gem_fast.paper.reports.result import to_json
@@ -27,12 +27,12 @@ SAMPLED_LABEL = "SAMPLED: gem draws {} examples of each past task for a step; th
 
 @dataclass(frozen=True)
 class Experiment:
-    """A configuration that is run with several seeds: a `Row` of a result table."""
+    """A configuration that is run with several seeds, and what its `Row` of a result table shows."""
 
-    condition: dict[str, Any]  # as in Row, like `paper`
-    config: Config  # but for the seed
+    condition: dict[str, Any]  # as in Row
+    config: RunConfig  # all but the seed
     measures: Sequence[str] = MEASURES  # which of acc, bwt, fwt, zero_shot and seconds the row has
-    paper: Numbers = field(default_factory=dict)
+    paper: Numbers = field(default_factory=dict)  # as in Row
     curve: Literal["first_task", "zero_shot"] | None = None  # accuracy along the stream: on which tasks
 
 
@@ -71,9 +71,9 @@ class TableOptions(RootOptions):
 
 
 def run_experiments(experiments: Sequence[Experiment], options: TableOptions, cache: str = CACHE) -> list[Row]:
-    """Runs each experiment with each seed, but for the runs that are in the cache, a folder within the options' one.
+    """Runs each experiment with each seed; runs that are in `cache`, a folder within --out, are not computed again.
 
-    Returns a row for each; one that diverged with a seed has no measures. Errors are `run_cached`'s.
+    Returns a row for each experiment, without measures where training diverged with any seed. Raises as `run_cached`.
     """
     # Seed by seed, so that a machine that changes its speed changes it for all experiments.
     configs = [experiment.config | {"seed": seed} for seed in options.seed_numbers for experiment in experiments]

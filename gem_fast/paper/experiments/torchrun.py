@@ -16,8 +16,8 @@ from gem_fast.gem import GEM
 from gem_fast.paper.errors import InputError, flag
 from gem_fast.paper.learners.base import SgdLearner
 
-# Those whose loss is a mean over the mini-batch, and whose memory, if any, is that of a gem_fast hook.
-LEARNERS = ("single", "gem", "agem")
+# The learners whose loss is a mean over the mini-batch, and whose memory, if any, is that of a gem_fast hook.
+PARALLEL_LEARNERS = ("single", "gem", "agem")
 # Hyper-parameters that count examples of all processes together.
 SHARED = ("memory_per_task", "memory_batch")
 
@@ -90,8 +90,8 @@ def share(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> dict[str, 
 
     Raises InputError unless the processes can do a run of the learner together.
     """
-    if mine.size > 1 and learner not in LEARNERS:
-        got = f"{mine.size} processes of torchrun, which {', '.join(LEARNERS)} can use"
+    if mine.size > 1 and learner not in PARALLEL_LEARNERS:
+        got = f"{mine.size} processes of torchrun, which {', '.join(PARALLEL_LEARNERS)} can use"
         raise InputError(f"--learner {learner} trains in one process only, got {got}")
     for name in SHARED:
         if (hyper.get(name) or 0) % mine.size:
@@ -100,8 +100,8 @@ def share(mine: Processes, learner: str, hyper: Mapping[str, Any]) -> dict[str, 
     return {name: value // mine.size if name in SHARED and value else value for name, value in hyper.items()}
 
 
-class DataParallel(nn.Module):
-    """A learner that takes its part of every mini-batch; together they make the step of the whole one.
+class ParallelLearner(nn.Module):
+    """A learner that trains on its part of every mini-batch; all processes together take the step of the whole one.
 
     Example number n of a task, counted from 0 as the task's examples come, goes to process n mod size: the memories
     that keep the last m / size examples each are then the memory that keeps the last m.
@@ -145,4 +145,4 @@ class DataParallel(nn.Module):
         return work.get_future().then(lambda future: future.value()[0])
 
 
-Learner = SgdLearner | DataParallel
+Learner = SgdLearner | ParallelLearner

@@ -13,25 +13,25 @@ import torch
 from gem_fast.paper.data import ImageData
 from gem_fast.paper.errors import Diverged, InputError, flag
 from gem_fast.paper.experiments.protocol import Record, learn_stream
-from gem_fast.paper.experiments.torchrun import DataParallel, Learner, processes, share
+from gem_fast.paper.experiments.torchrun import Learner, ParallelLearner, processes, share
 from gem_fast.paper.learners import LEARNERS, PRESETS, make_learner
 from gem_fast.paper.learners.stream_info import StreamInfo
 from gem_fast.paper.streams.config import STREAM_CONFIGS, load_data_of, make_stream
 from gem_fast.paper.streams.schedule import make_schedule
 
-Config = dict[str, Any]
+RunConfig = dict[str, Any]
 
 # By architecture, where nothing else is asked for: testing a convolutional network takes longer than training it.
 EVALUATIONS_PER_EXPERIENCE = {"mlp": 2, "resnet18": 1}
 # What every configuration has beside the options of its stream and of its learner.
-COMMON: Config = {"device": "cpu", "eval_every": None}
+COMMON: dict[str, Any] = {"device": "cpu", "eval_every": None}
 
 FLOAT, INT64 = 4, 8  # bytes
-# Limits of containers, version 2 and 1.
+# Where cgroups, version 2 and 1, say how much memory a container may use.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def configuration(stream: str, learner: str, **options: Any) -> Config:
+def configuration(stream: str, learner: str, **options: Any) -> RunConfig:
     """Everything that decides what a run does, by name: numbers, texts, booleans and None, which JSON can hold.
 
     `options` are those that differ from the published settings of the learner on the stream, by the names that the
@@ -48,7 +48,7 @@ def configuration(stream: str, learner: str, **options: Any) -> Config:
     return found
 
 
-def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Config:
+def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The published hyper-parameters of a learner on a stream by name, overruled by those given.
 
     Raises InputError where the learner cannot be run on the stream, a value is given for what it does not have, or is
@@ -63,7 +63,7 @@ def hyper_parameters(stream: str, learner: str, given: Mapping[str, Any]) -> Con
     return asdict(LEARNERS[learner].Config(**{**preset, **given}))
 
 
-def describe(config: Config) -> str:
+def describe(config: RunConfig) -> str:
     """A run in a few words, for titles."""
     epochs = "" if config["epochs"] == 1 else f", {config['epochs']} epochs"
     told = f", descriptor {config['descriptor']}" if config.get("descriptor") else ""
@@ -80,7 +80,7 @@ def check_device(name: str) -> None:
         raise InputError(f"--device must be a device torch can use here, got {name!r}: {reason}") from error
 
 
-def check_footprint(config: Config, data: ImageData) -> None:
+def check_footprint(config: RunConfig, data: ImageData) -> None:
     """Raises InputError, before anything is allocated, unless a run on its data fits into the memory of its device.
 
     The estimate counts what grows with an option: the examples, the networks, the episodic memory and the accuracies.
@@ -130,11 +130,11 @@ def _bytes(size: int) -> str:
 class TrainingRun:
     """One learner on one stream with one seed; it can be run once.
 
-    Its `stream` and `learner` are on the device, its `schedule` is in which order the tasks are learned, and its
+    Its `stream` and `learner` are on the device, its `schedule` says in which order the tasks are learned, and its
     `config` has the data's name for `data` and a number for `eval_every`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RunConfig) -> None:
         """Loads the data, makes the stream and the learner, and seeds torch's global generator.
 
         Raises InputError where the data cannot be loaded, or are not enough, or the run does not fit into memory, or
@@ -157,7 +157,7 @@ class TrainingRun:
         self.learner: Learner = learner
         if mine.size > 1:
             self.config["processes"] = mine.size
-            self.learner = DataParallel(learner, mine, self.stream.n_tasks)
+            self.learner = ParallelLearner(learner, mine, self.stream.n_tasks)
 
     def run(self, *watch: Callable[[Record], None], record: Record | None = None) -> Record:
         """Learns the stream; arguments, result and errors as `learn_stream`."""

@@ -42,7 +42,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 def make_learner(name: str, stream_info: StreamInfo, device: torch.device, **hyper: Any) -> SgdLearner:
     """A new learner, one of LEARNERS, with all of its hyper-parameters by name.
 
-    Raises InputError where the tasks have descriptors, which its network does not take, or another one is needed.
+    Raises InputError where the tasks have descriptors that its network does not take, or as the learner itself.
     """
     if stream_info.descriptors and name not in TAKE_DESCRIPTORS:
         raise InputError(f"--descriptor is for the learners {', '.join(TAKE_DESCRIPTORS)}, got --learner {name}")

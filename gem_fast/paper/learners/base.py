@@ -19,7 +19,7 @@ from gem_fast.paper.models import MultiHeadModel
 class SgdConfig(Options):
     """The hyper-parameter of all learners; the published runs' values are the defaults, by stream.
 
-    Their names in the published code: `margin` is memory_strength, `memory_per_task` n_memories, `ridge` the eps of the
+    Names in the published code: `margin` is memory_strength, `memory_per_task` n_memories, `ridge` the eps of the
     solver. There are no published runs of agem and joint, of icarl on rotations and permutations, and of anything on
     split. The learning rates there are this project's: of a few from 0.01 to 0.3 the best one, or one as good within
     noise, on the 5000 digits, mean of seeds 0-2 (split: pairs of digits in 5 tasks). The rest is as in the learner's

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gem_fast.paper.config import Rate, by_stream
 from gem_fast.paper.learners.base import SgdConfig, SgdLearner
 from gem_fast.paper.learners.stream_info import StreamInfo
-from gem_fast.paper.models import mlp
+from gem_fast.paper.models import HIDDEN, mlp
 
 
 class Single(SgdLearner):
@@ -90,7 +90,7 @@ class Multimodal(Single):
 
 
 class _MultimodalMlp(nn.Module):
-    def __init__(self, stream_info: StreamInfo, hidden: int = 100) -> None:
+    def __init__(self, stream_info: StreamInfo, hidden: int = HIDDEN[0]) -> None:
         super().__init__()
         self.outputs = stream_info.outputs
         self.inputs = nn.ModuleList(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gem_fast.paper.models import ModulatedMlp, MultiHeadModel, NamedClasses, ResNet18, mlp
+from gem_fast.paper.models import HIDDEN, ModulatedMlp, MultiHeadModel, NamedClasses, ResNet18, mlp
 from gem_fast.paper.streams import Stream
 
 
@@ -41,7 +41,7 @@ class StreamInfo:
         """
         if self.architecture == "resnet18":
             return ResNet18(n_outputs, maps=max(1, 20 // width_divisor))
-        return mlp(self.input_shape[0], n_outputs, hidden=(max(1, 100 // width_divisor),) * 2)
+        return mlp(self.input_shape[0], n_outputs, hidden=tuple(max(1, units // width_divisor) for units in HIDDEN))
 
     def new_model(self) -> nn.Module:
         """One network for all tasks.

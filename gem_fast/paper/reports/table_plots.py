@@ -1,4 +1,4 @@
-"""The pictures of the tables and of Figure 1.
+"""The pictures of the result tables.
 
 Colours are Okabe and Ito's, which readers of every colour vision can tell apart; each learner has its own marker, too.
 """
@@ -128,8 +128,8 @@ def _panels(
     return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
-def _legend(figure: Figure, learners: Any, paper: bool = True) -> None:
-    styles = [STYLES[learner] for learner in learners]
+def _legend(figure: Figure, names: Any, paper: bool = True) -> None:
+    styles = [STYLES[name] for name in names]
     handles = [Line2D([], [], color=color, marker=marker, markersize=7, label=name) for color, marker, name in styles]
     handles += [Line2D([], [], **HOLLOW, label="paper")] * paper
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

@@ -51,7 +51,7 @@ class Stream(abc.ABC):
         return self.tasks[0].images.device
 
     def in_order(self, order: Sequence[int]) -> Stream:
-        """The same tasks in another order, numbered anew: for each new task the number of the old one."""
+        """The same tasks numbered anew: the task that becomes number i is now number order[i]."""
         return replace(self, tasks=tuple(self.tasks[task] for task in order))
 
     def batches(

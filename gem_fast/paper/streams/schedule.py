@@ -13,7 +13,7 @@ from gem_fast.paper.streams import Stream
 
 @dataclass(frozen=True)
 class Experience:
-    """What a learner gets of one task at a time: all of its examples, or in several rounds a part of them."""
+    """What a learner gets of a task before the next one: all of its examples, or one part of them in each round."""
 
     task: int  # its number, 0 ... T - 1
     examples: range  # the numbers of its training examples
@@ -56,7 +56,7 @@ def make_schedule(stream: Stream, batch_size: int, epochs: int, rounds: int = 1)
 def joint_batches(
     stream: Stream, schedule: Schedule, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """As many mini-batches of the union of all tasks' training examples, in a new random order in every epoch.
+    """The schedule's number of mini-batches, but of all tasks' training examples, shuffled together in every epoch.
 
     Yields x, shape (batch, ...), y, shape (batch,), and each example's task, shape (batch,), int64, on the CPU; the
     sizes of an epoch's mini-batches differ by 1 at most.
