@@ -11,6 +11,7 @@ from utils.engines import fused, loop
 from gem_fast import Batch, Sample
 from gem_fast.gradients.fused.batch_cache import BatchCache
 from gem_fast.gradients.fused.entries import MAX_DENSITY, LayerInput, SparseEntries, TaskEntries
+from gem_fast.gradients.fused.task_batch import Inputs
 from gem_fast.paper.data import MNIST_5K, load_data
 
 DTYPES = [torch.float32, torch.float64]
@@ -174,6 +175,21 @@ def test_only_new_tasks_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == [5]
     dense = Batch(3, torch.rand(4, 50, dtype=torch.float64), torch.zeros(4, dtype=torch.int64))
     assert cache([*batches, dense], None, slice(0, 4)).entries is None
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("t", [1, 3])
+def test_the_dense_memory_is_not_put_together(t: int, sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there a backward for it, with one past task or with several."""
+    constraints = [[Batch(k, mostly_zeros(9, 12, part=0.1), torch.randint(3, (9,)))] for k in range(t)]
+    sample = Sample(torch.cat([torch.arange(4) + 9 * k for k in range(t)]), [4] * t) if sampled else None
+    model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    parameters, engine = list(model.parameters()), fused(model)
+    for _ in range(2):  # which are compared with the loop
+        expected = engine(constraints, parameters, sample=sample).G.clone()
+    monkeypatch.setattr(Inputs, "together", property(lambda _: pytest.fail("it was")))
+    monkeypatch.setattr(nn.Linear, "forward", lambda *_: pytest.fail("the model was called"))
+    torch.testing.assert_close(engine(constraints, parameters, sample=sample).G, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
