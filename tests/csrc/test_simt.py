@@ -118,8 +118,8 @@ MISTAKES = {
         "thread",
         "gram.cu",
         "cuda/gram.cu",
-        "in, panel.j, b_tiles * kMicro, c, count, pitch, b_stage);\n    __syncthreads();",
-        "in, panel.j, b_tiles * kMicro, c, count, pitch, b_stage);",
+        "first + x : kLast];\n      }\n      __syncthreads();",
+        "first + x : kLast];\n      }",
         "data race",
     ),
     "a missing barrier in the solver": Mistake(
@@ -151,8 +151,8 @@ MISTAKES = {
         "thread",
         "gram.cu",
         "cuda/gram.cu",
-        "in.write(r, s, slab, total[i]);",
-        "in.write(r, s, 0, total[i]);",
+        "in.write(panel.i * kRows + i, panel.j * kRows + j, slab, sum);",
+        "in.write(panel.i * kRows + i, panel.j * kRows + j, 0, sum);",
         "data race",
     ),
     "a barrier that some threads pass by": Mistake(
@@ -164,7 +164,12 @@ MISTAKES = {
         "deadlock",
     ),
     "an element too many of a row": Mistake(
-        "address", "gram.cu", "cuda/vector.h", "to[i] = i < count ?", "to[i] = i <= count ?", "heap-buffer-overflow"
+        "address",
+        "gram.cu",
+        "cuda/vector.h",
+        "if (i < count) vector.x[i] =",
+        "if (i <= count) vector.x[i] =",
+        "heap-buffer-overflow",
     ),
     "an element too many of shared memory": Mistake(
         "address",
