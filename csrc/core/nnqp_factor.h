@@ -209,29 +209,30 @@ class NnqpFactor {
       y_[f] = -c_[active_[f]];
     });
     for (int c = 0; c < n; ++c) {
-      double* mine = column(c);
+      const double* mine = column(c);
       const double pivot = mine[c];
-      if (!(pivot > least * z_[c])) {
-        team_.barrier();  // all have read z, which `append` writes
-        break;
-      }
+      if (!(pivot > least * z_[c])) break;
       const double inverse = inverse_root(pivot);
-      share(team_, c + 1, n, [&](int f) { mine[f] *= inverse; });
       if (team_.rank() == 0) {
         inverse_diagonal_[c] = inverse;
-        y_[c] *= inverse;
         place_[active_[c]] = c;
       }
-      team_.barrier();
-      if (team_.rank() == 0) mine[c] = pivot * inverse;
+      const double y = y_[c] * inverse;
       share(team_, c + 1, n, [&](int f) {
-        y_[f] -= mine[f] * y_[c];
-        column(f)[f] -= mine[f] * mine[f];
+        const double l = mine[f] * inverse;
+        y_[f] -= l * y;
+        column(f)[f] -= l * l;
       });
-      below_diagonal(c + 1, n, [&](int r, int s) { column(s)[r] -= mine[r] * mine[s]; });
-      team_.barrier();
+      below_diagonal(c + 1, n, [&](int r, int s) { column(s)[r] -= (mine[r] * inverse) * (mine[s] * inverse); });
       size_ = c + 1;
+      team_.barrier();
     }
+    // Columns take their inverse roots in the end, so that there is one barrier for each above.
+    below_diagonal(0, size_, [&](int r, int s) { column(s)[r] *= inverse_diagonal_[s]; });
+    each(team_, size_, [&](int f) {
+      column(f)[f] *= inverse_diagonal_[f];
+      y_[f] *= inverse_diagonal_[f];
+    });
     return size_;
   }
 
@@ -283,11 +284,10 @@ class NnqpFactor {
     } else {
       for (int c = size_ - 1; c >= 0; --c) {
         const double x = z_[c] * inverse_diagonal_[c];
-        team_.barrier();
         share(team_, 0, c, [&](int f) { z_[f] -= column(f)[c] * x; });
-        if (team_.rank() == 0) z_[c] = x;
         team_.barrier();
       }
+      each(team_, size_, [&](int f) { z_[f] *= inverse_diagonal_[f]; });
     }
   }
 

@@ -126,8 +126,8 @@ MISTAKES = {
         "thread",
         "solve.cu",
         "core/nnqp_factor.h",
-        "const double x = z_[c] * inverse_diagonal_[c];\n        team_.barrier();",
-        "const double x = z_[c] * inverse_diagonal_[c];",
+        "z_[f] -= column(f)[c] * x; });\n        team_.barrier();",
+        "z_[f] -= column(f)[c] * x; });",
         "data race",
     ),
     "a missing barrier of a warp": Mistake(
