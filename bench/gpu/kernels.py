@@ -78,7 +78,11 @@ def gradient(p: int, t: int, dtype: torch.dtype, device: torch.device) -> tuple[
 
 
 def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Seconds of pack, gram, combine and project, and each one's floor; project needs no float64 products here."""
+    """Seconds of pack, gram, solve, combine and project, and floors; project needs no float64 products here.
+
+    The rest of project is what its launches take beside these: its sums of slabs are gram's, and its two launches for
+    float64 products return at once.
+    """
     G, grads = gradient(p, t, dtype, device.device)
     incoming = [x.clone() for x in grads]
     row = torch.empty(p, dtype=dtype, device=device.device)
@@ -93,6 +97,8 @@ def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torc
 
     project()
     solved = gem_fast.project_([x.clone() for x in incoming], G, MARGIN)
+    gramian, q = ops.gram(G, incoming)
+    dual = (gramian, q, flat(incoming).double().square().sum(), None, MARGIN, 0.0, False)
     size, rate = dtype.itemsize, limits[str(dtype)[6:]]
     row_bytes = p * size
     products = p * (t + 1) * (t + 2) / 2
@@ -107,6 +113,7 @@ def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torc
         "pack": lambda: ops.pack_(row, grads),
         "gram": lambda: ops.gram(G, grads),
         "gram, float64": lambda: ops.gram(G, grads, in_float64=True),
+        "solve": lambda: torch.ops.gem_fast._project_dual(*dual),
         "combine": lambda: ops.combine_(grads, G, v),
         "project": project,
     }
@@ -116,10 +123,12 @@ def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torc
     # Every projection gets the same incoming gradient; the copy is not its own.
     seconds["project"] -= device.replayed(again, in_a_row=in_a_row)
     eager["project"] -= device.median(again, 0.1)
+    seconds["rest of project"] = seconds["project"] - sum(seconds[name] for name in ("gram", "solve", "combine"))
     return {
         "seconds": seconds,
         "eager_seconds": eager,
         "floor_seconds": floors,
+        "gram_share_of_copy": (t + 1) * row_bytes / seconds["gram"] / limits["copy"],
         "status": int(solved.status),
         "residual": float(solved.residual),
         "violated": int(solved.violations.sum()),

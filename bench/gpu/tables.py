@@ -13,7 +13,7 @@ from typing import Any
 
 BEGIN, END = "<!-- gpu: bench/gpu/tables.py writes this table -->", "<!-- gpu: end -->"
 NOT_MEASURED = "not yet measured"
-STAGES = ("pack", "gram", "gram, float64", "combine", "project")
+STAGES = ("pack", "gram", "gram, float64", "solve", "combine", "rest of project", "project")
 
 
 def page(results: dict[str, Any]) -> str:
@@ -111,9 +111,9 @@ def target(name: str, wanted: str, got: Any, is_met: Any, shown: Any) -> tuple[s
 def stage_row(line: dict[str, Any]) -> list[str]:
     cells = []
     for name in STAGES:
-        seconds, floor = line["seconds"][name], line["floor_seconds"][name]
-        share = f" ({100 * floor / seconds:.0f} %)" if seconds > 0 else ""
-        cells.append(f"{1e6 * seconds:.1f}{share}")
+        seconds, floor = line["seconds"].get(name), line["floor_seconds"].get(name)
+        share = f" ({100 * floor / seconds:.0f} %)" if floor and seconds > 0 else ""
+        cells.append(NOT_MEASURED if seconds is None else f"{1e6 * seconds:.1f}{share}")
     return [f"{line['p']:,}", str(line["t"]), line["dtype"], *cells]
 
 

@@ -31,7 +31,7 @@
 namespace gem_fast {
 
 // Doubles and ints of workspace for one problem with t constraints.
-GEM_FAST_HD constexpr int64_t nnqp_doubles(int64_t t) { return NnqpFactor<Solo>::doubles(t) + 5 * t; }
+GEM_FAST_HD constexpr int64_t nnqp_doubles(int64_t t) { return NnqpFactor<Solo>::doubles(t) + 6 * t; }
 GEM_FAST_HD constexpr int64_t nnqp_ints(int64_t t) { return NnqpFactor<Solo>::ints(t) + t; }
 
 template <class Team>
@@ -45,9 +45,10 @@ class Nnqp {
         w_(doubles + t_),
         c_(doubles + 2 * t_),
         norm_(doubles + 3 * t_),
-        kept_u_(doubles + 4 * t_),
+        inverse_norm_(doubles + 4 * t_),
+        kept_u_(doubles + 5 * t_),
         kept_active_(ints),
-        factor_(team, problem, c_, doubles + 5 * t_, ints + t_) {}
+        factor_(team, problem, c_, doubles + 6 * t_, ints + t_) {}
 
   GEM_FAST_INLINE GEM_FAST_HD NnqpAnswer solve(double* v) {
     if (!prepare()) {
@@ -65,13 +66,14 @@ class Nnqp {
   // False where P or q is not finite.
   GEM_FAST_INLINE GEM_FAST_HD bool prepare() {
     const double lower = in_.lower;
+    // P 1: P is symmetric, so that its rows may be added up.
+    each(team_, t_, [&](int i) { c_[i] = in_.ridge; });
+    add_rows<false>(team_, t_, 0, t_, c_, [&](int j) { return Scaled{in_.P + static_cast<int64_t>(j) * t_, 1.0}; });
     each(team_, t_, [&](int i) {
-      const double* row = in_.P + static_cast<int64_t>(i) * t_;
-      double sum = in_.ridge;
-      for (int j = 0; j < t_; ++j) sum += row[j];
-      const double diagonal = row[i] + in_.ridge;
+      const double diagonal = in_.P[static_cast<int64_t>(i) * t_ + i] + in_.ridge;
       norm_[i] = diagonal > 0.0 ? sqrt(diagonal) : 0.0;
-      c_[i] = in_.q[i] + (lower != 0.0 ? lower * sum : 0.0 * sum);
+      inverse_norm_[i] = diagonal > 0.0 ? 1.0 / norm_[i] : 0.0;
+      c_[i] = in_.q[i] + (lower != 0.0 ? lower * c_[i] : 0.0 * c_[i]);
       w_[i] = c_[i];
       u_[i] = 0.0;
       factor_.place(i) = kInactive;
@@ -79,7 +81,7 @@ class Nnqp {
     // c has a NaN or an infinity when P or q has one; 0 * x is 0 for every finite x and NaN otherwise.
     const double bad = largest(team_, t_, [&](int i) { return c_[i] * 0.0 == 0.0 ? 0.0 : 1.0; });
     input_scale_ = largest(team_, t_, [&](int i) {
-      return norm_[i] > 0.0 ? fmax(fabs(in_.q[i]) / norm_[i], fabs(lower) * norm_[i]) : 0.0;
+      return norm_[i] > 0.0 ? fmax(fabs(in_.q[i]) * inverse_norm_[i], fabs(lower) * norm_[i]) : 0.0;
     });
     return bad == 0.0;
   }
@@ -105,7 +107,7 @@ class Nnqp {
     return largest(team_, t_, [&](int i) {
       if (!(fabs(w_[i]) < HUGE_VAL)) return HUGE_VAL;  // fmin and fmax would pass a NaN over
       if (norm_[i] == 0.0) return in_.entry(i, i) < 0.0 || w_[i] < 0.0 ? HUGE_VAL : 0.0;
-      return fabs(fmin(u_[i] * norm_[i], w_[i] / norm_[i]));
+      return fabs(fmin(u_[i] * norm_[i], w_[i] * inverse_norm_[i]));
     });
   }
 
@@ -120,16 +122,14 @@ class Nnqp {
  private:
   // ---- the problem ----------------------------------------------------------------------------------------
   // A row without length (or, in a P that is no Gramian, with a negative one) never enters the active set.
-  GEM_FAST_INLINE GEM_FAST_HD double slope(int i) const { return norm_[i] > 0.0 ? w_[i] / norm_[i] : 0.0; }
+  GEM_FAST_INLINE GEM_FAST_HD double slope(int i) const { return norm_[i] > 0.0 ? w_[i] * inverse_norm_[i] : 0.0; }
 
   // w = P z + c for the z of the factor.
   GEM_FAST_INLINE GEM_FAST_HD void slopes_at_z() {
     each(team_, t_, [&](int i) { w_[i] = c_[i]; });
-    for (int f = 0; f < factor_.size(); ++f) {
-      const double z = factor_.z(f);
-      const double* row = in_.P + static_cast<int64_t>(factor_.constraint(f)) * t_;
-      share(team_, 0, t_, [&](int i) { w_[i] += row[i] * z; });
-    }
+    add_rows<false>(team_, t_, 0, factor_.size(), w_, [&](int f) {
+      return Scaled{in_.P + static_cast<int64_t>(factor_.constraint(f)) * t_, factor_.z(f)};
+    });
     team_.barrier();
     if (in_.ridge != 0.0 || in_.softness != 0.0) {
       each(team_, factor_.size(), [&](int f) {
@@ -151,9 +151,8 @@ class Nnqp {
   GEM_FAST_INLINE GEM_FAST_HD double residual() {
     const double gap = this->gap();
     const double lower = in_.lower;
-    const double reference = largest(team_, t_, [&](int i) {
-      return fmax(fabs(in_.q[i]) * (norm_[i] > 0.0 ? 1.0 / norm_[i] : 0.0), fabs(lower + u_[i]) * norm_[i]);
-    });
+    const double reference = largest(
+        team_, t_, [&](int i) { return fmax(fabs(in_.q[i]) * inverse_norm_[i], fabs(lower + u_[i]) * norm_[i]); });
     return gap == 0.0 ? 0.0 : reference < HUGE_VAL ? gap / reference : HUGE_VAL;
   }
 
@@ -163,7 +162,7 @@ class Nnqp {
 
   // ---- the method -----------------------------------------------------------------------------------------
   GEM_FAST_INLINE GEM_FAST_HD void activate_where(bool first) {
-    // The wanted set is read off before the factor is rebuilt, because rebuilding overwrites the places.
+    // The wanted set is read off before the factor is built anew, which overwrites the places.
     const double entered = -kEnterTolerance * input_scale_;
     each(team_, t_, [&](int i) {
       const int f = factor_.place(i);
@@ -171,15 +170,16 @@ class Nnqp {
       u_[i] = wanted ? 1.0 : 0.0;
     });
     each(team_, t_, [&](int i) { factor_.place(i) = kInactive; });
-    factor_.clear();
-    for (int j = 0; j < t_; ++j) {
-      if (u_[j] != 0.0) factor_.append(j, kGuessPivot);
-    }
+    factor_.append_all(kGuessPivot, [&](int i) { return u_[i] != 0.0; });
   }
 
   // Block exchanges: every violated constraint enters and every negative multiplier leaves, as long as
-  // their number goes down. Leaves the factor of the guessed set.
-  GEM_FAST_INLINE GEM_FAST_HD int guess() {
+  // their number goes down. Leaves the factor of the guessed set, and its minimiser.
+  struct Guess {
+    int rounds;
+    bool solved;  // nothing is violated at the minimiser, and no multiplier is negative
+  };
+  GEM_FAST_INLINE GEM_FAST_HD Guess guess() {
     int fewest = t_ + 1;
     int round = 0;
     for (; round < kGuessRounds; ++round) {
@@ -187,32 +187,25 @@ class Nnqp {
       factor_.minimise();
       slopes_at_z();
       const double entered = -kEnterTolerance * input_scale_;
-      const int wrong = count([&](int i) {
+      const int wrong = count(team_, t_, [&](int i) {
         const int f = factor_.place(i);
         return f < 0 ? slope(i) < entered : factor_.z(f) <= 0.0;
       });
-      if (wrong == 0 || wrong >= fewest) break;
+      if (wrong == 0) return {round, true};
+      if (wrong >= fewest) break;
       fewest = wrong;
     }
-    return round;
-  }
-
-  template <class F>
-  GEM_FAST_INLINE GEM_FAST_HD int count(F f) {
-    // Every thread counts the same t flags: cheaper than one more reduction, and uniform by construction.
-    int n = 0;
-    for (int i = 0; i < t_; ++i) n += f(i) ? 1 : 0;
-    team_.barrier();
-    return n;
+    return {round, false};
   }
 
   GEM_FAST_INLINE GEM_FAST_HD int run() {
-    int iterations = guess();
-    factor_.minimise();
+    const Guess guessed = guess();
+    int iterations = guessed.rounds;
     each(team_, t_, [&](int i) {
       const int f = factor_.place(i);
       u_[i] = f < 0 ? 0.0 : fmax(factor_.z(f), 0.0);
     });
+    if (guessed.solved) return iterations;
     const int limit = kIterationsAtLeast + kIterationsPerConstraint * t_;
     descend(kNone);
     double lowest = HUGE_VAL;
@@ -239,7 +232,7 @@ class Nnqp {
     return iterations;
   }
 
-  // 1/2 u' P u + c' u, for w = P u + c. Every thread sums the same t terms, as in `count`.
+  // 1/2 u' P u + c' u, for w = P u + c. Every thread sums the same t terms: cheaper than one more reduction.
   GEM_FAST_INLINE GEM_FAST_HD double objective() {
     double sum = 0.0;
     for (int i = 0; i < t_; ++i) sum += 0.5 * u_[i] * (w_[i] + c_[i]);
@@ -359,6 +352,7 @@ class Nnqp {
   double* w_;
   double* c_;
   double* norm_;
+  double* inverse_norm_;
   double* kept_u_;    // the best u so far
   int* kept_active_;  // and its active set
   NnqpFactor<Team> factor_;

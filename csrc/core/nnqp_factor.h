@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/nnqp_problem.h"
 #include "core/team.h"
@@ -67,17 +68,39 @@ class NnqpFactor {
       team_.barrier();
     }
     if (!(pivot > least * diagonal)) return false;
-    const double root = sqrt(pivot);
+    const double inverse = inverse_root(pivot);
     if (team_.rank() == 0) {
-      column(k)[k] = root;
-      inverse_diagonal_[k] = 1.0 / root;
-      y_[k] = y / root;
+      column(k)[k] = pivot * inverse;
+      inverse_diagonal_[k] = inverse;
+      y_[k] = y * inverse;
       active_[k] = j;
       place_[j] = k;
     }
     size_ = k + 1;
     team_.barrier();
     return true;
+  }
+
+  // F = the constraints i for which wanted(i), appended one after the other; those that `append` turns down are left
+  // out. No constraint may have a place.
+  template <class F>
+  GEM_FAST_INLINE GEM_FAST_HD void append_all(double least, F wanted) {
+    size_ = 0;
+    if constexpr (std::is_same_v<Team, Solo>) {
+      for (int j = 0; j < t_; ++j) {
+        if (wanted(j)) append(j, least);
+      }
+    } else {
+      const int n = count(team_, t_, wanted);
+      each(team_, t_, [&](int i) {
+        if (!wanted(i)) return;
+        int before = 0;
+        for (int j = 0; j < i; ++j) before += wanted(j) ? 1 : 0;
+        active_[before] = i;
+      });
+      // What is turned down ends the work on all of them at once.
+      for (int f = factor_all(n, least); f < n; ++f) append(active_[f], least);
+    }
   }
 
   // Takes the constraint at place r out: Givens rotations make the factor triangular again.
@@ -105,17 +128,18 @@ class NnqpFactor {
       double* right = column(c + 1);  // old column c+1: entries at old rows c+1 .. k
       const double a = left[c + 1];
       const double b = right[c + 1];
-      const double h = hypot(a, b);
-      const double cosine = a / h;
-      const double sine = b / h;
+      const double squared = a * a + b * b;
+      const double inverse = inverse_root(squared);
+      const double cosine = a * inverse;
+      const double sine = b * inverse;
       const double next_y = y_[c + 1];
       team_.barrier();
       // New column c is the rotated pair, moved up by one row; the other half stays in the right column, whose
       // first remaining row is old row c+2.
       rotate(left, right, c, k, cosine, sine);
       if (team_.rank() == 0) {
-        left[c] = h;
-        inverse_diagonal_[c] = 1.0 / h;
+        left[c] = squared * inverse;
+        inverse_diagonal_[c] = inverse;
         y_[c] = cosine * carried_y + sine * next_y;
       }
       carried_y = cosine * next_y - sine * carried_y;
@@ -139,11 +163,7 @@ class NnqpFactor {
     for (int c = k - 1; c >= 0; --c) {
       double* inverse = column(c);
       share(team_, c + 1, k, [&](int f) { z_[f] = 0.0; });
-      for (int j = c + 1; j < k; ++j) {
-        const double l = inverse[j];
-        const double* right = column(j);
-        share(team_, j, k, [&](int f) { z_[f] += right[f] * l; });
-      }
+      add_rows<true>(team_, k, c + 1, k, z_, [&](int j) { return Scaled{column(j), inverse[j]}; });
       team_.barrier();
       const double diagonal = inverse_diagonal_[c];
       const double length = norm[active_[c]];
@@ -169,6 +189,59 @@ class NnqpFactor {
   // L is packed by columns, the diagonal first: column(c)[r] is entry (r, c).
   GEM_FAST_INLINE GEM_FAST_HD double* column(int c) const {
     return factor_ + static_cast<int64_t>(c) * t_ - static_cast<int64_t>(c) * (c + 1) / 2;
+  }
+
+  GEM_FAST_INLINE GEM_FAST_HD static double inverse_root(double x) {
+#if defined(__CUDA_ARCH__)
+    return rsqrt(x);
+#else
+    return 1.0 / sqrt(x);
+#endif
+  }
+
+  // The factor of the constraints active_[0 .. n), each of its columns by the whole team, and y; the arithmetic is that
+  // of `append`. Returns how many there are before the first that `append` would turn down: these are F then.
+  GEM_FAST_INLINE GEM_FAST_HD int factor_all(int n, double least) {
+    below_diagonal(0, n, [&](int r, int s) { column(s)[r] = in_.entry(active_[r], active_[s]); });
+    each(team_, n, [&](int f) {
+      z_[f] = in_.entry(active_[f], active_[f]);
+      column(f)[f] = z_[f];
+      y_[f] = -c_[active_[f]];
+    });
+    for (int c = 0; c < n; ++c) {
+      const double* mine = column(c);
+      const double pivot = mine[c];
+      if (!(pivot > least * z_[c])) break;
+      const double inverse = inverse_root(pivot);
+      if (team_.rank() == 0) {
+        inverse_diagonal_[c] = inverse;
+        place_[active_[c]] = c;
+      }
+      const double y = y_[c] * inverse;
+      share(team_, c + 1, n, [&](int f) {
+        const double l = mine[f] * inverse;
+        y_[f] -= l * y;
+        column(f)[f] -= l * l;
+      });
+      below_diagonal(c + 1, n, [&](int r, int s) { column(s)[r] -= (mine[r] * inverse) * (mine[s] * inverse); });
+      size_ = c + 1;
+      team_.barrier();
+    }
+    // Columns take their inverse roots in the end, so that there is one barrier for each above.
+    below_diagonal(0, size_, [&](int r, int s) { column(s)[r] *= inverse_diagonal_[s]; });
+    each(team_, size_, [&](int f) {
+      column(f)[f] *= inverse_diagonal_[f];
+      y_[f] *= inverse_diagonal_[f];
+    });
+    return size_;
+  }
+
+  // f(r, s) for first <= s < r < n, spread over a team of several threads.
+  template <class F>
+  GEM_FAST_INLINE GEM_FAST_HD void below_diagonal(int first, int n, F f) const {
+    for (int s = first + team_.group(); s < n; s += team_.groups()) {
+      for (int r = s + 1 + team_.lane(); r < n; r += team_.lanes()) f(r, s);
+    }
   }
 
   // Entries r+1 .. k of a column move up by one row.
@@ -198,12 +271,23 @@ class NnqpFactor {
 
   // z <- L^-T z.
   GEM_FAST_INLINE GEM_FAST_HD void back_substitute() {
-    for (int c = size_ - 1; c >= 0; --c) {
-      const double x = z_[c] * inverse_diagonal_[c];
+    if constexpr (Team::kOneEach) {
+      const int f = team_.rank();
+      double z = f < size_ ? z_[f] : 0.0;
+      for (int c = size_ - 1; c >= 0; --c) {
+        const double x = team_.from(c, z) * inverse_diagonal_[c];
+        if (f < c) z -= column(f)[c] * x;
+        if (f == c) z = x;
+      }
+      if (f < size_) z_[f] = z;
       team_.barrier();
-      share(team_, 0, c, [&](int f) { z_[f] -= column(f)[c] * x; });
-      if (team_.rank() == 0) z_[c] = x;
-      team_.barrier();
+    } else {
+      for (int c = size_ - 1; c >= 0; --c) {
+        const double x = z_[c] * inverse_diagonal_[c];
+        share(team_, 0, c, [&](int f) { z_[f] -= column(f)[c] * x; });
+        team_.barrier();
+      }
+      each(team_, size_, [&](int f) { z_[f] *= inverse_diagonal_[f]; });
     }
   }
 

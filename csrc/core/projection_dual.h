@@ -109,10 +109,15 @@ class ProjectionDual {
     if (lost != 0.0 || !(g_squared_ >= kLeastFloat32Square)) return false;
     const double most = kProjectionError * scale_ / (rounding_ * terms_);
     NnqpFactor<Team>& factor = nnqp_.factor();
-    for (int j = 0; j < t_; ++j) {
+    const auto joins = [&](int j) {
       const double length = nnqp_.norm()[j];
       const bool near = length > 0.0 && !(nnqp_.w()[j] > 2.0 * kProjectionError * scale_ * length);
-      if (near && factor.place(j) < 0 && !factor.append(j, 1.0 / (most * most))) return false;
+      return near && factor.place(j) < 0;
+    };
+    if (count(team_, t_, joins) > 0) {
+      for (int j = 0; j < t_; ++j) {
+        if (joins(j) && !factor.append(j, 1.0 / (most * most))) return false;
+      }
     }
     const double amplification = factor.amplification(nnqp_.norm());
     return amplification <= most && rounding_ * factor.size() * amplification * amplification <= 0.5;

@@ -4,7 +4,10 @@
 //   rank(), size()        this thread's place in the team
 //   kOneEach              whether there are at least as many threads as numbers to share out
 //   barrier()             everything the team wrote before it is visible to the whole team after it
-//   max(x), min_at(x, i)  reductions; every thread gets the result
+//   max(x), min_at(x, i), sum(n)      reductions; every thread gets the result
+//
+// Teams of several threads also have lane(), lanes(), group() and groups(): the same threads as a rectangle. Those with
+// kOneEach have from(i, x), the x of thread i.
 #pragma once
 
 #include <cmath>
@@ -36,11 +39,14 @@ struct Indexed {
 };
 
 struct Solo {
+  static constexpr bool kOneEach = false;
+
   static constexpr GEM_FAST_HD int rank() { return 0; }
   static constexpr GEM_FAST_HD int size() { return 1; }
   GEM_FAST_HD void barrier() const {}
   GEM_FAST_HD double max(double x) const { return x; }
   GEM_FAST_HD Indexed min_at(double x, int i) const { return {x, i}; }
+  GEM_FAST_HD int sum(int n) const { return n; }
 };
 
 // f(i) for first <= i < n, spread over the team. Those of one i are the same thread's, whatever `first` is.
@@ -63,6 +69,45 @@ template <class Team, class F>
 GEM_FAST_INLINE GEM_FAST_HD void each(const Team& team, int n, F f) {
   share(team, 0, n, f);
   team.barrier();
+}
+
+// Numbers times a factor.
+struct Scaled {
+  const double* x;
+  double factor;
+};
+
+// Adds row(k) to `to` for first <= k < last, in this order: its elements up to n; where kLower, from k on.
+template <bool kLower, class Team, class F>
+GEM_FAST_INLINE GEM_FAST_HD void add_rows(const Team& team, int n, int first, int last, double* to, F row) {
+  share(team, 0, n, [&](int i) {
+    double sum = to[i];
+    const int end = kLower && i < last ? i + 1 : last;
+#if defined(__CUDACC__)
+#pragma unroll 8
+#endif
+    for (int k = first; k < end; ++k) {
+      const Scaled scaled = row(k);
+      sum += scaled.x[i] * scaled.factor;
+    }
+    to[i] = sum;
+  });
+}
+
+template <bool kLower, class F>
+GEM_FAST_INLINE GEM_FAST_HD void add_rows(const Solo&, int n, int first, int last, double* to, F row) {
+  for (int k = first; k < last; ++k) {
+    const Scaled scaled = row(k);
+    for (int i = kLower ? k : 0; i < n; ++i) to[i] += scaled.x[i] * scaled.factor;
+  }
+}
+
+// How many i < n there are with f(i).
+template <class Team, class F>
+GEM_FAST_INLINE GEM_FAST_HD int count(const Team& team, int n, F f) {
+  int mine = 0;
+  share(team, 0, n, [&](int i) { mine += f(i) ? 1 : 0; });
+  return team.sum(mine);
 }
 
 // The largest of 0 and f(i) for i < n.

@@ -25,6 +25,12 @@ __device__ inline Indexed smaller(const Indexed& a, const Indexed& b) {
   return b.value < a.value || (b.value == a.value && b.index < a.index) ? b : a;
 }
 
+template <class X>
+__device__ inline X warp_sum(X x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
 __device__ inline double warp_max(double x) {
   for (int step = kWarp / 2; step > 0; step /= 2) x = fmax(x, __shfl_xor_sync(kAllLanes, x, step));
   return x;
@@ -44,9 +50,20 @@ class WarpTeam {
  public:
   static constexpr bool kOneEach = true;
 
-  __device__ int rank() const { return lane(); }
+  __device__ int rank() const { return cuda::lane(); }
   __device__ int size() const { return kWarp; }
+  __device__ int lane() const { return cuda::lane(); }
+  __device__ int lanes() const { return kWarp; }
+  __device__ int group() const { return 0; }
+  __device__ int groups() const { return 1; }
   __device__ void barrier() const { __syncwarp(); }
+  __device__ double from(int i, double x) const { return __shfl_sync(kAllLanes, x, i); }
+
+  __device__ int sum(int n) const {
+    n = warp_sum(n);
+    __syncwarp();
+    return n;
+  }
 
   __device__ double max(double x) const {
     x = warp_max(x);
@@ -75,7 +92,21 @@ class BlockTeam {
 
   __device__ int rank() const { return static_cast<int>(threadIdx.x); }
   __device__ int size() const { return static_cast<int>(blockDim.x); }
+  __device__ int lane() const { return cuda::lane(); }
+  __device__ int lanes() const { return kWarp; }
+  __device__ int group() const { return warp(); }
+  __device__ int groups() const { return warps(); }
   __device__ void barrier() const { __syncthreads(); }
+
+  __device__ int sum(int n) const {
+    n = warp_sum(n);
+    if (lane() == 0) scratch_->index[warp()] = n;
+    __syncthreads();
+    n = 0;
+    for (int w = 0; w < warps(); ++w) n += scratch_->index[w];
+    __syncthreads();
+    return n;
+  }
 
   __device__ double max(double x) const {
     x = warp_max(x);

@@ -11,6 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 // Rows of G whose weights are in shared memory at a time.
 constexpr int kTerms = 256;
+// Rows that a thread has under way at a time: where p is small, time goes by how often it waits for memory.
+constexpr int kAtOnce = 8;
 
 template <class T>
 constexpr int kTile = kThreads * kPerVector<T>;
@@ -46,17 +48,22 @@ __device__ void collect_terms(const double* v, int64_t first, int64_t last, Term
 template <bool kWhole, class T>
 __device__ inline void add_terms(const T* columns, int64_t stride, int64_t count, const Terms& terms,
                                  double (&sum)[kPerVector<T>]) {
-#pragma unroll 4
-  for (int k = 0; k < terms.count; ++k) {
-    const T* from = columns + terms.row[k] * stride;
-    double row[kPerVector<T>];
-    if constexpr (kWhole) {
-      load_vector(from, row);
-    } else {
-      load_elements(from, count, row);
+  for (int first = 0; first < terms.count; first += kAtOnce) {
+    uint4 words[kAtOnce] = {};
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k >= terms.count) break;
+      const T* from = columns + terms.row[first + k] * stride;
+      words[k] = kWhole ? read_words(from) : words_of(read_elements(from, count));
     }
 #pragma unroll
-    for (int i = 0; i < kPerVector<T>; ++i) sum[i] += terms.v[k] * row[i];
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k >= terms.count) break;
+      double row[kPerVector<T>];
+      convert(elements_of<T>(words[k]), row);
+#pragma unroll
+      for (int i = 0; i < kPerVector<T>; ++i) sum[i] += terms.v[first + k] * row[i];
+    }
   }
 }
 
@@ -77,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1) combine_kernel(const __grid_const
   for (int64_t first = 0; first < t; first += kTerms) {
     collect_terms(v, first, first + kTerms < t ? first + kTerms : t, terms);
     if (count > 0 && terms.count > 0) {
-      if (!changed) whole ? load_vector(g, sum) : load_elements(g, count, sum);
+      if (!changed) convert(whole ? read_vector(g) : read_elements(g, count), sum);
       changed = true;
       if (whole) {
         add_terms<true>(columns, stride, count, terms, sum);
@@ -88,10 +95,11 @@ __global__ void __launch_bounds__(kThreads, 1) combine_kernel(const __grid_const
     __syncthreads();
   }
   if (!changed) return;
+  const Vector<T> result = converted<T>(sum);
   if (whole) {
-    store_vector(sum, g);
+    *reinterpret_cast<Vector<T>*>(g) = result;
   } else {
-    store_elements(sum, count, g);
+    write_elements(result, count, g);
   }
 }
 

@@ -1,10 +1,16 @@
 // The first phase by multiplications of single numbers, and the choice between it and gram_mma.cu; see gram_tiling.h.
+//
+// A thread reads sixteen bytes of each row at a time and adds all their products to sums of its own, in registers. So
+// nothing but the end of a slab makes a thread wait for another, and a multiprocessor has as many loads under way as
+// its threads have registers for: with one row of G and g 32 KB, with three 64 KB, with seven 64 KB. About 20 KB
+// saturate the memory of an H100 (3 TB/s, 800 ns, 132 multiprocessors).
 #include <algorithm>
 
 #include "core/dispatch.h"
 #include "cuda/block.h"
 #include "cuda/gram.h"
 #include "cuda/gram_mma.h"
+#include "cuda/gram_rows.h"
 #include "cuda/gram_tiling.h"
 #include "cuda/launch.h"
 #include "cuda/slabs.h"
@@ -14,193 +20,120 @@
 namespace gem_fast::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-// A thread forms kMicro x kMicro of a block's products, over its share of the columns in shared memory.
-constexpr int kMicro = 4;
-constexpr int kProducts = kMicro * kMicro;
-// Shared memory for a stage of columns, which the threads' sums take over at the end.
-constexpr int64_t kStageBytes = 40 * 1024;
-constexpr int kMaxColumns = 1024;
-
-// Rows of a stage: those of one panel, or of two.
-int staged_rows(int64_t rows) { return rows <= kPanel ? ceil_div(rows, kMicro) * kMicro : 2 * kPanel; }
-
-int64_t bytes_of(Products products) { return products == Products::kFloat64 ? sizeof(double) : sizeof(float); }
+constexpr int kThreads = 128;
+// Rows of a panel; of one alone, where there are no more.
+constexpr int kPanel = 8;
+constexpr int kFewRows = 4;
+// Sums of each thread that are in shared memory at a time, to be added up.
+constexpr int kAtOnce = 32;
 
 Tiling tiling_of(const RowMatrix& G, const TensorList& g, Products products) {
   if (gram_by_mma(G, products)) return mma_tiling(G, g);
-  const int64_t fits = (kStageBytes / staged_rows(G.t + 1) - 16) / bytes_of(products);
-  return Tiling(G, g, static_cast<int>(std::min<int64_t>(kMaxColumns, fits) / kWarp * kWarp), 1);
+  int64_t per_vector = 1;
+  GEM_FAST_DISPATCH_DTYPE(G.dtype, per_vector = kPerVector<T>);
+  // In float32 so long that a thread's sums add kFloatSum products.
+  const int64_t most = products == Products::kFloat64 ? kAnyLength : kFloatSum / per_vector;
+  return Tiling(G, g, kPanel, static_cast<int>(kThreads * per_vector), 1, most);
 }
 
-int64_t shared_bytes(const Tiling& tiling, Products products) {
-  const int64_t stage = staged_rows(tiling.rows) * (tiling.columns * bytes_of(products) + 16);
-  return std::max<int64_t>(stage, kThreads * kProducts * sizeof(double));
-}
+// ---- first phase ---------------------------------------------------------------------------------------------------
 
-// ---- first phase: a stage of columns in shared memory ------------------------------------------------------------
+// The products of two panels of rows, or of one with itself: then those of the lower triangle.
+template <class C, int kRows, bool kSame>
+struct Sums {
+  static constexpr int kCount = kSame ? kRows * (kRows + 1) / 2 : kRows * kRows;
+  C sum[kCount] = {};
 
-// Columns [begin, begin + count) of one row of G, by one warp; zeros up to the next whole vector.
-template <class T, class C>
-__device__ void stage_row(const T* row, int64_t begin, int count, C* to) {
-  constexpr int kV = kPerVector<T>;
-  for (int c = lane() * kV; c < count; c += kWarp * kV) {
-    alignas(16) C x[kV];
-    const T* from = row + begin + c;
-    if (count - c >= kV && is_aligned(from)) {
-      load_vector(from, x);
-    } else {
-      load_elements(from, count - c, x);
-    }
+  template <class T>
+  __device__ void add(const uint4 (&a)[kRows], const uint4 (&b)[kRows]) {
 #pragma unroll
-    for (int i = 0; i < kV; i += kPerVector<C>) {
-      *reinterpret_cast<Vector<C>*>(to + c + i) = *reinterpret_cast<const Vector<C>*>(x + i);
+    for (int column = 0; column < kPerVector<T>; ++column) {
+      C of_b[kRows];
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) of_b[j] = value<T>(b[j], column);
+      int at = 0;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const C of_a = kSame ? of_b[i] : value<T>(a[i], column);
+#pragma unroll
+        for (int j = 0; j < (kSame ? i + 1 : kRows); ++j) sum[at++] += of_a * of_b[j];
+      }
     }
   }
-}
 
-// The same for the flattened gradient, whose columns lie in several tensors.
-template <class T, class C>
-__device__ void stage_gradient(const KernelTensorList& list, int64_t begin, int count, C* to) {
-  constexpr int kV = kPerVector<C>;
-  int s = -1;
-  for (int c = lane(); c < (count + kV - 1) / kV * kV; c += kWarp) {
-    const int64_t column = begin + c;
-    C x = 0;
-    if (c < count) {
-      if (s < 0 || column >= list.offset[s + 1]) s = list.of_column(column);
-      x = static_cast<C>(static_cast<Compute<T>>(static_cast<const T*>(list.data[s])[column - list.offset[s]]));
-    }
-    to[c] = x;
-  }
-}
-
-// One panel, the warps taking its rows in turn.
-template <class T, class C>
-__device__ void stage_panel(const KernelTensorList& list, const GramInput<T>& in, int panel, int rows, int64_t begin,
-                            int count, int pitch, C* to) {
-  for (int r = warp(); r < rows; r += warps()) {
-    const int row = panel * kPanel + r;
-    if (row < in.t) {
-      stage_row(in.G + row * in.stride, begin, count, to + r * pitch);
-    } else if (row == in.t) {
-      stage_gradient<T>(list, begin, count, to + r * pitch);
-    } else {
-      for (int c = lane(); c < in.columns; c += kWarp) to[r * pitch + c] = 0;
+  // Adds up the threads' sums and hands them to write(i, j, sum), one after the other.
+  template <class F>
+  __device__ void add_threads(const F& write) const {
+    auto* shared = reinterpret_cast<C*>(gem_fast_shared);
+#pragma unroll
+    for (int first = 0; first < kCount; first += kAtOnce) {
+      constexpr int kLast = kCount - 1;
+      __syncthreads();
+#pragma unroll
+      for (int x = 0; x < kAtOnce; ++x) {
+        if (first + x < kCount) shared[x * kThreads + threadIdx.x] = sum[first + x < kLast ? first + x : kLast];
+      }
+      __syncthreads();
+      for (int x = warp(); x < kAtOnce && first + x < kCount; x += warps()) {
+        double total = 0.0;
+#pragma unroll
+        for (int thread = 0; thread < kThreads; thread += kWarp) {
+          total += static_cast<double>(shared[x * kThreads + thread + lane()]);
+        }
+        total = warp_sum(total);
+        const Pair of_triangle(first + x);
+        if (lane() == 0) {
+          write(kSame ? of_triangle.i : (first + x) / kRows, kSame ? of_triangle.j : (first + x) % kRows, total);
+        }
+      }
     }
   }
-}
 
-// ---- first phase: the products ------------------------------------------------------------------------------------
-
-// A thread's kMicro rows of each panel lie `apart` rows from each other, so that neighbouring threads read
-// neighbouring rows, which the pitch puts into different banks.
-template <class C>
-struct Share {
-  const C* a;
-  const C* b;
-  int a_apart;
-  int b_apart;
-  int first;  // vector of columns
-  int step;
+ private:
+  template <class T>
+  __device__ static C value(const uint4& words, int column) {
+    return static_cast<C>(static_cast<Compute<T>>(elements_of<T>(words).x[column]));
+  }
 };
 
-template <class C>
-__device__ inline void add_products(const Share<C>& mine, int pitch, int vectors, C (&sum)[kProducts]) {
-  constexpr int kV = kPerVector<C>;
-  for (int c = mine.first; c < vectors; c += mine.step) {
-    Vector<C> a[kMicro], b[kMicro];
+template <class C, int kRows, bool kSame, class T>
+__device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>& in, const Pair& panel, int64_t slab) {
+  constexpr int kStep = kThreads * kPerVector<T>;
+  // Loads under way beside those that are multiplied: two panels make enough of them at once.
+  constexpr int kAhead = kSame ? 2 : 1;
+  const int64_t begin = in.begin(list, slab);
+  const auto count = static_cast<int>(in.end(list, slab) - begin);
+  RowsReader<T, kRows> rows_a(in, panel.i * kRows, 1, begin, count);
+  RowsReader<T, kRows> rows_b(in, panel.j * kRows, 1, begin, count);
+  uint4 a[kAhead][kRows] = {}, b[kAhead][kRows] = {};
+  const auto fetch = [&](int at, int c) {
+    rows_a.read(list, c, a[at]);
+    if constexpr (!kSame) rows_b.read(list, c, b[at]);
+  };
+  Sums<C, kRows, kSame> sums;
+  const int mine = static_cast<int>(threadIdx.x) * kPerVector<T>;
+  for (int c = mine - kAhead * kStep; c < count; c += kAhead * kStep) {
 #pragma unroll
-    for (int i = 0; i < kMicro; ++i) {
-      a[i] = *reinterpret_cast<const Vector<C>*>(mine.a + i * mine.a_apart * pitch + c * kV);
-      b[i] = *reinterpret_cast<const Vector<C>*>(mine.b + i * mine.b_apart * pitch + c * kV);
-    }
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) {
-#pragma unroll
-      for (int x = 0; x < kV; ++x) sum[i] += a[i / kMicro].x[x] * b[i % kMicro].x[x];
+    for (int at = 0; at < kAhead; ++at) {
+      if (c >= 0) sums.template add<T>(a[at], kSame ? a[at] : b[at]);
+      fetch(at, c + (kAhead + at) * kStep);
     }
   }
+  sums.add_threads([&](int i, int j, double sum) { in.write(panel.i * kRows + i, panel.j * kRows + j, slab, sum); });
 }
 
-// Adds the groups' sums; those of group 0 then hold the total. `groups` threads, `tiles` apart, have the same rows.
-__device__ inline void add_groups(double (&sum)[kProducts], int tiles, int groups, double* shared) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int group = thread / tiles;
-  for (int left = groups; left > 1;) {
-    const int half = (left + 1) / 2;
-    if (group >= half && group < left) {
-#pragma unroll
-      for (int i = 0; i < kProducts; ++i) shared[i * kThreads + thread] = sum[i];
-    }
-    __syncthreads();
-    if (group + half < left) {
-#pragma unroll
-      for (int i = 0; i < kProducts; ++i) sum[i] += shared[i * kThreads + thread + half * tiles];
-    }
-    __syncthreads();
-    left = half;
-  }
-}
-
-template <class T, class C>
-__global__ void __launch_bounds__(kThreads, 1)
+// Four blocks on a multiprocessor, with more than few rows two: as many as their registers allow.
+template <class T, class C, int kRows>
+__global__ void __launch_bounds__(kThreads, kRows == kFewRows ? 4 : 2)
     gram_kernel(const __grid_constant__ KernelTensorList list, const __grid_constant__ GramInput<T> in) {
   if (!is_wanted(in.status)) return;
   in.reset_count();
-  constexpr int kV = kPerVector<C>;
-  C* stage = reinterpret_cast<C*>(gem_fast_shared);
   const int64_t slab = in.slab_of(blockIdx.x);
   const Pair panel(blockIdx.x % in.pairs);
-  const bool same = panel.i == panel.j;
-  const int pitch = in.columns + kV;  // an odd number of vectors
-
-  // Rows of the two panels, in whole micro-tiles. The upper triangle of a panel with itself is left out.
-  const int rows_left = in.t + 1 - panel.i * kPanel;
-  const int a_tiles = ((rows_left < kPanel ? rows_left : kPanel) + kMicro - 1) / kMicro;
-  const int b_tiles = same ? a_tiles : kPanel / kMicro;
-  const int tiles = same ? a_tiles * (a_tiles + 1) / 2 : a_tiles * b_tiles;
-  const int groups = kThreads / tiles;
-  const int tile = static_cast<int>(threadIdx.x) % tiles;
-  const int group = static_cast<int>(threadIdx.x) / tiles;
-  const Pair in_triangle(tile);
-  const int a_tile = same ? in_triangle.i : tile / b_tiles;
-  const int b_tile = same ? in_triangle.j : tile % b_tiles;
-  C* const b_stage = same ? stage : stage + a_tiles * kMicro * pitch;
-  const Share<C> mine{stage + a_tile * pitch, b_stage + b_tile * pitch, a_tiles, b_tiles, group, groups};
-
-  double total[kProducts] = {};
-  C sum[kProducts] = {};
-  int products = 0;
-  const auto flush = [&] {
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) {
-      total[i] += static_cast<double>(sum[i]);
-      sum[i] = 0;
-    }
-    products = 0;
-  };
-  const int64_t end = in.end(list, slab);
-  for (int64_t c = in.begin(list, slab); c < end; c += in.columns) {
-    const int count = static_cast<int>(end - c < in.columns ? end - c : in.columns);
-    stage_panel(list, in, panel.i, a_tiles * kMicro, c, count, pitch, stage);
-    if (!same) stage_panel(list, in, panel.j, b_tiles * kMicro, c, count, pitch, b_stage);
-    __syncthreads();
-    const int vectors = (count + kV - 1) / kV;
-    if (group < groups) add_products(mine, pitch, vectors, sum);
-    products += (vectors / groups + 1) * kV;
-    if (products >= kFloatSum) flush();
-    __syncthreads();
-  }
-  flush();
-
-  add_groups(total, tiles, groups, reinterpret_cast<double*>(gem_fast_shared));
-  if (group != 0) return;
-#pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
-    const int r = panel.i * kPanel + a_tile + i / kMicro * a_tiles;
-    const int s = panel.j * kPanel + b_tile + i % kMicro * b_tiles;
-    in.write(r, s, slab, total[i]);
+  if (kRows == kFewRows || panel.i == panel.j) {
+    multiply_panels<C, kRows, true>(list, in, panel, slab);
+  } else if constexpr (kRows != kFewRows) {
+    multiply_panels<C, kRows, false>(list, in, panel, slab);
   }
 }
 
@@ -210,9 +143,9 @@ __global__ void __launch_bounds__(kThreads, 1) add_slabs_kernel(const Slabs slab
 
 // The first phase of one list of tensors.
 template <class T, class C>
-void launch_products(const KernelTensorList& list, const GramInput<T>& in, int64_t slabs, int64_t bytes,
-                     Stream stream) {
-  launch(gram_kernel<T, C>, slabs * in.pairs, kThreads, bytes, stream, list, in);
+void launch_products(const KernelTensorList& list, const GramInput<T>& in, int64_t slabs, Stream stream) {
+  launch(in.t < kFewRows ? gram_kernel<T, C, kFewRows> : gram_kernel<T, C, kPanel>, slabs * in.pairs, kThreads,
+         kAtOnce * kThreads * sizeof(C), stream, list, in);
 }
 
 }  // namespace
@@ -237,7 +170,6 @@ Slabs gram_slabs(const RowMatrix& G, const TensorList& g, Products products, con
                             G.stride,
                             static_cast<int>(G.t),
                             static_cast<int>(tiling.pairs),
-                            tiling.columns,
                             tiling.slab,
                             tiling.slabs,
                             first_slab,
@@ -247,9 +179,9 @@ Slabs gram_slabs(const RowMatrix& G, const TensorList& g, Products products, con
       if (gram_by_mma(G, products)) {
         launch_gram_mma(list, in, slabs, stream);
       } else if (products == Products::kFloat64) {
-        launch_products<T, double>(list, in, slabs, shared_bytes(tiling, products), stream);
+        launch_products<T, double>(list, in, slabs, stream);
       } else {
-        launch_products<T, Compute<T>>(list, in, slabs, shared_bytes(tiling, products), stream);
+        launch_products<T, Compute<T>>(list, in, slabs, stream);
       }
       first_slab += slabs;
     });

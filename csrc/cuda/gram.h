@@ -16,7 +16,7 @@ struct GramOutput {
 
 // The sums of gram's first phase, one for each slab of columns, and where their totals go.
 struct Slabs {
-  const double* partial = nullptr;  // (products, slabs): the lower triangle of G and g with themselves, row by row
+  const double* partial = nullptr;  // (products, slabs): the lower triangle of g and G with themselves, row by row
   int64_t slabs = 0;
   int64_t t = 0;
   GramOutput out{};

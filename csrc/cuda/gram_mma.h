@@ -9,7 +9,7 @@
 
 namespace gem_fast::cuda {
 
-// Whether it is the one to take: 16 rows or more with g, float32 products, and a device that has such instructions.
+// Whether it is the one to take: more than 8 rows with g, float32 products, and a device that has such instructions.
 bool gram_by_mma(const RowMatrix& G, Products products);
 
 Tiling mma_tiling(const RowMatrix& G, const TensorList& g);

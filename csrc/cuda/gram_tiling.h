@@ -2,6 +2,8 @@
 //
 // Two phases. First every block forms the products of two panels of rows over a slab of columns; then the slabs' sums
 // are added in a fixed order. Nothing depends on which block comes first, so the same input gives the same bits.
+//
+// Row 0 is g, row k + 1 is row k of G.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,8 +17,6 @@
 
 namespace gem_fast::cuda {
 
-// G's rows, with g as one more, are taken in panels; a block forms the products of two of them.
-inline constexpr int kPanel = 32;
 // Products that a float32 sum adds before its value is added to the float64 sum, about.
 inline constexpr int kFloatSum = 128;
 // Blocks of the first phase, about: a few for each multiprocessor of a large device, and many where all of them are
@@ -24,26 +24,26 @@ inline constexpr int kFloatSum = 128;
 inline constexpr int64_t kBlocks = 1024;
 inline constexpr int64_t kMostBlocks = 4096;
 inline constexpr int64_t kLongSlab = 2048;
+// As steps of a slab, where a slab may be of any length.
+inline constexpr int64_t kAnyLength = int64_t{1} << 40;
 
-constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How a problem is cut up; of its sizes alone, so that the order of summation is too.
 struct Tiling {
-  int rows;  // t and one for g
-  int panels;
-  int columns;    // in a stage
-  int64_t slab;   // columns of a slab: a multiple of a stage's
+  int rows;       // t and one for g
+  int64_t slab;   // columns of a slab
   int64_t pairs;  // of panels, the lower triangle
   int64_t slabs;  // of the whole gradient
 
-  // With `columns` in a stage, and so many stages in a slab at least.
-  Tiling(const RowMatrix& G, const TensorList& g, int columns, int least)
-      : rows(static_cast<int>(G.t) + 1), panels(ceil_div(rows, kPanel)), columns(columns) {
-    pairs = static_cast<int64_t>(panels) * (panels + 1) / 2;
-    const int64_t stages = ceil_div(G.p, columns);
+  // With `panel` rows in a panel, `columns` that a block reads in one step, and at least and at most so many steps in a
+  // slab.
+  Tiling(const RowMatrix& G, const TensorList& g, int panel, int columns, int64_t least, int64_t most)
+      : rows(static_cast<int>(G.t) + 1), slabs(0) {
+    const int64_t panels = ceil_div(rows, panel);
+    pairs = panels * (panels + 1) / 2;
     const int64_t blocks = std::max<int64_t>(1, std::clamp(G.p / kLongSlab, kBlocks, kMostBlocks) / pairs);
-    slab = std::max<int64_t>(ceil_div(stages, blocks), least) * columns;
-    slabs = 0;
+    slab = std::clamp(ceil_div(ceil_div(G.p, columns), blocks), least, most) * columns;
     for_each_kernel_list(g, slab,
                          [&](const KernelTensorList& list) { slabs += ceil_div(list.end() - list.begin(), slab); });
   }
@@ -68,8 +68,7 @@ struct GramInput {
   const T* G;
   int64_t stride;
   int t;
-  int pairs;    // of panels
-  int columns;  // in a stage
+  int pairs;  // of panels
   int64_t slab;
   int64_t slabs;       // of the whole gradient
   int64_t first_slab;  // of this list

@@ -30,20 +30,12 @@ __global__ void __launch_bounds__(kThreads, 1) pack_kernel(const __grid_constant
     const bool whole = count >= kV;
     Vector<Word> words{};
     if (from != nullptr) {
-      if (whole && is_aligned(from + at)) {
-        words = *reinterpret_cast<const Vector<Word>*>(from + at);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kV; ++i) words.x[i] = i < count ? from[at + i] : Word(0);
-      }
+      words = whole && is_aligned(from + at) ? read_vector(from + at) : read_elements(from + at, count);
     }
     if (whole && is_aligned(to + at)) {
       *reinterpret_cast<Vector<Word>*>(to + at) = words;
     } else {
-#pragma unroll
-      for (int i = 0; i < kV; ++i) {
-        if (i < count) to[at + i] = words.x[i];
-      }
+      write_elements(words, count, to + at);
     }
   }
 }

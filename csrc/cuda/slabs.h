@@ -20,6 +20,9 @@ __device__ inline bool is_wanted(const int32_t* status) { return status == nullp
 
 __host__ __device__ inline int64_t products_of_rows(int64_t rows) { return rows * (rows + 1) / 2; }
 
+// Sums of slabs that a lane has under way at a time.
+inline constexpr int kSlabsAtOnce = 12;
+
 // One warp per product, the warps of all blocks taking them in turn: the lanes add the slabs' sums, then each other's,
 // in an order that never changes.
 __device__ inline void add_slabs(const Slabs& in) {
@@ -32,15 +35,21 @@ __device__ inline void add_slabs(const Slabs& in) {
     const int64_t s = x - below;
     const double* from = in.partial + triangle(r, s) * in.slabs;
     double sum = 0.0;
-    for (int64_t slab = lane(); slab < in.slabs; slab += kWarp) sum += from[slab];
-    for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    for (int64_t first = lane(); first < in.slabs; first += kSlabsAtOnce * kWarp) {
+      double x[kSlabsAtOnce];
+#pragma unroll
+      for (int k = 0; k < kSlabsAtOnce; ++k) x[k] = first + k * kWarp < in.slabs ? from[first + k * kWarp] : 0.0;
+#pragma unroll
+      for (int k = 0; k < kSlabsAtOnce; ++k) sum += x[k];
+    }
+    sum = warp_sum(sum);
     if (lane() != 0) continue;
-    if (s == in.t) {
+    if (r == 0) {
       *in.out.g_squared = sum;
-    } else if (r == in.t) {
-      in.out.q[s] = sum;
+    } else if (s == 0) {
+      in.out.q[r - 1] = sum;
     } else {
-      in.out.P[r * in.t + s] = in.out.P[s * in.t + r] = sum;
+      in.out.P[(r - 1) * in.t + s - 1] = in.out.P[(s - 1) * in.t + r - 1] = sum;
     }
   }
 }

@@ -17,6 +17,8 @@ constexpr int64_t kMaxBlocksInGlobalMemory = 256;
 // Up to so many constraints one warp has a problem, with a copy of P in shared memory; above it a block.
 constexpr int64_t kMaxWarpConstraints = kWarp;
 constexpr int64_t kWarpsPerBlock = 4;
+// Numbers of P that a lane has under way at a time, when it is copied.
+constexpr int kAtOnce = 16;
 
 GEM_FAST_HD constexpr int64_t workspace_doubles(int64_t t) { return nnqp_doubles(t) + (nnqp_ints(t) + 1) / 2; }
 
@@ -51,7 +53,16 @@ struct WarpWorkspace {
   // The problem with its P in shared memory.
   __device__ NnqpProblem staged(const WarpTeam& team, NnqpProblem problem) const {
     team.barrier();  // the last problem's P has been read
-    for (int i = team.rank(); i < problem.t * problem.t; i += team.size()) P[i] = problem.P[i];
+    const int count = problem.t * problem.t;
+    for (int first = team.rank(); first < count; first += kAtOnce * team.size()) {
+      double x[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) x[k] = first + k * kWarp < count ? problem.P[first + k * kWarp] : 0.0;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (first + k * kWarp < count) P[first + k * kWarp] = x[k];
+      }
+    }
     team.barrier();
     problem.P = P;
     return problem;

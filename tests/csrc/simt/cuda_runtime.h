@@ -53,13 +53,18 @@ extern uint64_t seed;
 inline void __syncthreads() { simt::barrier(); }
 
 template <class T>
-T __shfl_xor_sync(unsigned, T x, int lanes) {
+T __shfl_sync(unsigned, T x, int from) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t word = 0;
   memcpy(&word, &x, sizeof x);
-  word = simt::shuffle(word, (threadIdx.x % 32) ^ static_cast<unsigned>(lanes));
+  word = simt::shuffle(word, static_cast<unsigned>(from));
   memcpy(&x, &word, sizeof x);
   return x;
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T x, int lanes) {
+  return __shfl_sync(mask, x, static_cast<int>(threadIdx.x % 32) ^ lanes);
 }
 
 inline unsigned __ballot_sync(unsigned, bool flag) { return simt::ballot(flag); }
