@@ -133,9 +133,9 @@ MISTAKES = {
     "a missing barrier of a warp": Mistake(
         "thread",
         "solve.cu",
-        "cuda/solve.cu",
-        "P[first + k * kWarp] = x[k];\n      }\n    }\n    team.barrier();",
-        "P[first + k * kWarp] = x[k];\n      }\n    }",
+        "cuda/block.h",
+        "void barrier() const { __syncwarp(); }",
+        "void barrier() const {}",
         "data race",
     ),
     "a missing fence before the last block": Mistake(
