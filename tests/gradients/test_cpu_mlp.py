@@ -11,12 +11,22 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from utils.engines import assert_as_the_loop, fused, half_of_each, log_lines, memory, relu_mlp, sparse_rows, trained
+from utils.engines import (
+    assert_as_the_loop,
+    bound,
+    fused,
+    half_of_each,
+    log_lines,
+    memory,
+    relu_mlp,
+    sparse_rows,
+    trained,
+)
 from utils.mlps import LOSSES, MLPS, OTHERS, SIZES, sequential
 from utils.models import classes, rows
 from utils.training import train
 
-from gem_fast import GEM, Engine, EpisodicMemory, Fused, Loop, Sample
+from gem_fast import GEM, Batch, Engine, EpisodicMemory, Fused, Loop, Sample
 from gem_fast.gradients.cpu_mlp import MlpPass
 from gem_fast.gradients.fused.verifier import RowsDiffer, Verifier
 from gem_fast.paper.data import MNIST_5K, load_data
@@ -56,6 +66,25 @@ def replaced() -> nn.Module:
 def test_what_is_more_goes_the_general_way(name: str, passes: list[int]) -> None:
     assert_as_the_loop(OTHERS[name](), memory(SIZES, rows, classes))
     assert passes == []
+
+
+@pytest.mark.parametrize("part", [0.2, 1.0], ids=["sparse", "dense"])
+@pytest.mark.parametrize("refresh_every", [1, 2, 4, 7])
+def test_tasks_that_come_one_by_one(refresh_every: int, part: float) -> None:
+    """There are passes of one task, of several and of none."""
+    torch.manual_seed(0)
+    model = relu_mlp([12, 5, 3]).double()
+    batches = [
+        [Batch(k, torch.randn(6, 12).double() * (torch.rand(6, 12) < part), torch.randint(3, (6,)))] for k in range(4)
+    ]
+    engine, reference = (
+        bound(kind(refresh_every=refresh_every), model, F.cross_entropy, False) for kind in (Fused, Loop)
+    )
+    for t in (1, 1, 1, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4):
+        with torch.no_grad():
+            model[0].weight.mul_(1.01)
+        expected = reference(batches[:t], trained(model)).G
+        torch.testing.assert_close(engine(batches[:t], trained(model)).G, expected, rtol=0, atol=1e-12)
 
 
 def test_a_replaced_forward_is_used() -> None:

@@ -131,6 +131,8 @@ class Fused(RowEngine):
         if not is_layerwise:
             rows.begin_step(tasks, parameters)
         stale = slice(0, t) if is_layerwise else rows.stale
+        # One task is one backward in any case, but for shortcuts that need none.
+        fewest = 1 if self._options.shortcuts and model.mlp_layers else 2
         if reason is not None:
             pass  # a pass of a known kind has failed
         elif set(map(len, constraints)) != {1}:
@@ -138,8 +140,7 @@ class Fused(RowEngine):
             if t > 1 and not self._has_said_several:
                 self._has_said_several = True
                 _log.warning(_LEFT, reason)
-        # One task is one backward in any case, but for shortcuts that need none.
-        elif stale.stop - stale.start > 1 or is_layerwise or (self._options.shortcuts and model.mlp_layers):
+        elif stale.stop - stale.start >= fewest or is_layerwise:
             try:
                 G = self._with_descriptors(
                     model, verifier, objective, constraints, parameters, sample, stale, is_layerwise
