@@ -103,7 +103,7 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
   constexpr int kAhead = kSame ? 2 : 1;
   const int64_t begin = in.begin(list, slab);
   const auto count = static_cast<int>(in.end(list, slab) - begin);
-  RowsReader<T, kRows> rows_a(in, panel.i * kRows, 1, begin, count);
+  RowsReader<T, kRows, kSame> rows_a(in, panel.i * kRows, 1, begin, count);
   RowsReader<T, kRows> rows_b(in, panel.j * kRows, 1, begin, count);
   uint4 a[kAhead][kRows] = {}, b[kAhead][kRows] = {};
   const auto fetch = [&](int at, int c) {

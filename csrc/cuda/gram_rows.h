@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/gram_tiling.h"
 #include "cuda/tensor_list.h"
@@ -54,8 +55,9 @@ class RowReader {
   int tensor_ = 0;
 };
 
-// Rows first, first + apart, first + 2 apart, ... as many as `kRows`. Those beyond G's last read as zeros.
-template <class T, int kRows>
+// Rows first, first + apart, first + 2 apart, ... as many as `kRows`. Those beyond G's last read as zeros. Without
+// `kMayHaveG`, which takes registers, first is not 0.
+template <class T, int kRows, bool kMayHaveG = true>
 class RowsReader {
  public:
   __device__ RowsReader(const GramInput<T>& in, int first, int apart, int64_t begin, int count)
@@ -67,20 +69,24 @@ class RowsReader {
         end_(count) {}
 
   __device__ void read(const KernelTensorList& list, int c, uint4 (&x)[kRows]) {
+    constexpr int kPlain = kMayHaveG ? 1 : 0;
     if (c + kPerVector<T> <= count_) {
 #pragma unroll
-      for (int r = 1; r < kRows; ++r) x[r] = r < exist_ ? read_words(from_ + r * stride_ + c) : uint4{};
+      for (int r = kPlain; r < kRows; ++r) x[r] = r < exist_ ? read_words(from_ + r * stride_ + c) : uint4{};
     } else {
 #pragma unroll
-      for (int r = 1; r < kRows; ++r) {
+      for (int r = kPlain; r < kRows; ++r) {
         x[r] = words_of(read_elements(from_ + r * stride_ + c, r < exist_ ? end_ - c : 0));
       }
     }
-    x[0] = first_.read(list, c);
+    if constexpr (kMayHaveG) x[0] = first_.read(list, c);
   }
 
  private:
-  RowReader<T> first_;  // g may be this one
+  struct Nothing {
+    __device__ Nothing(const GramInput<T>&, int, int64_t, int) {}
+  };
+  std::conditional_t<kMayHaveG, RowReader<T>, Nothing> first_;
   const T* from_;
   int64_t stride_;
   int exist_;
