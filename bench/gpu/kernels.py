@@ -128,7 +128,6 @@ def stages(device: Device, limits: dict[str, float], p: int, t: int, dtype: torc
         "seconds": seconds,
         "eager_seconds": eager,
         "floor_seconds": floors,
-        "gram_share_of_copy": (t + 1) * row_bytes / seconds["gram"] / limits["copy"],
         "status": int(solved.status),
         "residual": float(solved.residual),
         "violated": int(solved.violations.sum()),

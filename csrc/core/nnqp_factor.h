@@ -85,7 +85,7 @@ class NnqpFactor {
   // out. No constraint may have a place.
   template <class F>
   GEM_FAST_INLINE GEM_FAST_HD void append_all(double least, F wanted) {
-    size_ = 0;
+    clear();
     if constexpr (std::is_same_v<Team, Solo>) {
       for (int j = 0; j < t_; ++j) {
         if (wanted(j)) append(j, least);

@@ -118,7 +118,7 @@ __device__ void multiply_panels(const KernelTensorList& list, const GramInput<T>
   constexpr int kAhead = kSame ? 2 : 1;
   const int64_t begin = in.begin(list, slab);
   const auto count = static_cast<int>(in.end(list, slab) - begin);
-  RowsReader<T, kBlocks> rows_a(in, panel.i * kPanel + lane() / 4, kRows, begin, count);
+  RowsReader<T, kBlocks, kSame> rows_a(in, panel.i * kPanel + lane() / 4, kRows, begin, count);
   RowsReader<T, kBlocks> rows_b(in, panel.j * kPanel + lane() / 4, kRows, begin, count);
   const Totals totals;
   float sum[kCount][4] = {};

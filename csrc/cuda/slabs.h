@@ -36,11 +36,11 @@ __device__ inline void add_slabs(const Slabs& in) {
     const double* from = in.partial + triangle(r, s) * in.slabs;
     double sum = 0.0;
     for (int64_t first = lane(); first < in.slabs; first += kSlabsAtOnce * kWarp) {
-      double x[kSlabsAtOnce];
+      double sums[kSlabsAtOnce];
 #pragma unroll
-      for (int k = 0; k < kSlabsAtOnce; ++k) x[k] = first + k * kWarp < in.slabs ? from[first + k * kWarp] : 0.0;
+      for (int k = 0; k < kSlabsAtOnce; ++k) sums[k] = first + k * kWarp < in.slabs ? from[first + k * kWarp] : 0.0;
 #pragma unroll
-      for (int k = 0; k < kSlabsAtOnce; ++k) sum += x[k];
+      for (int k = 0; k < kSlabsAtOnce; ++k) sum += sums[k];
     }
     sum = warp_sum(sum);
     if (lane() != 0) continue;

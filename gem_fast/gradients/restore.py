@@ -34,12 +34,12 @@ class Buffers:
 
 
 @contextmanager
-def buffers_restored(modules: Iterable[nn.Module], *, only_on_failure: bool = False) -> Iterator[None]:
-    """Puts the modules' buffers back as they were before the block, or before a block that failed."""
+def buffers_restored(modules: Iterable[nn.Module], *, only_on_failure: bool = False) -> Iterator[Buffers]:
+    """Puts the modules' buffers back as they were before the block, or before a block that failed; gives these."""
     before = Buffers(modules)
     has_failed = True
     try:
-        yield
+        yield before
         has_failed = False
     finally:
         if has_failed or not only_on_failure:

@@ -121,11 +121,8 @@ def _together(name: str, kind: str, batches: Sequence[Batch]) -> Any:
 
 def _are_alike(inputs: Sequence[Any]) -> bool:
     """Whether these are tensors whose examples have one shape and dtype, on one device."""
-    first = inputs[0]
-    return isinstance(first, Tensor) and all(
-        isinstance(x, Tensor) and (x.shape[1:], x.dtype, x.device) == (first.shape[1:], first.dtype, first.device)
-        for x in inputs
-    )
+    are_tensors = all(isinstance(x, Tensor) for x in inputs)
+    return are_tensors and len({(x.shape[1:], x.dtype, x.device) for x in inputs}) == 1
 
 
 def _is_unchanged(new: Tensor, old: Tensor, version: int) -> bool:

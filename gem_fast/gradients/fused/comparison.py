@@ -83,22 +83,22 @@ def compare_buffers(
     Args:
         objective: the model and its loss.
         batches: what went through the model.
-        before: the buffers' values before that, which the model gets.
+        before: the buffers' values before that; the caller has the model get them back.
         expected: those after one pass per batch.
         got: those that are compared.
     """
-    if not _differing(expected, got):
-        return
     rounding = [0.0] * len(expected)
+    if _first_differing(expected, got, rounding) is None:
+        return
     before.restore()
     model = objective.model
     with suppress(Exception), torch.no_grad(), in_float64([*model.parameters(), *model.buffers()]):
         for batch in batches:
             objective.loss(_batch_in_float64(batch))
         rounding = [_rounding_of(exact, right) for exact, right in zip(model.buffers(), expected, strict=True)]
-    before.restore()
-    if differing := _differing(expected, got, rounding):
-        name = [name for name, _ in model.named_buffers()][differing[0]]
+    differing = _first_differing(expected, got, rounding)
+    if differing is not None:
+        name = [name for name, _ in model.named_buffers()][differing]
         raise CannotFuse(f"the buffer {name} is not left as by one pass per task")
 
 
@@ -110,14 +110,12 @@ def _rounding_of(exact: Tensor, rounded: Tensor) -> float:
     return min(_ROUNDING * float((exact - rounded).abs().max()), most)
 
 
-def _differing(expected: Sequence[Tensor], got: Sequence[Tensor], rounding: Sequence[float] = ()) -> list[int]:
-    """Which of the buffers differ by more than rounding; whatever is not finite must be so in both."""
-    allowed = rounding or [0.0] * len(expected)
-    return [
-        i
-        for i, (right, mine, more) in enumerate(zip(expected, got, allowed, strict=True))
-        if not torch.allclose(mine.double(), right.double(), rtol=1e-3, atol=1e-6 + more, equal_nan=True)
-    ]
+def _first_differing(expected: Sequence[Tensor], got: Sequence[Tensor], rounding: Sequence[float]) -> int | None:
+    """Which buffer differs by more than rounding; whatever is not finite must be so in both. None: none does."""
+    for i, (right, mine, more) in enumerate(zip(expected, got, rounding, strict=True)):
+        if not torch.allclose(mine.double(), right.double(), rtol=1e-3, atol=1e-6 + more, equal_nan=True):
+            return i
+    return None
 
 
 def compare(model: nn.Module, parameters: Sequence[Parameter], expected: Tensor, got: Tensor) -> None:

@@ -118,8 +118,8 @@ class Verifier:
             t, batches, compared_rows = t + 1, [(t, current), *batches], {*compared_rows, t}
 
         def compared(even_random: bool) -> AnyGradients:
-            with torch.random.fork_rng(devices), buffers_restored(modules, only_on_failure=True):
-                start, before = random_states(devices), Buffers(modules)
+            with torch.random.fork_rng(devices), buffers_restored(modules, only_on_failure=True) as before:
+                start = random_states(devices)
                 G = run()
                 if not even_random and not all(map(torch.equal, random_states(devices), start)):
                     raise _UsesRandomNumbers
@@ -239,14 +239,14 @@ class Verifier:
         objective, parameters = self._model.objective, self._model.parameters
         model, t, constraints = objective.model, len(batches), [[batch] for batch in batches]
         expected, got = rows_for(t, parameters), rows_for(t, parameters)
-        with torch.random.fork_rng(random_devices(parameters)), _NothingDropped():
-            before = Buffers(model.modules())
-            with buffers_restored(model.modules()):
-                depends = fill_rows(objective, constraints, parameters, expected, slice(0, t))
-                expected_buffers = [buffer.clone() for buffer in model.buffers()]
-            with buffers_restored(model.modules()), failures_as_reasons():
+        devices = random_devices(parameters)
+        with torch.random.fork_rng(devices), _NothingDropped(), buffers_restored(model.modules()) as before:
+            depends = fill_rows(objective, constraints, parameters, expected, slice(0, t))
+            expected_buffers = [buffer.clone() for buffer in model.buffers()]
+            before.restore()
+            with failures_as_reasons():
                 same = self._fill(batches, got, learn_dims) == depends
-                buffers = [buffer.clone() for buffer in model.buffers()]
+            buffers = [buffer.clone() for buffer in model.buffers()]
             compare_buffers(objective, batches, before, expected_buffers, buffers)
         if not bool(expected.isfinite().all()):
             raise CannotVerify("the gradients are not finite")
