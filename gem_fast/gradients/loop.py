@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gem_fast.gradients import reentrant
-from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, random_devices
+from gem_fast.gradients.copies import gradients, gradients_at_copies
+from gem_fast.gradients.interface import Constraint, Engine, Objective, Sample, is_captured, random_devices
 from gem_fast.gradients.restore import buffers_restored
 from gem_fast.gradients.rows import RowGradients
 from gem_fast.ops import pack_
@@ -119,26 +121,19 @@ def _fill(
 ) -> list[bool]:
     sizes = [parameter.numel() for parameter in parameters]
     depends = [False] * len(parameters)
+    # Where somebody keeps the mini-batch's loss, autograd's nodes of the parameters belong to the stream of its
+    # forward, to which a captured backward must not come.
+    at_copies = by_backward or is_captured(parameters)
     for row, batches in zip(G, constraints, strict=True):
+        loss_of = partial(_mean_loss, objective, batches)
         grads: Sequence[Tensor | None]
-        if by_backward:
-            with reentrant.copies_in_place(objective, parameters) as copies:
-                loss = _mean_loss(objective, batches)
-                if loss.requires_grad:
-                    loss.backward()
-                grads = [copy.grad for copy in copies]
+        if at_copies:
+            grads = gradients_at_copies(objective, loss_of, parameters, by_backward=by_backward)
         else:
-            grads = _gradients(_mean_loss(objective, batches), parameters)
+            grads = gradients(loss_of(), parameters)
         pack_(row, grads, sizes)
         depends = [either or grad is not None for either, grad in zip(depends, grads, strict=True)]
     return depends
-
-
-def _gradients(loss: Tensor, parameters: Sequence[Parameter]) -> Sequence[Tensor | None]:
-    """The loss's gradient for each parameter; None where the loss does not depend on it."""
-    if not loss.requires_grad:  # on none of them, because all that it depends on is frozen
-        return [None] * len(parameters)
-    return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def _mean_loss(objective: Objective, batches: Constraint) -> Tensor:

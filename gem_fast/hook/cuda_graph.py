@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -39,13 +40,38 @@ class CudaGraph:
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        self._generators = list(generators)
         for generator in generators:
             self._graph.register_generator_state(generator)
 
     def capture(self, run: Callable[[], Any]) -> Any:
-        """As `Graph.capture`; other threads may go on using the GPU."""
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            return run()
+        """As `Graph.capture`; other threads may go on using the GPU.
+
+        Raises:
+            Exception: what `run` raised, or what torch found out later. Work goes on as if nothing had been captured.
+        """
+        stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        first: Exception | None = None
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                try:
+                    return run()
+                except Exception as error:  # of which torch does not know when it ends the capture
+                    first = error
+                    raise
+        except Exception as error:
+            self._recover(stream, pool)
+            raise (first or error) from None
+
+    def _recover(self, stream: torch.cuda.Stream, pool: Any) -> None:
+        """Puts back what torch leaves behind where it cannot end a capture."""
+        torch.cuda.set_stream(stream)
+        # Their states stay in the capture; a copy of a state is outside.
+        for generator in [torch.cuda.default_generators[stream.device_index], *self._generators]:
+            generator.graphsafe_set_state(generator.clone_state())
+        # Else the allocator keeps memory back, as it does during a capture.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
 
     def replay(self) -> None:
         """As `Graph.replay`."""
@@ -135,7 +161,8 @@ class Graphed(Generic[T]):
             self._result = graph.capture(lambda: run(self._static))
         except Exception as error:  # whatever a model does that a capture does not allow
             self._static, self._result = [], None
-            return f"capturing it failed: {type(error).__name__}: {error}"
+            first_line = str(error).strip().partition("\n")[0]  # CUDA's go on with advice for debugging
+            return f"capturing it failed: {type(error).__name__}: {first_line}"
         self._graph = graph
         return None
 

@@ -174,6 +174,24 @@ def test_reentrant_checkpoints_leave_no_trace_and_run_no_hook() -> None:
     assert not engine(doubles(2), parameters).G.equal(G)
 
 
+def test_a_loss_has_parameters_from_elsewhere_than_the_model() -> None:
+    """Weight decay over a list that was made before: it is in the gradient, and `.grad` is as it was."""
+    model = Checkpointed()
+    twin = copy.deepcopy(model)
+    twin.reentrant = False
+
+    def decayed(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        mine = list(model.parameters())
+        return lambda output, y: F.cross_entropy(output, y) + sum(p.square().sum() for p in mine)
+
+    batches = doubles(2)
+    expected = loop(twin, decayed(twin))(batches, trained(twin))
+    got = loop(model, decayed(model))(batches, trained(model))
+    assert_rows_close(got.G, expected.G, 1e-12)
+    assert got.depends == expected.depends
+    assert_untouched(model)
+
+
 def test_an_error_behind_a_reentrant_checkpoint_puts_everything_back() -> None:
     model = Checkpointed()
 

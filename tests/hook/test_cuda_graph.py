@@ -288,3 +288,71 @@ def test_another_graph_where_a_step_is_another(gpu: FakeGpu, change: str, caplog
     assert FakeGraph.captured == captured + (change != "hook")
     said = "the whole step runs without a CUDA graph: SGD has step hooks beside this one, so the memory pass alone is "
     assert caplog.messages == ([said + "captured"] if change == "hook" else [])
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+class Reads(Loop):
+    """Hands a number to the host, which a capture does not allow."""
+
+    def __call__(self, *args: Any) -> Any:
+        rows = super().__call__(*args)
+        float(rows.G[0, 0])
+        return rows
+
+
+def trained_on_cuda(*, by_step: bool, **options: Any) -> tuple[list[Tensor], GEM]:
+    torch.manual_seed(0)
+    model = mlp().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=6), **options)
+    for x, y, task in stream(3, batches=8):
+        noise = torch.randn(x.shape, device="cuda")  # torch's generator is not left in a capture
+        train(model, optimizer, gem, [(x.cuda() + 0.01 * noise, y.cuda(), task)], by_step=by_step)
+    return [p.detach().cpu() for p in model.parameters()], gem
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("by_step", [False, True], ids=["hook", "step"])
+@pytest.mark.parametrize("engine", [Loop, Fused])
+def test_passes_are_captured_while_the_losses_live(
+    engine: Any, by_step: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A training loop keeps its last loss, and with it autograd's nodes of the parameters."""
+    eager, _ = trained_on_cuda(by_step=by_step, engine=engine())
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        graphed, gem = trained_on_cuda(by_step=by_step, engine=engine(), cuda_graph=True)
+    torch.testing.assert_close(graphed, eager)
+    assert caplog.messages == []
+    graphs = [graphed for graphed in (gem._graphed, gem._step.graphed) if graphed is not None]
+    assert any(graphed._graph is not None for graphed in graphs)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("by_step", [False, True], ids=["hook", "step"])
+def test_training_goes_on_where_a_capture_fails(by_step: bool, caplog: pytest.LogCaptureFixture) -> None:
+    stream_before = torch.cuda.current_stream()
+    eager, _ = trained_on_cuda(by_step=by_step, engine=Reads(), memory_batch=3)
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        graphed, _ = trained_on_cuda(by_step=by_step, engine=Reads(), memory_batch=3, cuda_graph=True)
+    torch.testing.assert_close(graphed, eager)
+    assert len(caplog.messages) == (2 if by_step else 1)
+    assert all("runs without a CUDA graph: capturing it failed: " in said for said in caplog.messages)
+    assert torch.cuda.current_stream() == stream_before
+    # Memory that another stream has used comes back to its own.
+    side = torch.cuda.Stream()
+    x = torch.zeros(10_000_000, device="cuda")
+    address = x.data_ptr()
+    x.record_stream(side)
+    with torch.cuda.stream(side):
+        x.add_(1)
+    del x
+    torch.cuda.synchronize()
+    assert torch.zeros(10_000_000, device="cuda").data_ptr() == address
+    graph = torch.cuda.CUDAGraph()
+    y = torch.zeros(3, device="cuda")
+    with torch.cuda.graph(graph):
+        y += torch.ones(3, device="cuda")
+    graph.replay()
+    assert y.tolist() == [1.0, 1.0, 1.0]
