@@ -43,7 +43,7 @@ def simd_level(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(autouse=True)
-def gpu(request: pytest.FixtureRequest) -> None:
+def needs_gpu(request: pytest.FixtureRequest) -> None:
     """Tests marked `cuda` need a GPU and a build for it; where a machine is meant to have both they must not skip."""
     if request.node.get_closest_marker("cuda") is None:
         return
