@@ -1,6 +1,7 @@
 """cuda_graph=True: when a graph is captured, when it serves, and when it goes.
 
-A stand-in for torch's graphs runs the captured work again, on the device of utils/fake_gpu.py; the last tests need a GPU.
+A stand-in for torch's graphs runs the captured work again, on the device of utils/fake_gpu.py. The last tests need a
+GPU.
 """
 
 import logging
