@@ -79,11 +79,11 @@ class Nnqp {
       factor_.place(i) = kInactive;
     });
     // c has a NaN or an infinity when P or q has one; 0 * x is 0 for every finite x and NaN otherwise.
-    const double bad = largest(team_, t_, [&](int i) { return c_[i] * 0.0 == 0.0 ? 0.0 : 1.0; });
+    const int bad = count(team_, t_, [&](int i) { return c_[i] * 0.0 != 0.0; });
     input_scale_ = largest(team_, t_, [&](int i) {
       return norm_[i] > 0.0 ? fmax(fabs(in_.q[i]) * inverse_norm_[i], fabs(lower) * norm_[i]) : 0.0;
     });
-    return bad == 0.0;
+    return bad == 0;
   }
 
   // See NnqpProblem.
@@ -98,7 +98,7 @@ class Nnqp {
   // Whether units are so large that a multiplier is not a finite number: there is no answer then, rather than one with
   // infinities in it.
   GEM_FAST_INLINE GEM_FAST_HD bool overflows() {
-    return largest(team_, t_, [&](int i) { return (in_.lower + u_[i]) * 0.0 == 0.0 ? 0.0 : 1.0; }) != 0.0;
+    return count(team_, t_, [&](int i) { return (in_.lower + u_[i]) * 0.0 != 0.0; }) > 0;
   }
 
   // The largest violation of the KKT conditions, in units of length: see NnqpAnswer. w is then that of u.
@@ -157,7 +157,7 @@ class Nnqp {
   }
 
   GEM_FAST_INLINE GEM_FAST_HD bool constraint_violated() {
-    return smallest(team_, t_, [&](int i) { return slope(i); }).value < -kEnterTolerance * input_scale_;
+    return count(team_, t_, [&](int i) { return slope(i) < -kEnterTolerance * input_scale_; }) > 0;
   }
 
   // ---- the method -----------------------------------------------------------------------------------------

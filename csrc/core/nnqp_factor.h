@@ -91,13 +91,23 @@ class NnqpFactor {
         if (wanted(j)) append(j, least);
       }
     } else {
-      const int n = count(team_, t_, wanted);
-      each(team_, t_, [&](int i) {
-        if (!wanted(i)) return;
-        int before = 0;
-        for (int j = 0; j < i; ++j) before += wanted(j) ? 1 : 0;
-        active_[before] = i;
-      });
+      int n = 0;
+      if constexpr (Team::kOneEach) {
+        const int i = team_.rank();
+        const bool mine = i < t_ && wanted(i);
+        const Order order = team_.order(mine);
+        if (mine) active_[order.before] = i;
+        n = order.all;
+        team_.barrier();
+      } else {
+        n = count(team_, t_, wanted);
+        each(team_, t_, [&](int i) {
+          if (!wanted(i)) return;
+          int before = 0;
+          for (int j = 0; j < i; ++j) before += wanted(j) ? 1 : 0;
+          active_[before] = i;
+        });
+      }
       // What is turned down ends the work on all of them at once.
       for (int f = factor_all(n, least); f < n; ++f) append(active_[f], least);
     }
@@ -157,22 +167,12 @@ class NnqpFactor {
   // The largest |L^-1 r| over all r with |r_i| <= |g_i|: what the minimiser does to errors. The factor is used up: only
   // the constraints and their places are left, and z.
   GEM_FAST_INLINE GEM_FAST_HD double amplification(const double* norm) {
-    // L^-1 takes the place of L from the last column on, and y that of the sums of the rows of |L^-1| D.
-    const int k = size_;
-    team_.barrier();
-    for (int c = k - 1; c >= 0; --c) {
-      double* inverse = column(c);
-      share(team_, c + 1, k, [&](int f) { z_[f] = 0.0; });
-      add_rows<true>(team_, k, c + 1, k, z_, [&](int j) { return Scaled{column(j), inverse[j]}; });
-      team_.barrier();
-      const double diagonal = inverse_diagonal_[c];
-      const double length = norm[active_[c]];
-      share(team_, c, k, [&](int f) {
-        inverse[f] = f == c ? diagonal : -z_[f] * diagonal;
-        y_[f] = (f == c ? 0.0 : y_[f]) + fabs(inverse[f]) * length;
-      });
-      team_.barrier();
+    if constexpr (Team::kOneEach) {
+      add_inverse_by_rows(norm);
+    } else {
+      add_inverse(norm);
     }
+    const int k = size_;
     double sum = 0.0;
     for (int f = 0; f < k; ++f) sum += y_[f] * y_[f];
     team_.barrier();
@@ -199,9 +199,68 @@ class NnqpFactor {
 #endif
   }
 
+  // y = the sums of the rows of |L^-1| D, where D has the norms.
+  GEM_FAST_INLINE GEM_FAST_HD void add_inverse(const double* norm) {
+    // L^-1 takes the place of L from the last column on.
+    const int k = size_;
+    team_.barrier();
+    for (int c = k - 1; c >= 0; --c) {
+      double* inverse = column(c);
+      share(team_, c + 1, k, [&](int f) { z_[f] = 0.0; });
+      add_rows<true>(team_, k, c + 1, k, z_, [&](int j) { return Scaled{column(j), inverse[j]}; });
+      team_.barrier();
+      const double diagonal = inverse_diagonal_[c];
+      const double length = norm[active_[c]];
+      share(team_, c, k, [&](int f) {
+        inverse[f] = f == c ? diagonal : -z_[f] * diagonal;
+        y_[f] = (f == c ? 0.0 : y_[f]) + fabs(inverse[f]) * length;
+      });
+      team_.barrier();
+    }
+  }
+
+  // The same. Each thread has a column of L^-1, row by row; their products with the norms take the place of L.
+  GEM_FAST_INLINE GEM_FAST_HD void add_inverse_by_rows(const double* norm) {
+    const int k = size_;
+    const int f = team_.rank();
+    const double length = f < k ? norm[active_[f]] : 0.0;
+    double rest[kMostThreads];
+    GEM_FAST_UNROLL
+    for (int j = 0; j < kMostThreads; ++j) rest[j] = j == f ? 1.0 : 0.0;
+    team_.barrier();
+    GEM_FAST_KEEP_LOOP
+    for (int c = 0; c < k; ++c) {
+      const double x = rest[0] * inverse_diagonal_[c];
+      eliminate(rest, x, column(c) + c + 1, k - c - 1);
+      if (f <= c) column(f)[c] = fabs(x) * length;
+      team_.barrier();
+    }
+    double sum = 0.0;
+    GEM_FAST_UNROLL_BY(8)
+    for (int j = 0; j < k; ++j) sum += j <= f && f < k ? column(j)[f] : 0.0;
+    if (f < k) y_[f] = sum;
+    team_.barrier();
+  }
+
+  // rest[j] <- rest[j + 1] - x * below[j] for j < count: a step of an elimination whose next number is rest[0]. The
+  // indexes are constants, so that `rest` stays in registers.
+  GEM_FAST_INLINE GEM_FAST_HD static void eliminate(double (&rest)[kMostThreads], double x, const double* below,
+                                                    int count) {
+    constexpr int kAtOnce = 4;
+    GEM_FAST_UNROLL
+    for (int first = 0; first < kMostThreads; first += kAtOnce) {
+      if (first >= count) break;
+      GEM_FAST_UNROLL
+      for (int j = first; j < first + kAtOnce; ++j) {
+        if (j + 1 < kMostThreads && j < count) rest[j] = rest[j + 1] - x * below[j];
+      }
+    }
+  }
+
   // The factor of the constraints active_[0 .. n), each of its columns by the whole team, and y; the arithmetic is that
   // of `append`. Returns how many there are before the first that `append` would turn down: these are F then.
   GEM_FAST_INLINE GEM_FAST_HD int factor_all(int n, double least) {
+    if constexpr (Team::kOneEach) return factor_by_rows(n, least);
     below_diagonal(0, n, [&](int r, int s) { column(s)[r] = in_.entry(active_[r], active_[s]); });
     each(team_, n, [&](int f) {
       z_[f] = in_.entry(active_[f], active_[f]);
@@ -233,6 +292,37 @@ class NnqpFactor {
       column(f)[f] *= inverse_diagonal_[f];
       y_[f] *= inverse_diagonal_[f];
     });
+    return size_;
+  }
+
+  // The same. Each thread has its row of what is left in registers.
+  GEM_FAST_INLINE GEM_FAST_HD int factor_by_rows(int n, double least) {
+    const int f = team_.rank();
+    const bool mine = f < n;
+    const int i = mine ? active_[f] : 0;
+    double rest[kMostThreads];
+    GEM_FAST_UNROLL
+    for (int j = 0; j < kMostThreads; ++j) rest[j] = mine && j < n ? in_.entry(i, active_[j]) : 0.0;
+    const double diagonal = mine ? in_.entry(i, i) : 0.0;
+    double y = mine ? -c_[i] : 0.0;
+    GEM_FAST_KEEP_LOOP
+    for (int c = 0; c < n; ++c) {
+      const double pivot = team_.from(c, rest[0]);
+      if (!(pivot > least * team_.from(c, diagonal))) break;
+      const double inverse = inverse_root(pivot);
+      const double l = rest[0] * inverse;
+      const double y_c = team_.from(c, y) * inverse;
+      if (f == c) {
+        inverse_diagonal_[c] = inverse;
+        place_[i] = c;
+        y_[c] = y_c;
+      }
+      if (f >= c && mine) column(c)[f] = l;
+      y -= l * y_c;
+      team_.barrier();
+      eliminate(rest, l, column(c) + c + 1, n - c - 1);
+      size_ = c + 1;
+    }
     return size_;
   }
 
@@ -274,10 +364,11 @@ class NnqpFactor {
     if constexpr (Team::kOneEach) {
       const int f = team_.rank();
       double z = f < size_ ? z_[f] : 0.0;
+      GEM_FAST_UNROLL_BY(4)
       for (int c = size_ - 1; c >= 0; --c) {
+        const double below = f < c ? column(f)[c] : 0.0;
         const double x = team_.from(c, z) * inverse_diagonal_[c];
-        if (f < c) z -= column(f)[c] * x;
-        if (f == c) z = x;
+        z = f == c ? x : z - below * x;
       }
       if (f < size_) z_[f] = z;
       team_.barrier();

@@ -61,7 +61,7 @@ class ProjectionDual {
 
  private:
   GEM_FAST_INLINE GEM_FAST_HD bool violated() {
-    return smallest(team_, t_, [&](int i) { return in_.q[i]; }).value < 0.0;
+    return count(team_, t_, [&](int i) { return in_.q[i] < 0.0; }) > 0;
   }
 
   GEM_FAST_INLINE GEM_FAST_HD int minimise() {
@@ -86,6 +86,7 @@ class ProjectionDual {
     double at_margin = g_squared_;  // |g_m|^2
     double norms = 0.0;
     moved_ = gained_ = slope_ = 0.0;
+    GEM_FAST_UNROLL_BY(4)
     for (int i = 0; i < t_; ++i) {
       const double with_gm = c[i] - in_.ridge * m;  // g_i . g_m
       at_margin += m * (in_.q[i] + with_gm);
@@ -102,11 +103,11 @@ class ProjectionDual {
 
   // Whether float32 products lead to a g~ within kProjectionError.
   GEM_FAST_INLINE GEM_FAST_HD bool is_well_conditioned() {
-    const double lost = largest(team_, t_, [&](int i) {
+    const int lost = count(team_, t_, [&](int i) {
       const double squared = in_.P[static_cast<int64_t>(i) * t_ + i];
-      return squared < kLeastFloat32Square && (squared != 0.0 || in_.q[i] != 0.0) ? 1.0 : 0.0;
+      return squared < kLeastFloat32Square && (squared != 0.0 || in_.q[i] != 0.0);
     });
-    if (lost != 0.0 || !(g_squared_ >= kLeastFloat32Square)) return false;
+    if (lost > 0 || !(g_squared_ >= kLeastFloat32Square)) return false;
     const double most = kProjectionError * scale_ / (rounding_ * terms_);
     NnqpFactor<Team>& factor = nnqp_.factor();
     const auto joins = [&](int j) {

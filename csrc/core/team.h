@@ -7,7 +7,7 @@
 //   max(x), min_at(x, i), sum(n)      reductions; every thread gets the result
 //
 // Teams of several threads also have lane(), lanes(), group() and groups(): the same threads as a rectangle. Those with
-// kOneEach have from(i, x), the x of thread i.
+// kOneEach have at most kMostThreads, from(i, x), which is the x of thread i, and order(flag), see Order.
 #pragma once
 
 #include <cmath>
@@ -24,11 +24,16 @@
 #define GEM_FAST_INLINE inline
 #endif
 
-// Before a loop whose body is to stand in a kernel's code once.
+// Before a loop whose body is to stand in a kernel's code once, or as often as it runs, or n times.
 #if defined(__CUDACC__)
+#define GEM_FAST_PRAGMA(x) _Pragma(#x)
 #define GEM_FAST_KEEP_LOOP _Pragma("unroll 1")
+#define GEM_FAST_UNROLL _Pragma("unroll")
+#define GEM_FAST_UNROLL_BY(n) GEM_FAST_PRAGMA(unroll n)
 #else
 #define GEM_FAST_KEEP_LOOP
+#define GEM_FAST_UNROLL
+#define GEM_FAST_UNROLL_BY(n)
 #endif
 
 namespace gem_fast {
@@ -37,6 +42,15 @@ struct Indexed {
   double value;
   int index;
 };
+
+// Of the threads with a flag: how many come before this one, and how many there are.
+struct Order {
+  int before;
+  int all;
+};
+
+// The most threads of a team with kOneEach.
+inline constexpr int kMostThreads = 32;
 
 struct Solo {
   static constexpr bool kOneEach = false;
@@ -83,9 +97,7 @@ GEM_FAST_INLINE GEM_FAST_HD void add_rows(const Team& team, int n, int first, in
   share(team, 0, n, [&](int i) {
     double sum = to[i];
     const int end = kLower && i < last ? i + 1 : last;
-#if defined(__CUDACC__)
-#pragma unroll 8
-#endif
+    GEM_FAST_UNROLL_BY(8)
     for (int k = first; k < end; ++k) {
       const Scaled scaled = row(k);
       sum += scaled.x[i] * scaled.factor;
@@ -105,9 +117,13 @@ GEM_FAST_INLINE GEM_FAST_HD void add_rows(const Solo&, int n, int first, int las
 // How many i < n there are with f(i).
 template <class Team, class F>
 GEM_FAST_INLINE GEM_FAST_HD int count(const Team& team, int n, F f) {
-  int mine = 0;
-  share(team, 0, n, [&](int i) { mine += f(i) ? 1 : 0; });
-  return team.sum(mine);
+  if constexpr (Team::kOneEach) {
+    return team.order(team.rank() < n && f(team.rank())).all;
+  } else {
+    int mine = 0;
+    share(team, 0, n, [&](int i) { mine += f(i) ? 1 : 0; });
+    return team.sum(mine);
+  }
 }
 
 // The largest of 0 and f(i) for i < n.

@@ -13,7 +13,7 @@ extern __shared__ __align__(16) unsigned char gem_fast_shared[];
 
 namespace gem_fast::cuda {
 
-inline constexpr int kWarp = 32;
+inline constexpr int kWarp = kMostThreads;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
@@ -59,10 +59,10 @@ class WarpTeam {
   __device__ void barrier() const { __syncwarp(); }
   __device__ double from(int i, double x) const { return __shfl_sync(kAllLanes, x, i); }
 
-  __device__ int sum(int n) const {
-    n = warp_sum(n);
+  __device__ Order order(bool flag) const {
+    const unsigned all = __ballot_sync(kAllLanes, flag);
     __syncwarp();
-    return n;
+    return {__popc(all & ((1u << cuda::lane()) - 1u)), __popc(all)};
   }
 
   __device__ double max(double x) const {
