@@ -12,7 +12,9 @@ constexpr int kThreads = 256;
 // Rows of G whose weights are in shared memory at a time.
 constexpr int kTerms = 256;
 // Rows that a thread has under way at a time: where p is small, time goes by how often it waits for memory.
-constexpr int kAtOnce = 8;
+// Half as many of the 16-bit types, of which a load has twice as many numbers to convert.
+template <class T>
+constexpr int kAtOnce = sizeof(T) == 2 ? 4 : 8;
 
 template <class T>
 constexpr int kTile = kThreads * kPerVector<T>;
@@ -48,16 +50,16 @@ __device__ void collect_terms(const double* v, int64_t first, int64_t last, Term
 template <bool kWhole, class T>
 __device__ inline void add_terms(const T* columns, int64_t stride, int64_t count, const Terms& terms,
                                  double (&sum)[kPerVector<T>]) {
-  for (int first = 0; first < terms.count; first += kAtOnce) {
-    uint4 words[kAtOnce] = {};
+  for (int first = 0; first < terms.count; first += kAtOnce<T>) {
+    uint4 words[kAtOnce<T>] = {};
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
+    for (int k = 0; k < kAtOnce<T>; ++k) {
       if (first + k >= terms.count) break;
       const T* from = columns + terms.row[first + k] * stride;
       words[k] = kWhole ? read_words(from) : words_of(read_elements(from, count));
     }
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
+    for (int k = 0; k < kAtOnce<T>; ++k) {
       if (first + k >= terms.count) break;
       double row[kPerVector<T>];
       convert(elements_of<T>(words[k]), row);
