@@ -1,8 +1,9 @@
 """Work of each step as a CUDA graph: captured once, then launched as one piece."""
 
+import gc
 import logging
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -53,7 +54,10 @@ class CudaGraph:
         stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
         first: Exception | None = None
         try:
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            with (
+                _without_garbage_collection(),
+                torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
+            ):
                 try:
                     return run()
                 except Exception as error:  # of which torch does not know when it ends the capture
@@ -76,6 +80,18 @@ class CudaGraph:
     def replay(self) -> None:
         """As `Graph.replay`."""
         self._graph.replay()
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Keeps other graphs that nobody uses any more: to let one go while another is captured is an error."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Graphed(Generic[T]):

@@ -385,6 +385,13 @@ class Coarse(nn.Module):
         return x * (1 + 2**-11 * noise)
 
 
+class CoarseWhereMany(Coarse):
+    """As where cuDNN takes TF32 for the pass of all tasks, and not for one of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if len(x) > 40 else x
+
+
 class Mixing(Coarse):
     """Keeps the mean of each call, whatever the tasks of its examples."""
 
@@ -409,7 +416,31 @@ def test_running_statistics_may_differ_by_rounding(options: dict[str, Any]) -> N
     assert run.lines == []
 
 
-def test_a_statistic_that_differs_by_more_than_rounding_is_found() -> None:
+@pytest.mark.parametrize("options", [{}, {"form": "layerwise"}])
+@pytest.mark.parametrize("may_be_tf32", [True, False])
+def test_passes_may_round_otherwise_than_the_loop_where_there_is_tf32(
+    options: dict[str, Any], may_be_tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_may_be_tf32", lambda x: may_be_tf32 and x.dtype == torch.float32)
+    torch.manual_seed(0)
+    layers = [CoarseWhereMany(), nn.Linear(6, 64), nn.BatchNorm1d(64, momentum=1.0), nn.Tanh()]
+    layers += [CoarseWhereMany(), nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=1.0), nn.Tanh(), nn.Linear(64, 3)]
+    run = Run(nn.Sequential(*layers), **options)
+    batches = memory((40, 40, 40), rows, classes, torch.float32)
+    if options and not may_be_tf32:
+        with pytest.raises(RuntimeError, match="running_mean is not left as by one pass per task"):
+            run.step(batches)
+        return
+    for t in (2, 3, 3, 3, 3):
+        run.step(batches[:t])
+    assert len(run.lines) == (0 if may_be_tf32 else 1)
+
+
+@pytest.mark.parametrize("may_be_tf32", [True, False])
+def test_a_statistic_that_differs_by_more_than_rounding_is_found(
+    may_be_tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_may_be_tf32", lambda x: may_be_tf32 and x.dtype == torch.float32)
     assert_mixing_is_found(Mixing())
 
 
