@@ -1,9 +1,12 @@
 """The engines and both forms of G on a GPU: what the CPU gives, without a wait for the device."""
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from utils.models import Residual
 from utils.waiting import waiting_raises
 
 from gem_fast import Batch, Engine, Fused, Loop, Objective, project_
@@ -52,3 +55,17 @@ def test_a_gpu_projects_as_the_cpu_does(name: str) -> None:
 def test_a_later_pass_does_not_wait_for_the_device(name: str) -> None:
     # Passes 1, 2, 4 and 8 are compared with the loop, which waits for the result; the seventh is not.
     projected(ENGINES[name](), "cuda", torch.float32, calls=7)
+
+
+def test_a_resnet_is_one_pass_with_tf32(caplog: pytest.LogCaptureFixture) -> None:
+    """cuDNN takes it by the number of examples: running statistics and gradients differ by more than the loop's own."""
+    torch.manual_seed(0)
+    net = Residual().cuda()
+    objective, parameters = Objective(net, F.cross_entropy), list(net.parameters())
+    x, y = torch.randn(TASKS, 32, 3, 8, 8, device="cuda"), torch.randint(3, (TASKS, 32), device="cuda")
+    constraints = [[Batch(task, x[task], y[task])] for task in range(TASKS)]
+    engine = Fused(form="layerwise")
+    with caplog.at_level(logging.WARNING, "gem_fast"):
+        for _ in range(9):
+            engine(objective, constraints, parameters)
+    assert caplog.messages == []
