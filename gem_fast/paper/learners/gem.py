@@ -69,6 +69,7 @@ class Gem(SgdLearner):
             engine=gem_fast.Fused(refresh_every=config.refresh_every),
             descriptors=dict(enumerate(self.descriptors)),
             seed=0 if config.memory_batch is None else int(torch.randint(2**62, ())),
+            cuda_graph=device.type == "cuda",
         )
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> None:
