@@ -73,8 +73,8 @@ class CudaGraph:
         # Their states stay in the capture; a copy of a state is outside.
         for generator in [torch.cuda.default_generators[stream.device_index], *self._generators]:
             generator.graphsafe_set_state(generator.clone_state())
-        # Else the allocator keeps memory back, as it does during a capture.
-        with suppress(RuntimeError):
+        # Else the allocator keeps memory back, as it does during a capture. A name of torch's own, which may go.
+        with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
 
     def replay(self) -> None:
