@@ -187,7 +187,7 @@ def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Par
     """What must be the same for a graph to do what the pass would: equal kinds compare equal.
 
     Args:
-        model: the model, whose modules and modes count.
+        model: the model, whose modules and modes count, and the places of its tensors.
         batches: the memories of the past tasks, whose places and versions count.
         parameters: those that are trained, whose places count, and whether they have a gradient.
         options: whatever else the pass depends on.
@@ -198,9 +198,22 @@ def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Par
         tuple(batch.task for batch in batches),
         examples,
         tuple((id(p), p.data_ptr(), p.grad is None) for p in parameters),
-        tuple((id(module), module.training) for module in model.modules()),
+        tuple((id(module), module.training, *_places(module)) for module in model.modules()),
         options,
     )
+
+
+def _places(module: nn.Module) -> Iterator[int]:
+    """Where the module's own parameters and buffers are, those that are not trained, too."""
+    for tensors_of in (module._parameters, module._buffers):
+        yield from (_address(x) for x in tensors_of.values() if x is not None)
+
+
+def _address(x: Tensor) -> int:
+    try:
+        return x.data_ptr()
+    except RuntimeError:  # made of others, as some quantised weights are
+        return id(x)
 
 
 def _place(x: Any) -> Hashable:

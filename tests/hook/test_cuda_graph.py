@@ -121,12 +121,17 @@ def moved_parameter(model: nn.Module, gem: GEM) -> None:
     first.values = first.values.clone()
 
 
+def replaced_buffer(model: nn.Module, gem: GEM) -> None:
+    model.get_submodule("1").register_buffer("scale", on_fake_gpu(torch.ones(3)))
+
+
 def frozen_parameter(model: nn.Module, gem: GEM) -> None:
     next(model.parameters()).requires_grad_(False)
 
 
 @pytest.mark.parametrize(
-    "change", [changed_examples, changed_mode, changed_margin, moved_parameter, frozen_parameter, None]
+    "change",
+    [changed_examples, changed_mode, changed_margin, moved_parameter, replaced_buffer, frozen_parameter, None],
 )
 def test_another_graph_where_steps_are_of_another_kind(gpu: FakeGpu, change: Any) -> None:
     _, gem, optimizer = train_on_gpu(gpu, FakeGraph, steps=(2, 6))
