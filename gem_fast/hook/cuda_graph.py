@@ -206,10 +206,11 @@ def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Par
 def _places(module: nn.Module) -> Iterator[int]:
     """Where the module's own parameters and buffers are, those that are not trained, too."""
     for tensors_of in (module._parameters, module._buffers):
-        yield from (_address(x) for x in tensors_of.values() if x is not None)
+        yield from (address_of(x) for x in tensors_of.values() if x is not None)
 
 
-def _address(x: Tensor) -> int:
+def address_of(x: Tensor) -> int:
+    """Where a tensor's numbers are: another one for another tensor."""
     try:
         return x.data_ptr()
     except RuntimeError:  # made of others, as some quantised weights are

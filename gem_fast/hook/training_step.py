@@ -12,7 +12,7 @@ from gem_fast.containers import Objects, map_tensors, structure, tensors
 from gem_fast.gradients import Batch, Constraint, Engine, Objective, Sample, TaskGradients
 from gem_fast.hook import amp
 from gem_fast.hook.checks import trained_parameters
-from gem_fast.hook.cuda_graph import Graphed
+from gem_fast.hook.cuda_graph import Graphed, address_of
 from gem_fast.projection import Projection
 
 
@@ -188,13 +188,16 @@ def _kind_of(batch: Batch) -> Hashable:
 
 
 def _options(optimizer: Optimizer) -> Hashable:
-    """The learning rate and all else that a step takes from the host; tensors are read on the device."""
-    return tuple(
+    """The learning rate and all else that a step takes from the host, and the places of what it reads on the device."""
+    options = tuple(
         (name, id(value) if isinstance(value, Tensor) else repr(value))
         for group in optimizer.param_groups
         for name, value in group.items()
         if name != "params"
     )
+    # Momentum, say: load_state_dict puts other tensors in its place.
+    states = (x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor))
+    return options, tuple(map(address_of, states))
 
 
 def _obstacle(optimizer: Optimizer, current: Batch) -> str | None:

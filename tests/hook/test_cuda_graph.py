@@ -6,6 +6,7 @@ GPU.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -145,6 +146,27 @@ def test_another_graph_where_steps_are_of_another_kind(gpu: FakeGpu, change: Any
     assert FakeGraph.captured == (1 if change is None else 2)
 
 
+class Storageless(Tensor):
+    """A tensor that is made of others, as some quantised weights are."""
+
+    def __new__(cls) -> "Storageless":
+        return Tensor._make_wrapper_subclass(cls, (2, 2), dtype=torch.float32)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError
+
+
+def test_weights_without_memory_of_their_own_have_a_place() -> None:
+    model = mlp()
+    model.register_buffer("quantised", Storageless())
+    parameters = list(model.parameters())
+    kind = cuda_graph.kind_of(model, [], parameters, ())
+    assert cuda_graph.kind_of(model, [], parameters, ()) == kind
+    model.quantised = Storageless()
+    assert cuda_graph.kind_of(model, [], parameters, ()) != kind
+
+
 def test_a_pass_that_cannot_be_captured_stays_eager(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
     eager, *_ = train_on_gpu(gpu)
     with caplog.at_level(logging.WARNING, "gem_fast"):
@@ -246,11 +268,12 @@ def train_by_steps(
 )
 def test_whole_steps_from_a_graph_are_those_without(gpu: FakeGpu, options: dict[str, Any]) -> None:
     eager, losses, *_ = train_by_steps(gpu, None, **options)
-    graphed, of_graph, _, gem = train_by_steps(gpu, FakeStepGraph, **options)
+    graphed, of_graph, optimizer, gem = train_by_steps(gpu, FakeStepGraph, **options)
     for x, y in zip([*graphed, *of_graph], [*eager, *losses], strict=True):
         assert torch.equal(x, y)
-    # Three of each task's steps are run by themselves.
-    assert (FakeGraph.captured, FakeGraph.replayed) == (3, 5 + 10 + 8 - 3 * cuda_graph.EAGER_STEPS)
+    # Three of each task's steps are run by themselves, and the one that makes the momentum.
+    eager_steps = 3 * cuda_graph.EAGER_STEPS + bool(optimizer.state)
+    assert (FakeGraph.captured, FakeGraph.replayed) == (3, 5 + 10 + 8 - eager_steps)
     assert gem.last is not None
 
 
@@ -275,9 +298,10 @@ def test_a_step_that_cannot_be_captured_has_its_memory_pass_captured(
     assert FakeGraph.captured == 2
 
 
-@pytest.mark.parametrize("change", ["lr", "mode", "length", "hook"])
+@pytest.mark.parametrize("change", ["lr", "mode", "length", "hook", "state"])
 def test_another_graph_where_a_step_is_another(gpu: FakeGpu, change: str, caplog: pytest.LogCaptureFixture) -> None:
-    _, _, optimizer, gem = train_by_steps(gpu, FakeStepGraph)
+    momentum = partial(torch.optim.SGD, momentum=0.5)
+    _, _, optimizer, gem = train_by_steps(gpu, FakeStepGraph, new_optimizer=momentum)
     captured = FakeGraph.captured
     n = 4
     with gpu, caplog.at_level(logging.WARNING, "gem_fast"):
@@ -287,6 +311,10 @@ def test_another_graph_where_a_step_is_another(gpu: FakeGpu, change: str, caplog
             gem.objective.model.eval()
         elif change == "length":
             n = 3
+        elif change == "state":
+            optimizer.load_state_dict(optimizer.state_dict())
+            for state in optimizer.state.values():
+                state["momentum_buffer"] = state["momentum_buffer"].clone()
         else:
             optimizer.register_step_pre_hook(lambda *_: None)
         for _ in range(cuda_graph.EAGER_STEPS + 1):
