@@ -212,9 +212,10 @@ def _places(module: nn.Module) -> Iterator[int]:
 def address_of(x: Tensor) -> int:
     """Where a tensor's numbers are: another one for another tensor."""
     try:
-        return x.data_ptr()
-    except RuntimeError:  # made of others, as some quantised weights are
-        return id(x)
+        address = x.data_ptr()
+    except RuntimeError:
+        address = 0
+    return address or id(x)  # made of others, as some quantised weights are
 
 
 def _place(x: Any) -> Hashable:
