@@ -400,7 +400,8 @@ class GEM(Attached):
         """What a CUDA graph stands for, and why there can be none."""
         options = self.margin, self.ridge, self.memory_batch
         kind = kind_of(self.objective.model, self._stored_batches(), parameters, options)
-        return kind, obstacle_of(parameters, self._engine.repeats and self._sharded is None)
+        repeats = self._engine.repeats and self._sharded is None
+        return kind, obstacle_of(self.objective.model, parameters, repeats)
 
     def _project(self, optimizer: Optimizer) -> None:
         if amp.is_skipped(optimizer, wait=self.check):

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from gem_fast.containers import tensors
 from gem_fast.gradients import Batch
-from gem_fast.gradients.interface import random_devices
+from gem_fast.gradients.interface import is_captured, random_devices
 
 _log = logging.getLogger("gem_fast")
 
@@ -144,8 +144,21 @@ class Graphed(Generic[T]):
             generators: what the work draws from beside torch's own.
             obstacle: why there can be no graph.
         """
-        on_gpu = parameters[0].device.type == "cuda"
-        if self._given_up or (on_gpu and torch.cuda.is_current_stream_capturing()):  # a graph of the user's takes all
+        device = parameters[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self._run(run, given, kind, parameters, generators, obstacle)
+
+    def _run(
+        self,
+        run: Callable[[list[Tensor]], T],
+        given: list[Tensor],
+        kind: Hashable,
+        parameters: Sequence[Parameter],
+        generators: Sequence[torch.Generator],
+        obstacle: str | None,
+    ) -> T | None:
+        """On the current device."""
+        if self._given_up or is_captured(parameters):  # a graph of the user's takes all
             return None
         if kind != self._kind:
             self._kind, self._runs, self._graph, self._result = kind, 0, None, None
@@ -198,15 +211,15 @@ def kind_of(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Par
         tuple(batch.task for batch in batches),
         examples,
         tuple((id(p), p.data_ptr(), p.grad is None) for p in parameters),
-        tuple((id(module), module.training, *_places(module)) for module in model.modules()),
+        tuple((id(module), module.training, *map(address_of, _own_tensors(module))) for module in model.modules()),
         options,
     )
 
 
-def _places(module: nn.Module) -> Iterator[int]:
-    """Where the module's own parameters and buffers are, those that are not trained, too."""
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """The module's parameters and buffers, those that are not trained, too; not its children's."""
     for tensors_of in (module._parameters, module._buffers):
-        yield from (address_of(x) for x in tensors_of.values() if x is not None)
+        yield from (x for x in tensors_of.values() if x is not None)
 
 
 def address_of(x: Tensor) -> int:
@@ -225,16 +238,20 @@ def _place(x: Any) -> Hashable:
     return x.data_ptr(), version, tuple(x.shape), x.stride(), x.dtype
 
 
-def obstacle_of(parameters: Sequence[Parameter], repeats: bool) -> str | None:
+def obstacle_of(model: nn.Module, parameters: Sequence[Parameter], repeats: bool) -> str | None:
     """Why a graph is out of the question, before one is tried.
 
     Args:
+        model: the model; what it does on another device than the graph's would be done, and not captured.
         parameters: those that are trained.
         repeats: whether the work is the same in each step of a kind, and on this process alone.
     """
-    device = parameters[0].device
-    if device.type == "cpu":
-        return f"the parameters are on {device}, and graphs are a GPU's"
+    devices = {p.device for p in parameters} | {x.device for m in model.modules() for x in _own_tensors(m)}
+    names = " and ".join(sorted(map(str, devices)))
+    if torch.device("cpu") in devices:
+        return f"the model is on {names}, and graphs are a GPU's"
+    if len(devices) > 1:
+        return f"the model is on {names}, and a graph is one GPU's"
     if not repeats:
         return "the engine does something else in each step (refresh_every), or several processes take part"
     return None

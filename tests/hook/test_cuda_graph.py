@@ -195,9 +195,19 @@ def test_on_a_cpu_there_is_no_graph(caplog: pytest.LogCaptureFixture) -> None:
     gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=4), cuda_graph=True)
     with caplog.at_level(logging.WARNING, "gem_fast"):
         train(model, optimizer, gem, stream(2, batches=6))
-    assert caplog.messages == [
-        "the memory pass runs without a CUDA graph: the parameters are on cpu, and graphs are a GPU's"
-    ]
+    assert caplog.messages == ["the memory pass runs without a CUDA graph: the model is on cpu, and graphs are a GPU's"]
+
+
+def test_a_model_on_two_devices_has_no_graph(gpu: FakeGpu) -> None:
+    """What it does on the other one would be done when it is captured, and not again."""
+
+    with gpu:
+        model = move_to_fake_gpu(mlp())
+    model.register_buffer("elsewhere", torch.zeros(2))
+    said = cuda_graph.obstacle_of(model, list(model.parameters()), repeats=True)
+    assert said == "the model is on cpu and meta, and graphs are a GPU's"
+    model.elsewhere = model.elsewhere.to("meta")
+    assert cuda_graph.obstacle_of(model, list(model.parameters()), repeats=True) is None
 
 
 # ---- whole steps -----------------------------------------------------------------------------------------------------
@@ -390,3 +400,18 @@ def test_training_goes_on_where_a_capture_fails(by_step: bool, caplog: pytest.Lo
         y += torch.ones(3, device="cuda")
     graph.replay()
     assert y.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_a_graph_of_the_second_device() -> None:
+    torch.manual_seed(0)
+    models = [mlp().to(f"cuda:{k}") for k in (0, 1)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gem = GEM(model, optimizer, memory=EpisodicMemory(per_task=6), cuda_graph=True)
+        device = next(model.parameters()).device
+        train(model, optimizer, gem, [(x.to(device), y.to(device), task) for x, y, task in stream(3, batches=8)])
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p.cpu(), q.cpu())
