@@ -123,8 +123,9 @@ class GEM(Attached):
             were made, and capture another where a task joins or the model changes. `last` then holds the same tensors
             in each step. Of `step` all is one graph, but for `observe`: then the returned loss and `.grad` are the same
             tensors, too, dropout goes on from other random numbers, and the optimizer must be SGD or have
-            capturable=True, without step hooks of the user's. What cannot be captured stays as it is, with one line in
-            the log "gem_fast".
+            capturable=True, without step hooks of the user's. What the model does in Python alone, counting its calls
+            say, happens when a graph is captured, and not in the steps that come from it. What cannot be captured stays
+            as it is, with one line in the log "gem_fast".
 
     Attributes:
         last: what the last step's projection did (violations, v, q, status and residual, as tensors on the device: to

@@ -106,6 +106,7 @@ def captured(**options: Any) -> Callable[..., Call]:
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
         gem = gem_fast.GEM(model, optimizer, memory=memory, margin=MARGIN, **options)
         gem.observe(x, y, task)
+        gem.current_task = task  # though no further batch is observed
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=False)
