@@ -11,14 +11,12 @@ from gem_fast.paper.errors import InputError
 from gem_fast.paper.experiments import run_cache
 from gem_fast.paper.experiments.checkpoint import Checkpoints
 from gem_fast.paper.experiments.run_cache import read_run, run_cached, run_name
-from gem_fast.paper.experiments.training_run import TrainingRun, configuration
+from gem_fast.paper.experiments.training_run import RunConfig, TrainingRun, configuration
 from gem_fast.paper.learners.gem import Gem
-
-Config = dict[str, Any]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path) -> RunConfig:
     """A run of 60 mini-batches."""
     write_folder(tmp_path / "data")
     return configuration(
@@ -33,11 +31,11 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations of the runs made since."""
     configs = []
 
-    def training_run(config: Config) -> TrainingRun:
+    def training_run(config: RunConfig) -> TrainingRun:
         configs.append(config)
         return TrainingRun(config)
 
