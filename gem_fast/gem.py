@@ -13,6 +13,7 @@ from gem_fast.batches import check_examples
 from gem_fast.containers import Nest, Objects
 from gem_fast.distributed import Ranks
 from gem_fast.gradients import Batch, Constraint, Engine, Fused, Objective, Sample, TaskGradients
+from gem_fast.gradients.interface import is_captured
 from gem_fast.gradients.sharded_engine import ShardedEngine
 from gem_fast.hook import amp, hook_state
 from gem_fast.hook.accuracy_watch import AccuracyWatch
@@ -118,7 +119,8 @@ class GEM(Attached):
             is in DistributedDataParallel or sharded by `fully_shard` by the first step. Each then observes its own
             examples, and those of all count (docs/distributed.md).
         check: raise RuntimeError where a projection's status is not `Status.SOLVED`. Reading the status synchronises
-            with a GPU; a NaN or an infinity on the CPU raises always.
+            with a GPU; without it the log "gem_fast" says once, some steps later, that there was another one. A NaN or
+            an infinity on the CPU raises always.
         cuda_graph: on a GPU, launch the memory pass and the projection as one CUDA graph once a few steps of a kind
             were made, and capture another where a task joins or the model changes. `last` then holds the same tensors
             in each step. Of `step` all is one graph, but for `observe`: then the returned loss and `.grad` are the same
@@ -299,6 +301,7 @@ class GEM(Attached):
             return self._step.run(optimizer, current, update=update, scaler=scaler)
         self.last = done.last
         self._watch.stepped(self._current)
+        self._accuracy.ask()
         if self.check and done.last is not None:
             check_solved(done.last)
         return done.loss
@@ -457,7 +460,9 @@ class GEM(Attached):
                 obstacle=obstacle,
             )
         self.last, depends = project(grads) if done is None else done
-        self._accuracy.projected(self.last)
+        self._accuracy.projected(self.last, amp.found_inf(optimizer))
+        if not is_captured(parameters):
+            self._accuracy.ask()
         if self.check:
             try:
                 check_solved(self.last)

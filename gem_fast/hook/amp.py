@@ -25,10 +25,16 @@ def is_skipped(optimizer: Optimizer, wait: bool) -> bool:
         optimizer: the optimizer whose step is about to run.
         wait: read the finding from a GPU, too, which waits for it; otherwise the answer is False there.
     """
-    found = getattr(optimizer, "found_inf", None)
-    if isinstance(found, Tensor) and found.device.type != "cpu" and not wait:
+    found = found_inf(optimizer)
+    if found is None or (found.device.type != "cpu" and not wait):
         return False
     return bool(found)
+
+
+def found_inf(optimizer: Optimizer) -> Tensor | None:
+    """What the scaler tells an optimizer with fused=True, not zero where a gradient is infinite; else None."""
+    found = getattr(optimizer, "found_inf", None)
+    return found if isinstance(found, Tensor) else None
 
 
 def unscale_(optimizer: Optimizer) -> None:
