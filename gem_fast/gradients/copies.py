@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gem_fast.gradients.interface import Objective
+from gem_fast.gradients.restore import grads_set_aside, parameters_replaced
 
 
 def gradients_at_copies(
@@ -39,16 +40,10 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]
 
 
 def _by_backward(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    before = [leaf.grad for leaf in leaves]
-    try:
-        for leaf in leaves:
-            leaf.grad = None
+    with grads_set_aside(leaves):
         if loss.requires_grad:
             loss.backward()
         return [leaf.grad for leaf in leaves]
-    finally:
-        for leaf, grad in zip(leaves, before, strict=True):
-            leaf.grad = grad
 
 
 def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
@@ -64,17 +59,17 @@ def _copies_in_place(objective: Objective) -> Iterator[dict[Tensor, Tensor]]:
     """
     loss = objective.loss_fn
     modules = [*objective.model.modules(), *(loss.modules() if isinstance(loss, nn.Module) else ())]
-    places = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
+    trained = [
+        (module, name, parameter)
+        for module in modules
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    ]
     copies: dict[Tensor, Tensor] = {}
-    for _, _, parameter in places:
-        if parameter.requires_grad and parameter not in copies:
+    for _, _, parameter in trained:
+        if parameter not in copies:
             copy = copies[parameter] = parameter.detach().requires_grad_()
             for hook in (parameter._backward_hooks or {}).values():
                 copy.register_hook(hook)
-    try:
-        for module, name, parameter in places:
-            module._parameters[name] = copies.get(parameter, parameter)
+    with parameters_replaced([(module, name, copies[parameter]) for module, name, parameter in trained]):
         yield copies
-    finally:
-        for module, name, parameter in places:
-            module._parameters[name] = parameter

@@ -1,4 +1,4 @@
-"""What a comparison changes in the model and then puts back, bit by bit."""
+"""What comparisons and passes change in the model and then put back, bit by bit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,3 +77,29 @@ def parameters_moved(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
     finally:
         for data, value in zip(moved, before, strict=True):
             data.copy_(value)
+
+
+@contextmanager
+def parameters_replaced(values: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Within the block, these modules have these tensors in place of their parameters of these names."""
+    before = [(owner, name, owner._parameters[name]) for owner, name, _ in values]
+    try:
+        for owner, name, value in values:
+            owner._parameters[name] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for owner, name, parameter in before:
+            owner._parameters[name] = parameter
+
+
+@contextmanager
+def grads_set_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block, `.grad` of these leaves begins as None; then it is what it was before."""
+    before = [(leaf, leaf.grad) for leaf in leaves]
+    try:
+        for leaf, _ in before:
+            leaf.grad = None
+        yield
+    finally:
+        for leaf, grad in before:
+            leaf.grad = grad

@@ -15,6 +15,7 @@ from gem_fast.containers import tensors
 from gem_fast.distributed import Agreement, Ranks, communicates
 from gem_fast.gradients.interface import Batch, Constraint, Engine, Objective, Sample, random_devices
 from gem_fast.gradients.loop import Loop, RowEngine
+from gem_fast.gradients.restore import grads_set_aside
 from gem_fast.gradients.rows import RowGradients
 from gem_fast.gradients.sharded import ColumnShare, LocalShards, ShardedGradients, columns_of, local_tensors
 from gem_fast.hook.descriptors import Descriptors
@@ -207,15 +208,9 @@ class ShardedEngine:
         if not self._ranks.shards:
             return torch.autograd.grad(loss, parameters, allow_unused=True)
         # The gradients of shards are there after a backward only, in `.grad`.
-        before = [(p, p.grad) for p in {*model.parameters(), *parameters}]
-        try:
-            for p, _ in before:
-                p.grad = None
+        with grads_set_aside({*model.parameters(), *parameters}):
             loss.backward()
             return [None if p.grad is None else local_tensors([p.grad])[0] for p in parameters]
-        finally:
-            for p, grad in before:
-                p.grad = grad
 
     def _own(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         """What the rows are made of: the parameters, or this rank's shards of them, the same objects in each step."""

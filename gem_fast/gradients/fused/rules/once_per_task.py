@@ -4,8 +4,7 @@ So work modules that look at the whole mini-batch (batch normalisation: its stat
 those of one pass per task, in order), and those whose parameters take part in ways that no other rule knows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gem_fast.gradients.fused.recorder import CannotFuse, Recorder
+from gem_fast.gradients.restore import parameters_replaced
 
 
 def once_per_task(recorder: Recorder, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -44,19 +44,6 @@ def once_per_task(recorder: Recorder, module: nn.Module, forward: Callable[..., 
         for parameter, alias in aliases.items():
             recorder.use_alias(parameter, alias, task)
     return _joined(module, outputs, dims_out)
-
-
-@contextmanager
-def parameters_replaced(values: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """Within the block, these modules have these tensors in place of their parameters of these names."""
-    before = [(owner, name, owner._parameters[name]) for owner, name, _ in values]
-    try:
-        for owner, name, value in values:
-            owner._parameters[name] = value  # type: ignore[assignment]
-        yield
-    finally:
-        for owner, name, parameter in before:
-            owner._parameters[name] = parameter
 
 
 def _dims(module: nn.Module, dim: int) -> tuple[Sequence[int], Sequence[int]]:

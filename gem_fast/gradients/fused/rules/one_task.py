@@ -13,8 +13,9 @@ from gem_fast.gradients.fused.recorder import Recorder, Rule
 from gem_fast.gradients.fused.rules.embedding import embedding
 from gem_fast.gradients.fused.rules.linear import conv1d, linear
 from gem_fast.gradients.fused.rules.normalisation import normalisation
-from gem_fast.gradients.fused.rules.once_per_task import once_per_task, parameters_replaced
+from gem_fast.gradients.fused.rules.once_per_task import once_per_task
 from gem_fast.gradients.fused.rules.own_rms_norm import own_rms_norm
+from gem_fast.gradients.restore import parameters_replaced
 
 # They treat all positions of an input alike: the whole input may stand for one example.
 _BY_POSITION = (linear, conv1d, embedding, normalisation, own_rms_norm)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from gem_fast.gradients.fused.recorder import Recorder
 from gem_fast.gradients.fused.rules.bias import write_bias
-from gem_fast.gradients.fused.rules.once_per_task import once_per_task, parameters_replaced
+from gem_fast.gradients.fused.rules.once_per_task import once_per_task
 from gem_fast.gradients.fused.task_batch import TaskSizes
+from gem_fast.gradients.restore import parameters_replaced
 
 
 def is_rms_norm(module: nn.Module) -> bool:
