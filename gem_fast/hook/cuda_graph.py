@@ -146,40 +146,28 @@ class Graphed(Generic[T]):
         """
         device = parameters[0].device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            return self._run(run, given, kind, parameters, generators, obstacle)
-
-    def _run(
-        self,
-        run: Callable[[list[Tensor]], T],
-        given: list[Tensor],
-        kind: Hashable,
-        parameters: Sequence[Parameter],
-        generators: Sequence[torch.Generator],
-        obstacle: str | None,
-    ) -> T | None:
-        """On the current device."""
-        if self._given_up or is_captured(parameters):  # a graph of the user's takes all
-            return None
-        if kind != self._kind:
-            self._kind, self._runs, self._graph, self._result = kind, 0, None, None
-        if self._graph is None:
-            if self._runs < EAGER_STEPS:
-                self._runs += 1
-                return run(given)
-            obstacle = obstacle or self._capture(run, given, generators)
-            if obstacle is not None:
-                self._given_up = True
-                _log.warning("%s runs without a CUDA graph: %s", self._what, obstacle)
+            if self._given_up or is_captured(parameters):  # a graph of the user's takes all
                 return None
-        assert self._graph is not None
-        torch._foreach_copy_(self._static, given)
-        if self._in_place:
-            with torch.random.fork_rng(random_devices(parameters)):
+            if kind != self._kind:
+                self._kind, self._runs, self._graph, self._result = kind, 0, None, None
+            if self._graph is None:
+                if self._runs < EAGER_STEPS:
+                    self._runs += 1
+                    return run(given)
+                obstacle = obstacle or self._capture(run, given, generators)
+                if obstacle is not None:
+                    self._given_up = True
+                    _log.warning("%s runs without a CUDA graph: %s", self._what, obstacle)
+                    return None
+            assert self._graph is not None
+            torch._foreach_copy_(self._static, given)
+            if self._in_place:
+                with torch.random.fork_rng(random_devices(parameters)):
+                    self._graph.replay()
+                torch._foreach_copy_(given, self._static)
+            else:
                 self._graph.replay()
-            torch._foreach_copy_(given, self._static)
-        else:
-            self._graph.replay()
-        return self._result
+            return self._result
 
     def _capture(
         self, run: Callable[[list[Tensor]], T], given: list[Tensor], generators: Sequence[torch.Generator]
