@@ -87,17 +87,17 @@ class LateNumber:
         torch.maximum(self._largest, x, out=self._largest)
 
     def read(self) -> int | None:
-        """The number as it was at the call before, where it is here by now; else None, and it is sent for."""
-        if self._sent is None:
-            with torch.cuda.device(self._largest.device):
-                there = torch.empty_like(self._largest, device="cpu", pin_memory=True)
-                there.copy_(self._largest, non_blocking=True)
-                event = torch.cuda.Event()
-                event.record()
-            self._sent = there, event
-            return None
-        there, event = self._sent
-        if not event.query():
-            return None
-        self._sent = None
-        return int(there)
+        """The number as it was when it was sent for last, where it is here by now; else None. Sends for the next."""
+        found = None
+        if self._sent is not None:
+            there, event = self._sent
+            if not event.query():
+                return None
+            found = int(there)
+        with torch.cuda.device(self._largest.device):
+            there = torch.empty_like(self._largest, device="cpu", pin_memory=True)
+            there.copy_(self._largest, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._sent = there, event
+        return found
