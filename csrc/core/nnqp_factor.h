@@ -92,13 +92,15 @@ class NnqpFactor {
       }
     } else {
       int n = 0;
+      int done = 0;
       if constexpr (Team::kOneEach) {
         const int i = team_.rank();
         const bool mine = i < t_ && wanted(i);
         const Order order = team_.order(mine);
         if (mine) active_[order.before] = i;
-        n = order.all;
         team_.barrier();
+        n = order.all;
+        done = factor_by_rows(n, least);
       } else {
         n = count(team_, t_, wanted);
         each(team_, t_, [&](int i) {
@@ -107,9 +109,10 @@ class NnqpFactor {
           for (int j = 0; j < i; ++j) before += wanted(j) ? 1 : 0;
           active_[before] = i;
         });
+        done = factor_all(n, least);
       }
       // What is turned down ends the work on all of them at once.
-      for (int f = factor_all(n, least); f < n; ++f) append(active_[f], least);
+      for (; done < n; ++done) append(active_[done], least);
     }
   }
 
@@ -260,7 +263,6 @@ class NnqpFactor {
   // The factor of the constraints active_[0 .. n), each of its columns by the whole team, and y; the arithmetic is that
   // of `append`. Returns how many there are before the first that `append` would turn down: these are F then.
   GEM_FAST_INLINE GEM_FAST_HD int factor_all(int n, double least) {
-    if constexpr (Team::kOneEach) return factor_by_rows(n, least);
     below_diagonal(0, n, [&](int r, int s) { column(s)[r] = in_.entry(active_[r], active_[s]); });
     each(team_, n, [&](int f) {
       z_[f] = in_.entry(active_[f], active_[f]);
@@ -326,7 +328,7 @@ class NnqpFactor {
     return size_;
   }
 
-  // f(r, s) for first <= s < r < n, spread over a team of several threads.
+  // f(r, s) for first <= s < r < n, spread over a team that is a rectangle.
   template <class F>
   GEM_FAST_INLINE GEM_FAST_HD void below_diagonal(int first, int n, F f) const {
     for (int s = first + team_.group(); s < n; s += team_.groups()) {

@@ -4,10 +4,11 @@
 //   rank(), size()        this thread's place in the team
 //   kOneEach              whether there are at least as many threads as numbers to share out
 //   barrier()             everything the team wrote before it is visible to the whole team after it
-//   max(x), min_at(x, i), sum(n)      reductions; every thread gets the result
+//   max(x), min_at(x, i)  reductions; every thread gets the result
 //
-// Teams of several threads also have lane(), lanes(), group() and groups(): the same threads as a rectangle. Those with
-// kOneEach have at most kMostThreads, from(i, x), which is the x of thread i, and order(flag), see Order.
+// Teams with kOneEach have at most kMostThreads, from(i, x), which is the x of thread i, and order(flag), see Order.
+// The others have sum(n); and, where they are several threads, lane(), lanes(), group() and groups(): the same threads
+// as a rectangle.
 #pragma once
 
 #include <cmath>

@@ -50,19 +50,15 @@ class WarpTeam {
  public:
   static constexpr bool kOneEach = true;
 
-  __device__ int rank() const { return cuda::lane(); }
+  __device__ int rank() const { return lane(); }
   __device__ int size() const { return kWarp; }
-  __device__ int lane() const { return cuda::lane(); }
-  __device__ int lanes() const { return kWarp; }
-  __device__ int group() const { return 0; }
-  __device__ int groups() const { return 1; }
   __device__ void barrier() const { __syncwarp(); }
   __device__ double from(int i, double x) const { return __shfl_sync(kAllLanes, x, i); }
 
   __device__ Order order(bool flag) const {
     const unsigned all = __ballot_sync(kAllLanes, flag);
     __syncwarp();
-    return {__popc(all & ((1u << cuda::lane()) - 1u)), __popc(all)};
+    return {__popc(all & ((1u << lane()) - 1u)), __popc(all)};
   }
 
   __device__ double max(double x) const {
