@@ -41,29 +41,37 @@ GEM_FAST_KERNEL void transpose_tile(typename Lanes<T, L>::type* x) {
   }
 }
 
+// Rows and columns are whole tiles of L by L.
 template <class T, int L, bool kAdd>
-GEM_FAST_KERNEL void transpose_as(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
-                                  int64_t to_stride) {
+GEM_FAST_KERNEL void transpose_tiles(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                                     int64_t to_stride) {
   using V = typename Lanes<T, L>::type;
   for (int64_t r = 0; r < rows; r += L) {
     for (int64_t c = 0; c < columns; c += L) {
-      if (r + L <= rows && c + L <= columns) {
-        V tile[L];
-        for (int i = 0; i < L; ++i) tile[i] = *reinterpret_cast<const V*>(from + (r + i) * from_stride + c);
-        transpose_tile<T, L>(tile);
-        for (int i = 0; i < L; ++i) {
-          V& out = *reinterpret_cast<V*>(to + (c + i) * to_stride + r);
-          out = kAdd ? out + tile[i] : tile[i];
-        }
-        continue;
-      }
-      for (int64_t i = r; i < std::min(r + L, rows); ++i) {
-        for (int64_t j = c; j < std::min(c + L, columns); ++j) {
-          T& out = to[j * to_stride + i];
-          out = kAdd ? out + from[i * from_stride + j] : from[i * from_stride + j];
-        }
+      V tile[L];
+      const T* source = from + r * from_stride + c;
+      for (int i = 0; i < L; ++i, source += from_stride) tile[i] = *reinterpret_cast<const V*>(source);
+      transpose_tile<T, L>(tile);
+      T* target = to + c * to_stride + r;
+      for (int i = 0; i < L; ++i, target += to_stride) {
+        V& out = *reinterpret_cast<V*>(target);
+        out = kAdd ? out + tile[i] : tile[i];
       }
     }
+  }
+}
+
+// What is left of the rows and columns after whole tiles is taken in smaller ones.
+template <class T, int L, bool kAdd>
+GEM_FAST_KERNEL void transpose_as(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                                  int64_t to_stride) {
+  const int64_t r = rows / L * L;
+  const int64_t c = columns / L * L;
+  transpose_tiles<T, L, kAdd>(from, from_stride, r, c, to, to_stride);
+  if constexpr (L > 1) {
+    constexpr int kLess = L > 4 ? 4 : 1;
+    transpose_as<T, kLess, kAdd>(from + c, from_stride, rows, columns - c, to + c * to_stride, to_stride);
+    transpose_as<T, kLess, kAdd>(from + r * from_stride, from_stride, rows - r, c, to + r, to_stride);
   }
 }
 
