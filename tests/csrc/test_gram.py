@@ -17,8 +17,10 @@ def test_equals_float64(t: int, p: int, dtype: torch.dtype, simd_level: str) -> 
     P, q = ops.gram(G, grads)
     g = torch.cat(grads)
     assert P.dtype == q.dtype == torch.float64
-    assert_as_accurate_as_torch(P, G @ G.T, G.double() @ G.double().T)
-    assert_as_accurate_as_torch(q, G @ g, G.double() @ g.double())
+    # Torch sums in the processor's widest vectors; in narrower ones each lane's sum is longer.
+    slack = 1e-7 if simd_level == ops.build_info()["simd_levels"][-1] else 1e-6
+    assert_as_accurate_as_torch(P, G @ G.T, G.double() @ G.double().T, slack)
+    assert_as_accurate_as_torch(q, G @ g, G.double() @ g.double(), slack)
     assert_same_bits(P, P.T.contiguous())
 
 
