@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/status.h"
-#include "cpu/mlp/buffer.h"
+#include "cpu/buffer.h"
 #include "cpu/mlp/example_products.h"
 #include "cpu/mlp/example_rows.h"
 #include "cpu/mlp/mlp.h"

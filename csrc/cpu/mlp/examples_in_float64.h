@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cpu/mlp/buffer.h"
+#include "cpu/buffer.h"
 #include "cpu/mlp/example_products.h"
 #include "cpu/mlp/sparse.h"
 #include "cpu/parallel.h"

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/arrays.h"
-#include "cpu/mlp/buffer.h"
+#include "cpu/buffer.h"
 #include "cpu/mlp/example_products.h"
 #include "cpu/parallel.h"
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/dispatch.h"
-#include "cpu/mlp/buffer.h"
+#include "cpu/buffer.h"
 #include "cpu/mlp/cross_entropy.h"
 #include "cpu/mlp/gemm.h"
 #include "cpu/mlp/layer_gradient.h"

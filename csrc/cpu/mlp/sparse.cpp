@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "core/dispatch.h"
-#include "cpu/mlp/buffer.h"
+#include "cpu/buffer.h"
 #include "cpu/mlp/transpose.h"
 #include "cpu/simd.h"
 

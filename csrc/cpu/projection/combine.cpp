@@ -63,6 +63,22 @@ GEM_FAST_KERNEL void combine_any_impl(const RowMatrix& G, const Span& span, cons
 GEM_FAST_MULTIVERSION(combine_any, (const RowMatrix& G, const Span& span, const Term* terms, int64_t count),
                       (G, span, terms, count))
 
+// g[i] += v sum[i]
+template <class T>
+GEM_FAST_KERNEL void add_sums(T* g, const Compute<T>* sum, double v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double moved = static_cast<double>(static_cast<Compute<T>>(g[i])) + v * static_cast<double>(sum[i]);
+    g[i] = static_cast<T>(static_cast<Compute<T>>(moved));
+  }
+}
+
+template <class Isa>
+GEM_FAST_KERNEL void add_sums_any_impl(const Span& span, DType dtype, const void* sums, double v) {
+  GEM_FAST_DISPATCH_DTYPE(dtype, add_sums(static_cast<T*>(span.tensor->data) + span.begin,
+                                          static_cast<const Compute<T>*>(sums) + span.offset, v, span.numel));
+}
+GEM_FAST_MULTIVERSION(add_sums_any, (const Span& span, DType dtype, const void* sums, double v), (span, dtype, sums, v))
+
 }  // namespace
 
 void combine(const TensorList& g, const RowMatrix& G, const double* v, const Executor& executor) {
@@ -73,6 +89,11 @@ void combine(const TensorList& g, const RowMatrix& G, const double* v, const Exe
   if (terms.empty()) return;
   const auto count = static_cast<int64_t>(terms.size());
   for_each_span(g, G.p, kGrain, executor, [&](const Span& span) { combine_any(G, span, terms.data(), count); });
+}
+
+void combine_equally(const TensorList& g, DType dtype, int64_t p, const void* column_sums, double v,
+                     const Executor& executor) {
+  for_each_span(g, p, kGrain, executor, [&](const Span& span) { add_sums_any(span, dtype, column_sums, v); });
 }
 
 }  // namespace gem_fast::cpu

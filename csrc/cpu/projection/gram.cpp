@@ -115,11 +115,11 @@ GEM_FAST_KERNEL void sum_rows(C* sum, const T* first, int64_t stride, int64_t n)
   }
 }
 
-// sum = columns [c, c + n) of G^T 1.
+// sum (padded,) = columns [c, c + n) of G^T 1, and zeros.
 template <class T>
-GEM_FAST_KERNEL void sum_all_rows(const RowMatrix& G, int64_t c, int64_t n, Compute<T>* sum) {
+GEM_FAST_KERNEL void sum_all_rows(const RowMatrix& G, int64_t c, int64_t n, int64_t padded, Compute<T>* sum) {
   const T* rows = static_cast<const T*>(G.data) + c;
-  std::fill_n(sum, n, Compute<T>(0));
+  std::fill_n(sum, padded, Compute<T>(0));
   int64_t k = 0;
   for (; k + 8 <= G.t; k += 8) sum_rows<8>(sum, rows + k * G.stride, G.stride, n);
   for (; k < G.t; ++k) sum_rows<1>(sum, rows + k * G.stride, G.stride, n);
@@ -128,20 +128,19 @@ GEM_FAST_KERNEL void sum_all_rows(const RowMatrix& G, int64_t c, int64_t n, Comp
 // One slab of columns: adds q_k to partial[k] and (P 1)_k to partial[t + k].
 template <class Isa, class T>
 GEM_FAST_KERNEL void row_sums_slab(const RowMatrix& G, const TensorList& g, int64_t begin, int64_t end,
-                                   double* partial) {
+                                   Compute<T>* column_sums, double* partial) {
   using C = Compute<T>;
   constexpr int kLanes = kLanesOf<Isa, C>;
   constexpr int64_t kColumns =
       kBlockColumns / 2;  // g, the sum of rows and the rows themselves share the first-level cache
   using V = typename Lanes<C, kLanes>::type;
-  alignas(64) C sum[kColumns];
   alignas(64) C g_buffer[kColumns];
   alignas(64) C row_buffer[kColumns];
   for (int64_t c = begin; c < end; c += kColumns) {
     const int64_t n = std::min(kColumns, end - c);
     const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-    for (int64_t i = n; i < padded; ++i) sum[i] = C(0);
-    sum_all_rows<T>(G, c, n, sum);
+    C* sum = column_sums + c;
+    sum_all_rows<T>(G, c, n, padded, sum);
     const C* current = gradient_block<T, C>(g, c, n, padded, g_buffer);
     for (int64_t k = 0; k < G.t; ++k) {
       const C* row = row_block<T, C>(static_cast<const T*>(G.data) + k * G.stride, c, n, padded, row_buffer);
@@ -167,12 +166,14 @@ GEM_FAST_KERNEL void row_sums_slab(const RowMatrix& G, const TensorList& g, int6
 
 template <class Isa>
 GEM_FAST_KERNEL void row_sums_any_impl(const RowMatrix& G, const TensorList& g, int64_t begin, int64_t end,
-                                       double* partial) {
-  GEM_FAST_DISPATCH_DTYPE(G.dtype, row_sums_slab<Isa, T>(G, g, begin, end, partial));
+                                       void* column_sums, double* partial) {
+  GEM_FAST_DISPATCH_DTYPE(G.dtype,
+                          row_sums_slab<Isa, T>(G, g, begin, end, static_cast<Compute<T>*>(column_sums), partial));
 }
 GEM_FAST_MULTIVERSION(row_sums_any,
-                      (const RowMatrix& G, const TensorList& g, int64_t begin, int64_t end, double* partial),
-                      (G, g, begin, end, partial))
+                      (const RowMatrix& G, const TensorList& g, int64_t begin, int64_t end, void* column_sums,
+                       double* partial),
+                      (G, g, begin, end, column_sums, partial))
 
 template <class T>
 bool all_finite(const T* x, int64_t n) {
@@ -221,12 +222,19 @@ void gram(const RowMatrix& G, const TensorList& g, Products products, double* P,
   }
 }
 
-void gram_row_sums(const RowMatrix& G, const TensorList& g, double* q, double* sums, double* workspace,
-                   const Executor& executor) {
+int64_t column_sums_bytes(DType dtype, int64_t p) {
+  // Whole vectors are written.
+  GEM_FAST_DISPATCH_DTYPE(dtype, return static_cast<int64_t>(sizeof(Compute<T>)) * (p + IsaV4::kFloats));
+  return 0;
+}
+
+void gram_row_sums(const RowMatrix& G, const TensorList& g, double* q, double* sums, void* column_sums,
+                   double* workspace, const Executor& executor) {
   const Slabs slabs(G.p, kMaxSlabs);
   std::fill_n(workspace, slabs.count * 2 * G.t, 0.0);
   executor.each(slabs.count, 1, [&](int64_t slab) {
-    row_sums_any(G, g, slab * slabs.width, std::min(G.p, (slab + 1) * slabs.width), workspace + slab * 2 * G.t);
+    row_sums_any(G, g, slab * slabs.width, std::min(G.p, (slab + 1) * slabs.width), column_sums,
+                 workspace + slab * 2 * G.t);
   });
   for (int64_t k = 0; k < G.t; ++k) {
     q[k] = sums[k] = 0.0;

@@ -18,9 +18,12 @@ void gram(const RowMatrix& G, const TensorList& g, Products products, double* P,
           double* workspace, const Executor& executor);
 
 // q (t,) = G g and sums (t,) = P 1 = G (G^T 1), the row sums of P, without P itself: enough to tell whether a
-// constraint is violated, and whether v = margin * 1 already is the answer.
-void gram_row_sums(const RowMatrix& G, const TensorList& g, double* q, double* sums, double* workspace,
-                   const Executor& executor);
+// constraint is violated, and whether v = margin * 1 already is the answer. G^T 1 is left in column_sums, see
+// combine.h.
+void gram_row_sums(const RowMatrix& G, const TensorList& g, double* q, double* sums, void* column_sums,
+                   double* workspace, const Executor& executor);
+// Bytes of column_sums.
+int64_t column_sums_bytes(DType dtype, int64_t p);
 
 // The first row of G with a NaN or an infinity; t when it is g that has one, -1 when there is none.
 int64_t first_non_finite(const RowMatrix& G, const TensorList& g);

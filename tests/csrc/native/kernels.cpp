@@ -46,12 +46,19 @@ void run_gram(Random& random, Matrix<T>& G, Gradient<T>& g) {
   const Products products = random() % 3 == 0 ? Products::kFloat64 : products_of(G.rows.dtype);
   cpu::gram(G.rows, g.list(), products, P.data(), q.data(), g_squared.data(), workspace.data(), kPlainThreads);
   Buffer<double> row_q(G.t, 1), sums(G.t, 0), more(cpu::gram_row_sums_doubles(G.t, G.p), 0);
-  cpu::gram_row_sums(G.rows, g.list(), row_q.data(), sums.data(), more.data(), kPlainThreads);
+  Buffer<Compute<T>> column_sums(cpu::column_sums_bytes(G.rows.dtype, G.p) / sizeof(Compute<T>), 0);
+  cpu::gram_row_sums(G.rows, g.list(), row_q.data(), sums.data(), column_sums.data(), more.data(), kPlainThreads);
   if (cpu::first_non_finite(G.rows, g.list()) >= 0) return;
   const std::vector<double> flat = g.flat();
   double squared = 0;
   for (const double x : flat) squared += x * x;
   expect(std::fabs(g_squared[0] - squared) <= 1e-4 * squared, "|g|^2");
+  for (int trial = 0; trial < 5 && G.p > 0; ++trial) {
+    const int64_t c = random() % G.p;
+    double sum = 0, size = 0;
+    for (int64_t k = 0; k < G.t; ++k) sum += G.at(k, c), size += std::fabs(G.at(k, c));
+    expect(std::fabs(column_sums.at(c) - sum) <= 1e-5 * size, "G^T 1");
+  }
   for (int trial = 0; trial < 5 && G.t > 0; ++trial) {
     const int64_t i = random() % G.t, j = random() % G.t;
     double product = 0, size = 0, with_g = 0, size_g = 0;
