@@ -36,9 +36,10 @@ GEM_FAST_KERNEL void add_rows(double* sum, const T* G, int64_t stride, const Ter
   }
 }
 
-// g[i] += sum_k v_k row_k[i], summed in float64 and rounded once.
-template <class T>
-GEM_FAST_KERNEL void combine_span(T* g, const T* G, int64_t stride, const Term* terms, int64_t count, int64_t n) {
+// g[i] += sum_k v_k row_k[i], summed in float64 and rounded once; rows are of g's type, or of the one it is added up
+// in.
+template <class T, class Row>
+GEM_FAST_KERNEL void combine_span(T* g, const Row* G, int64_t stride, const Term* terms, int64_t count, int64_t n) {
   alignas(64) double sum[kColumns];
   for (int64_t c = 0; c < n; c += kColumns) {
     const int64_t m = std::min(kColumns, n - c);
@@ -63,19 +64,12 @@ GEM_FAST_KERNEL void combine_any_impl(const RowMatrix& G, const Span& span, cons
 GEM_FAST_MULTIVERSION(combine_any, (const RowMatrix& G, const Span& span, const Term* terms, int64_t count),
                       (G, span, terms, count))
 
-// g[i] += v sum[i]
-template <class T>
-GEM_FAST_KERNEL void add_sums(T* g, const Compute<T>* sum, double v, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double moved = static_cast<double>(static_cast<Compute<T>>(g[i])) + v * static_cast<double>(sum[i]);
-    g[i] = static_cast<T>(static_cast<Compute<T>>(moved));
-  }
-}
-
 template <class Isa>
 GEM_FAST_KERNEL void add_sums_any_impl(const Span& span, DType dtype, const void* sums, double v) {
-  GEM_FAST_DISPATCH_DTYPE(dtype, add_sums(static_cast<T*>(span.tensor->data) + span.begin,
-                                          static_cast<const Compute<T>*>(sums) + span.offset, v, span.numel));
+  const Term term{0, v};
+  GEM_FAST_DISPATCH_DTYPE(dtype,
+                          combine_span(static_cast<T*>(span.tensor->data) + span.begin,
+                                       static_cast<const Compute<T>*>(sums) + span.offset, 0, &term, 1, span.numel));
 }
 GEM_FAST_MULTIVERSION(add_sums_any, (const Span& span, DType dtype, const void* sums, double v), (span, dtype, sums, v))
 
